@@ -10,7 +10,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// TestGenerator looks at what the generator's documentation claims.
+// TestGenerator checks the claims of the generator's documentation.
 func TestGenerator(t *testing.T) {
 	const count = generation + 5000 // into the second generation
 	g, again := newGenerator(7), newGenerator(7)
@@ -48,7 +48,7 @@ func TestGenerator(t *testing.T) {
 		for _, reference := range list {
 			when, ok := made[reference]
 			if !ok {
-				t.Fatalf("%s refers to %s, which is not there yet", n.base, reference)
+				t.Fatalf("%s refers to %s, which is not generated yet", n.base, reference)
 			}
 			if when == i {
 				selves++
@@ -74,7 +74,7 @@ func TestGenerator(t *testing.T) {
 	between("eighth decile of the size", float64(sizes[count*8/10]), 2000, 3<<10)
 	between("most popular item's share of the generation", float64(slices.Max(slices.Collect(maps.Values(uses))))/generation, 0.4, 0.95)
 
-	same := 0 // but for the output, and what of the version is below the first digits
+	same := 0 // except for the output and the minor version
 	for i := range count - generation {
 		before, _, _ := strings.Cut(names[i], ".")
 		if strings.HasPrefix(names[generation+i], before+".") {
@@ -86,7 +86,7 @@ func TestGenerator(t *testing.T) {
 		t.Error("two seeds give the same narinfos")
 	}
 	if n := newGenerator(1).next(1 << 30); field(n.text, "FileSize") != "1073741824" || field(n.text, "URL") != "nar/lzip/"+n.base {
-		t.Errorf("not of the size asked for:\n%s", n.text)
+		t.Errorf("wrong size:\n%s", n.text)
 	}
 }
 

@@ -53,7 +53,6 @@ var cases = []struct {
 	name, about string
 	run         func(*bench) error
 }{
-	{"engines", "net/http and fasthttp behind a map of narinfos", (*bench).engines},
 	{"narinfo", "narinfos of 1 to 3 KB, one request at a time and 64 pipelined", (*bench).narinfo},
 	{"nar", "a nar of 1 GiB, and nars of 200 KB", (*bench).nar},
 	{"index", "an index of a million narinfos: import, size, start, and look-ups in random order", (*bench).largeIndex},
@@ -67,10 +66,6 @@ var cases = []struct {
 }
 
 func main() {
-	if engine := os.Getenv(engineVariable); engine != "" {
-		serveEngine(engine)
-		return
-	}
 	if work := os.Getenv(codecVariable); work != "" {
 		if err := codec(strings.Fields(work)); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)

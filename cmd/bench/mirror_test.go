@@ -22,16 +22,16 @@ func TestPercentile(t *testing.T) {
 	}
 }
 
-// TestColdNar: whatever a client gets that is not the nar is told from it.
+// TestColdNar: compare detects every body that differs from the nar.
 func TestColdNar(t *testing.T) {
-	c := newColdNar(3*coldPage + 7) // of whole pages
+	c := newColdNar(3*coldPage + 7) // rounded to whole pages
 	var text bytes.Buffer
 	if err := c.write(&text); err != nil {
 		t.Fatal(err)
 	}
 	good := text.Bytes()
 	if int64(len(good)) != c.size || c.size != 3*coldPage {
-		t.Fatalf("%d bytes, said to be %d", len(good), c.size)
+		t.Fatalf("%d bytes, want %d", len(good), c.size)
 	}
 	if err := c.compare(bytes.NewReader(good)); err != nil {
 		t.Error(err)
@@ -44,12 +44,12 @@ func TestColdNar(t *testing.T) {
 		"last byte":           append(bytes.Clone(good[:len(good)-1]), good[len(good)-1]^1),
 	} {
 		if c.compare(bytes.NewReader(bad)) == nil {
-			t.Errorf("%s: taken for the nar", name)
+			t.Errorf("%s: accepted as the nar", name)
 		}
 	}
 }
 
-// fakeServer answers in the place of a mirror.
+// fakeServer replaces a mirror.
 func fakeServer(t *testing.T, answer http.HandlerFunc) *server {
 	front := httptest.NewServer(answer)
 	t.Cleanup(front.Close)
@@ -72,10 +72,10 @@ func TestUntilServed(t *testing.T) {
 	}
 }
 
-// TestUntilFollowing: a mirror is up to date when it says so, with nothing to be
-// done, and answers with what came last.
+// TestUntilFollowing waits until a mirror reports being up to date without outstanding
+// changes, and serves the last item.
 func TestUntilFollowing(t *testing.T) {
-	// As a mirror of a source that gets an item while it starts.
+	// The source gets an item while the mirror starts.
 	states := []string{`{"state":"syncing","backlog":0}`, `{"state":"following","backlog":3}`, `{"state":"following","backlog":0}`, `{"state":"following","backlog":0}`}
 	health, narinfos := 0, 0
 	m := &mirroring{b: &bench{ctx: t.Context()}, last: "last"}
@@ -83,7 +83,7 @@ func TestUntilFollowing(t *testing.T) {
 		switch r.URL.Path {
 		case "/health":
 			if health == 0 {
-				w.WriteHeader(http.StatusServiceUnavailable) // as while it starts
+				w.WriteHeader(http.StatusServiceUnavailable) // the server is starting
 			}
 			fmt.Fprintf(w, `{"mirror":%s}`, states[min(health, len(states)-1)])
 			health++
@@ -97,13 +97,13 @@ func TestUntilFollowing(t *testing.T) {
 		t.Fatal(err)
 	}
 	if health != len(states) || narinfos != 2 {
-		t.Errorf("%d questions for the health and %d for the narinfo, want %d and 2", health, narinfos, len(states))
+		t.Errorf("%d requests for the health and %d for the narinfo, want %d and 2", health, narinfos, len(states))
 	}
 	s.exited <- fmt.Errorf("exit status 1")
 	s.log = bytes.NewBufferString("out of luck")
 	states = states[:1]
 	if err := m.untilFollowing(s); err == nil || !strings.Contains(err.Error(), "out of luck") {
-		t.Errorf("of a mirror that has ended: %v", err)
+		t.Errorf("after the mirror has ended: %v", err)
 	}
 }
 

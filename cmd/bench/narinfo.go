@@ -156,3 +156,42 @@ func (b *bench) pretendCached(database, dir string, hashes []string) error {
 	})
 	return errors.Join(err, x.Close())
 }
+
+// compareNarinfos measures a server of narinfos against nginx, with bars for the rate of single
+// requests, their processor time, and the rate of pipelined ones.
+func (b *bench) compareNarinfos(name string, t *tree, ours, theirs *server, rateBar, cpuBar, pipelinedBar float64) error {
+	paths := t.shuffledPaths(b.seed)
+	for _, path := range paths[:min(20, len(paths))] {
+		a, err := ours.get(path)
+		if err != nil {
+			return err
+		}
+		z, err := theirs.get(path)
+		if err != nil {
+			return err
+		}
+		// Ours may list cached nars at the end.
+		if !bytes.HasPrefix(a, z) {
+			return fmt.Errorf("%s and %s answer differently to %s", ours.name, theirs.name, path)
+		}
+	}
+	single, err := b.newLoad(paths, 1)
+	if err != nil {
+		return err
+	}
+	p, err := b.inTurn(single, ours, theirs)
+	if err != nil {
+		return err
+	}
+	b.add(name+", one at a time", "requests/s ", p.ourRate, p.theirRate, rateBar, false)
+	b.add(name+", one at a time, processor time", "µs/request ", p.ourCPU, p.theirCPU, cpuBar, true)
+	pipelined, err := b.newLoad(paths, pipelined)
+	if err != nil {
+		return err
+	}
+	if p, err = b.inTurn(pipelined, ours, theirs); err != nil {
+		return err
+	}
+	b.add(name+", 64 pipelined", "requests/s ", p.ourRate, p.theirRate, pipelinedBar, false)
+	return nil
+}

@@ -27,10 +27,9 @@ type server struct {
 }
 
 // start starts a server, and returns once it accepts connections.
-func (b *bench) start(name, address string, env []string, program string, args ...string) (*server, error) {
+func (b *bench) start(name, address, program string, args ...string) (*server, error) {
 	s := &server{name: name, address: address, log: new(bytes.Buffer), exited: make(chan error, 1)}
 	s.command = exec.Command(program, args...)
-	s.command.Env = append(os.Environ(), env...)
 	s.command.Stderr = s.log
 	s.command.SysProcAttr = &syscall.SysProcAttr{
 		// The server ends with this program in any case. SIGTERM lets nginx stop its
@@ -194,7 +193,7 @@ http {
 	if err := os.WriteFile(name, []byte(config), 0o644); err != nil {
 		return nil, err
 	}
-	return b.start("nginx", address, nil, "nginx", "-p", work, "-c", name)
+	return b.start("nginx", address, "nginx", "-p", work, "-c", name)
 }
 
 // noDumps keeps servers from making a dump during a measurement, since a new database has none.
@@ -215,7 +214,7 @@ func (b *bench) narHerder(database, storage string, options ...string) (*server,
 	if storage != "" {
 		args = append(args, "--storage="+storage)
 	}
-	return b.start("nar-herder", address, nil, b.binary, args...)
+	return b.start("nar-herder", address, b.binary, args...)
 }
 
 // importWait bounds an import.

@@ -17,10 +17,11 @@ import (
 	"time"
 )
 
-// attackDescriptors is the limit of open files in tests of attacks, where there are more.
+// attackDescriptors is the limit of open files in tests of attacks. There are more
+// attackers.
 const attackDescriptors = 1024
 
-// serveWithin is serve with limits of open files, of which the soft one is lower at first.
+// serveWithin is serve with a limit of open files. The soft limit is lower at the start.
 func (p place) serveWithin(t *testing.T, descriptors int, more ...string) *server {
 	t.Helper()
 	shell := required(t, "sh")
@@ -29,14 +30,14 @@ func (p place) serveWithin(t *testing.T, descriptors int, more ...string) *serve
 	return serve(t, commandOf(exec.Command(shell, args...)))
 }
 
-// dialFrom connects from one of the addresses of the loopback interface.
+// dialFrom connects from an address of the loopback interface.
 func dialFrom(from, address string) (net.Conn, error) {
 	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: patience}
 	return dialer.Dial("tcp", address)
 }
 
-// TestFewDescriptors: with more clients than the process may have descriptors, new ones
-// are served, and files can be opened.
+// TestFewDescriptors: with more clients than the process may have descriptors, new clients
+// are served, and the server can open files.
 func TestFewDescriptors(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -59,7 +60,7 @@ func TestFewDescriptors(t *testing.T) {
 	}
 }
 
-// narURLs are the URLs of all nars of lzip in the corpus.
+// narURLs returns the URLs of all lzip nars in the corpus.
 func narURLs(t testing.TB) (urls []string) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(testdata, "published", "nar", "lzip", "*"))
@@ -72,7 +73,7 @@ func narURLs(t testing.TB) (urls []string) {
 	return urls
 }
 
-// resident is the memory of a process in bytes, at its highest.
+// resident returns the peak resident memory of a process in bytes.
 func resident(t *testing.T, pid int) int64 {
 	t.Helper()
 	match := regexp.MustCompile(`VmHWM:\s+([0-9]+) kB`).FindStringSubmatch(read(t, "/proc", strconv.Itoa(pid), "status"))
@@ -86,15 +87,15 @@ func resident(t *testing.T, pid int) int64 {
 	return n << 10
 }
 
-// attackMemory bounds the server's memory: a quarter of the memory of the control group or
-// machine is for decoders and their garbage, and the rest is some 30 KB a connection.
+// attackMemory bounds the server's memory: decoders and their garbage may use a quarter of
+// the memory of the control group or machine, and each connection about 30 KB.
 const attackMemory = 400 << 20
 
-// TestAttacks has all attacks at once beside a good client. NAR_HERDER_ATTACK is for how
-// long.
+// TestAttacks runs all attacks at once beside a good client. NAR_HERDER_ATTACK sets the
+// duration.
 func TestAttacks(t *testing.T) {
 	if testing.Short() {
-		t.Skip("it takes seconds, and much of the machine")
+		t.Skip("takes seconds and most of the machine")
 	}
 	while := 3 * time.Second
 	if text := variables["NAR_HERDER_ATTACK"]; text != "" {
@@ -115,7 +116,7 @@ func TestAttacks(t *testing.T) {
 	defer end()
 	mirrors := make(chan error, 1)
 	go func() {
-		// A mirror follows from an address of its own.
+		// The mirror has a separate address.
 		c, err := dialFrom("127.0.0.7", address)
 		if err == nil {
 			defer c.Close()
@@ -138,13 +139,13 @@ func TestAttacks(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(open) > attackDescriptors*3/4 {
-		t.Errorf("%d descriptors of %d are open", len(open), attackDescriptors)
+		t.Errorf("%d of %d descriptors are open", len(open), attackDescriptors)
 	}
 	memory := resident(t, s.Process.Pid)
 	if memory > attackMemory+ownMemory()/(decoderShare/2) {
-		t.Errorf("%d MiB were resident", memory>>20)
+		t.Errorf("%d MiB are resident", memory>>20)
 	}
-	t.Logf("%.0f requests/s before, %.2f of that during the attacks; p99 %v before, %v during; %d MiB resident at the most, %d descriptors open",
+	t.Logf("%.0f requests/s before, %.2f of that during the attacks; p99 %v before, %v during; %d MiB resident at most, %d descriptors open",
 		before.Rate, during.Rate/before.Rate, before.P99, during.P99, memory>>20, len(open))
 	for line := range strings.Lines(get(t, address, "/metrics").body) {
 		if strings.HasPrefix(line, "narherder_http_connections") || strings.HasPrefix(line, "narherder_http_unread") {

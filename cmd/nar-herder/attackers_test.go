@@ -22,19 +22,20 @@ import (
 )
 
 const (
-	// attackConnections is how many connections do each of the attacks, from attackAddresses.
+	// attackConnections is the number of connections for each attack, from
+	// attackAddresses.
 	attackConnections = 100
 	attackAddresses   = 4
-	// attackedVariable makes the test binary attack the address that it holds, until its
-	// standard input ends.
+	// attackedVariable makes the test binary attack the address in it, until standard
+	// input ends.
 	attackedVariable = "NAR_HERDER_TEST_ATTACKED"
 
 	longWindow = "0l0ngw1nd0w0l0ngw1nd0w0l0ngw1nd0-long-window"
 	hugeXz     = "0hvg0xz00hvg0xz00hvg0xz00hvg0xz0-huge-dictionary"
 )
 
-// attacks are what clients may do that wish the server ill. Each is done by one of the
-// connections until it is closed, again and again.
+// attacks are the behaviours of malicious clients. A connection repeats one until it is
+// closed.
 var attacks = map[string]func(c net.Conn, stop <-chan struct{}){
 	"idle": func(c net.Conn, stop <-chan struct{}) { hold(c, stop) },
 	"unread": func(c net.Conn, stop <-chan struct{}) {
@@ -68,7 +69,7 @@ var attacks = map[string]func(c net.Conn, stop <-chan struct{}){
 	"huge xz":     askFor("/nar/" + hugeXz),
 	"slow nar":    askFor("/nar/lzip/vwq3caqzrjacp658wz5wanfjk9z7q548-gofmt-bin-1.26"),
 	"changes":     askFor("/recent-changes?since=2000-01-01+00:00:00"),
-	// It takes its answers, and pipelines as many requests as it can.
+	// Read the answers, and pipeline as many requests as possible.
 	"reading": func(c net.Conn, stop <-chan struct{}) {
 		go io.Copy(io.Discard, c)
 		raw := strings.Repeat("GET /00000000000000000000000000000000.narinfo HTTP/1.1\r\nHost: herder.example\r\n\r\n", 100)
@@ -78,7 +79,7 @@ var attacks = map[string]func(c net.Conn, stop <-chan struct{}){
 	},
 }
 
-// hold reads nothing, until the time is over or the connection is closed.
+// hold reads nothing until stop or the connection is closed.
 func hold(c net.Conn, stop <-chan struct{}) {
 	raw, err := c.(*net.TCPConn).SyscallConn()
 	if err != nil {
@@ -102,7 +103,7 @@ func hold(c net.Conn, stop <-chan struct{}) {
 	}
 }
 
-// askFor asks for a path and takes nothing of the answer.
+// askFor requests a path and doesn't read the answer.
 func askFor(path string) func(c net.Conn, stop <-chan struct{}) {
 	return func(c net.Conn, stop <-chan struct{}) {
 		_, _ = io.WriteString(c, "GET "+path+" HTTP/1.1\r\nHost: herder.example\r\n\r\n")
@@ -110,7 +111,7 @@ func askFor(path string) func(c net.Conn, stop <-chan struct{}) {
 	}
 }
 
-// hostileNars writes narinfos and nars whose decoders take much memory.
+// hostileNars writes narinfos and nars that need much memory to decode.
 func hostileNars(t *testing.T, dir string) {
 	t.Helper()
 	write := func(kind, base string, compressed, plain []byte, size int) {
@@ -139,14 +140,15 @@ func hostileNars(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	write("zstd", longWindow, packed, plain, len(plain))
-	// One block with a dictionary of 4 GiB.
+	// One block, with a dictionary of 4 GiB.
 	write("xz", hugeXz, []byte("\xfd7zXZ\x00\x00\x00\xff\x12\xd9A\x02\x00!\x01(\x00\x00\x00\xe6\xa0\x11\xb3\x01\x00\x00x\x00\x00\x00\x00\x00\x01\x11\x01\xad\xa6X\x04\x06r\x9ez\x01\x00\x00\x00\x00\x00YZ"), []byte("x"), 1)
 }
 
-// attackers attack an address until their standard input ends. Each failure is a line.
+// attackers attacks an address until standard input ends. It prints a line for each
+// failure.
 func attackers(address string) {
-	// They stand for other machines: what they compute is not to be taken from the server,
-	// nor from the good client.
+	// Attackers stand for other machines, so they must not take processor time from the
+	// server or the good client.
 	if err := eachThread(unix.SchedAttr{Policy: unix.SCHED_IDLE}); err != nil {
 		fmt.Println(err)
 	}
@@ -189,7 +191,7 @@ func attackers(address string) {
 	all.Wait()
 }
 
-// attack starts attackers in a process of their own, until end is called.
+// attack starts attackers in a separate process, which end stops.
 func attack(t *testing.T, address string) (end func()) {
 	t.Helper()
 	self, err := os.Executable()

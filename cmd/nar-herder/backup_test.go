@@ -10,8 +10,9 @@ import (
 	"testing"
 )
 
-// backedUp is a primary with a backup from before its last changes, which include the
-// removal of an item, and a mirror with nars of its own that has followed them.
+// backedUp starts a primary and a mirror with its own cached nars. The backup of the
+// primary is older than its last changes, which include a removal and which the mirror has
+// followed.
 func backedUp(t *testing.T) (in *instances, targets []string, backup, removed string) {
 	t.Helper()
 	in = &instances{t: t, run: command, options: make([][]string, 2), servers: make([]*server, 2)}
@@ -34,7 +35,7 @@ func backedUp(t *testing.T) (in *instances, targets []string, backup, removed st
 	}
 	fail(t, []string{"backup", "--database=" + p.database, backup}, backup, "--replace")
 	succeed(t, "backup", "--database="+p.database, "--replace", backup)
-	// The first takes the withdrawal back.
+	// Importing the first item takes its withdrawal back.
 	p.imports(t, in.source+targets[1], in.source+targets[2], in.source+targets[3])
 	succeed(t, p.args("remove", "--now", targets[4][1:33])...)
 	for _, target := range targets[:4] {
@@ -42,14 +43,14 @@ func backedUp(t *testing.T) (in *instances, targets []string, backup, removed st
 	}
 	_, name := narOf(t, in.texts[targets[2]])
 	get(t, in.address(1), "/"+name)
-	until(t, "the mirror has a nar in another compression", func() bool {
+	until(t, "the mirror has a cached nar", func() bool {
 		return strings.Contains(get(t, in.address(1), targets[2]).body, "Compression: zstd\n")
 	})
 	until(t, "the mirror has followed the removal", func() bool { return get(t, in.address(1), targets[4]).StatusCode == http.StatusNotFound })
 	return in, targets[:4], backup, targets[4][1:33]
 }
 
-// serves says whether an instance has an item, with its nar in its storage.
+// serves reports whether an instance serves an item, with its nar in its storage.
 func (in *instances) serves(i int, target string) bool {
 	in.t.Helper()
 	got, err := tryGet(in.address(i), target)
@@ -61,8 +62,8 @@ func (in *instances) serves(i int, target string) bool {
 	return err == nil && string(nar) == read(in.t, in.source, name)
 }
 
-// TestRestoredBackup: a restored backup needs no claim, the server and 'check' say what is
-// missing, and mirrors refuse to follow it, keep what it lacks, and can give it back.
+// TestRestoredBackup: a restored backup needs no claim, the server and check report what is
+// missing, mirrors refuse to follow, and their narinfos restore what the backup lacks.
 func TestRestoredBackup(t *testing.T) {
 	t.Parallel()
 	for _, program := range []string{"curl", "jq"} {
@@ -70,7 +71,7 @@ func TestRestoredBackup(t *testing.T) {
 	}
 	in, targets, backup, removed := backedUp(t)
 	p, mirror := in.places[0], in.places[1]
-	in.kill(0) // which leaves its log
+	in.kill(0) // leaves the log behind
 	if err := os.WriteFile(p.database, []byte(read(t, backup)), 0o664); err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +80,7 @@ func TestRestoredBackup(t *testing.T) {
 		fail(t, args, p.database+"-wal belongs to another database")
 	}
 	if read(t, p.database) != before {
-		t.Fatal("the log of the lost database was written into the backup")
+		t.Fatal("the log of the lost database was applied to the backup")
 	}
 	for _, suffix := range []string{"-wal", "-shm"} {
 		if err := os.Remove(p.database + suffix); err != nil {
@@ -89,7 +90,7 @@ func TestRestoredBackup(t *testing.T) {
 
 	in.start(0)
 	if log := in.servers[0].err.String(); !strings.Contains(log, "was restored from a backup") || !strings.Contains(log, "docs/backup.md") {
-		t.Errorf("the log does not say that a backup was restored: %s", log)
+		t.Errorf("the log doesn't report the restored backup: %s", log)
 	}
 	if out := succeed(t, "list", "--database="+p.database, "--tag=kept=yes", "--pinned"); !strings.Contains(out, targets[0][1:33]) {
 		t.Errorf("tagged and pinned is %q", out)
@@ -111,7 +112,7 @@ func TestRestoredBackup(t *testing.T) {
 		t.Errorf("mirror-status: %+v", r)
 	}
 
-	// The mirror has what the backup lacks. The nars are in the storage.
+	// The mirror has what the backup lacks, and the storage has the nars.
 	_, script, _ := strings.Cut(read(t, "../../docs/backup.md"), "```sh\nday=")
 	script, _, _ = strings.Cut(script, "```")
 	shell := exec.Command("/bin/sh", "-c", "set -e; day="+strings.ReplaceAll(script, "127.0.0.1:8734", in.address(1)))
@@ -135,18 +136,19 @@ func TestRestoredBackup(t *testing.T) {
 			}
 		}
 	}
-	// It is a backup no more.
+	// The database no longer counts as a backup.
 	in.servers[0].stop(t, syscall.SIGTERM)
 	in.start(0)
 	if log := in.servers[0].err.String(); strings.Contains(log, "was restored from a backup") {
-		t.Error("the log says for a second time that a backup was restored")
+		t.Error("the log reports the restored backup a second time")
 	}
 	if r := runProgram(t, p.args("check", "--verify")...); r.status != 0 || strings.Contains(r.out, "stranger") {
 		t.Errorf("check: %+v", r)
 	}
 }
 
-// TestRestoredElsewhere: on another path, a restored backup is refused, with the way out.
+// TestRestoredElsewhere: on another path, a restored backup is refused, with the command
+// that helps.
 func TestRestoredElsewhere(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -160,7 +162,7 @@ func TestRestoredElsewhere(t *testing.T) {
 	}
 	q.claims(t, owned)
 	q.serve(t).stop(t, syscall.SIGTERM)
-	// A database that a server has used is not taken for an old backup.
+	// A database that a server has used doesn't count as an old backup.
 	fail(t, []string{"backup", "--database=" + p.database, "--replace", q.database}, q.database, "another server")
 	misuse(t, []string{"backup", "--database=" + p.database}, "<file>")
 	fail(t, []string{"backup", "--database=" + filepath.Join(p.dir, "none"), filepath.Join(p.dir, "backup")}, "none", "--database")

@@ -21,7 +21,7 @@ import (
 	"nar-herder/storage/uses"
 )
 
-// cacheDirectory returns the parent of the directories that no option names. For the default
+// cacheDirectory returns the default parent of the cached directories. For the default
 // database, it is that of the original.
 func cacheDirectory(database string) string {
 	if database == defaultDatabase {
@@ -98,7 +98,7 @@ func (c *serverCommand) cacheOptions() (cached.Options, error) {
 	}
 	source := c.CachedCompressionNarSource
 	if source == "" && c.Storage == "" {
-		source = c.Mirror.String() // nothing else has nars
+		source = c.Mirror.String() // the only source of nars
 	}
 	if source != "" {
 		if options.Source, err = cached.NewSource(source, peer.Self{AllowPrivateRedirects: c.AllowPrivateRedirects}); err != nil {

@@ -22,7 +22,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// cachedFiles returns what narinfos name below their own text.
+// cachedFiles returns the files that the narinfo lists after its original text.
 func cachedFiles(t *testing.T, text, original string) (files []narinfo.File, n *narinfo.Narinfo) {
 	t.Helper()
 	n, err := narinfo.Parse([]byte(text))
@@ -36,7 +36,7 @@ func cachedFiles(t *testing.T, text, original string) (files []narinfo.File, n *
 	return n.Files[len(before.Files):], n
 }
 
-// checkCached has a file of the cache tested by the program of its compression.
+// checkCached tests a cached file with the program of its compression.
 func checkCached(t *testing.T, s *server, n *narinfo.Narinfo, file narinfo.File, kept string) {
 	t.Helper()
 	got := get(t, s.addresses[0], "/"+file.URL)
@@ -64,9 +64,9 @@ func checkCached(t *testing.T, s *server, n *narinfo.Narinfo, file narinfo.File,
 	checkNar(t, file.URL, n, string(nar))
 }
 
-// TestCachedCompressions downloads each nar three times; then all narinfos name
-// zstd and lzip. Its server is a process of its own: encoders take many times as long with
-// the race detector.
+// TestCachedCompressions downloads each nar three times; then all narinfos list zstd and
+// lzip. The server is a separate process, as encoders are many times slower with the race
+// detector.
 func TestCachedCompressions(t *testing.T) {
 	t.Parallel()
 	required(t, "lzip")
@@ -114,7 +114,7 @@ func TestCachedCompressions(t *testing.T) {
 	s.stop(t, syscall.SIGTERM)
 }
 
-// TestCachedNginx has a real nginx send what was made.
+// TestCachedNginx sends cached nars with nginx.
 func TestCachedNginx(t *testing.T) {
 	t.Parallel()
 	nginx := required(t, "nginx")
@@ -132,7 +132,7 @@ func TestCachedNginx(t *testing.T) {
 			location /internal/nar/ { internal; alias %s/nar/; }
 			location /internal/cached-nar/zstd/ { internal; alias %s/; }
 		}`, s.addresses[0], front, p.storage, dir))
-	// Its name needs escapes.
+	// The name needs escapes.
 	original := read(t, source, "2y8b79q71l3w1d9kh7i1b5al0mlahnd3.narinfo")
 	before, err := narinfo.Parse([]byte(original))
 	if err != nil {
@@ -142,7 +142,7 @@ func TestCachedNginx(t *testing.T) {
 		t.Fatalf("%s", got.Status)
 	}
 	var text string
-	until(t, "the narinfo names it", func() bool {
+	until(t, "the narinfo lists it", func() bool {
 		text = get(t, front, "/2y8b79q71l3w1d9kh7i1b5al0mlahnd3.narinfo").body
 		return strings.Contains(text, "Compression: zstd\n")
 	})
@@ -162,7 +162,7 @@ func TestCachedNginx(t *testing.T) {
 	}
 }
 
-// generate writes narinfos and nars of items made up, and returns the texts.
+// generate writes generated narinfos with their nars, and returns the texts.
 func generate(t *testing.T, dir string, count int) (texts map[string]string) {
 	t.Helper()
 	texts = make(map[string]string, count)
@@ -172,7 +172,7 @@ func generate(t *testing.T, dir string, count int) (texts map[string]string) {
 	random := rand.NewChaCha8([32]byte{1})
 	for i := range count {
 		raw := make([]byte, 10_000+i*700)
-		_, _ = random.Read(raw) // it never fails
+		_, _ = random.Read(raw) // never fails
 		nar := []byte(hex.EncodeToString(raw))
 		base := fmt.Sprintf("%032d-item", i)
 		text := fmt.Sprintf("StorePath: /gnu/store/%s\nURL: nar/%s\nCompression: none\nFileSize: %d\nNarHash: %s\nNarSize: %d\nReferences: \nSignature: 1;farm.example;AAAA\n",
@@ -188,8 +188,8 @@ func generate(t *testing.T, dir string, count int) (texts map[string]string) {
 	return texts
 }
 
-// generated has a directory of its own with such narinfos and nars, and returns the
-// targets of the narinfos as well, sorted.
+// generated calls generate for a new directory, and also returns the sorted targets of the
+// narinfos.
 func generated(t *testing.T, count int) (dir string, texts map[string]string, targets []string) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), "source")
@@ -197,7 +197,7 @@ func generated(t *testing.T, count int) (dir string, texts map[string]string, ta
 	return dir, texts, slices.Sorted(maps.Keys(texts))
 }
 
-// usage is what the files of a directory take of the disk, in bytes.
+// usage returns the disk usage of the files in a directory, in bytes.
 func usage(t *testing.T, dir string) (sum int64) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -215,9 +215,9 @@ func usage(t *testing.T, dir string) (sum int64) {
 	return sum
 }
 
-// TestCachedKilled kills the server again and again while it has 200 nars to
-// compress, which don't all fit. No narinfo ever names a file that is not
-// whole, and the directory never takes more than it may.
+// TestCachedKilled kills the server repeatedly while it compresses 200 nars, which don't
+// all fit. No narinfo ever lists an incomplete file, and the directory never exceeds its
+// limit.
 func TestCachedKilled(t *testing.T) {
 	t.Parallel()
 	const count, limit = 200, 10 << 20
@@ -227,7 +227,7 @@ func TestCachedKilled(t *testing.T) {
 	dir := filepath.Join(p.dir, "zstd")
 	args := []string{"--log-level=INFO", "--enable-cached-compression=zstd:9", "--cached-compression-directory=zstd=" + dir,
 		"--cached-compression-min-uses=1", fmt.Sprintf("--cached-compression-directory-max-size=zstd=%dB", limit)}
-	// A part of them after each kill, in the order of a map, and all in the end.
+	// After each kill check some of them, in the order of a map, and all at the end.
 	check := func(s *server, most int) (named int) {
 		for target, original := range texts {
 			if most--; most < 0 {
@@ -250,7 +250,7 @@ func TestCachedKilled(t *testing.T) {
 			}
 		}
 		if used := usage(t, dir); used > limit {
-			t.Errorf("%d bytes are used of %d", used, limit)
+			t.Errorf("%d of %d bytes are used", used, limit)
 		}
 		return named
 	}
@@ -264,12 +264,12 @@ func TestCachedKilled(t *testing.T) {
 			t.Fatalf("%s: %s", target, got.Status)
 		}
 	}
-	until(t, "uses are written down, and files made", func() bool { return usage(t, dir) > 4096 }) // more than the owner file
+	until(t, "uses are recorded and files made", func() bool { return usage(t, dir) > 4096 }) // the owner file has less
 	for range kills(t) {
 		time.Sleep(time.Duration(rand.IntN(150)) * time.Millisecond)
 		s.kill(t)
 		if used := usage(t, dir); used > limit {
-			t.Errorf("killed: %d bytes are used of %d", used, limit)
+			t.Errorf("killed: %d of %d bytes are used", used, limit)
 		}
 		s = p.serveProcess(t, args...)
 		check(s, count/8)
@@ -282,11 +282,11 @@ func TestCachedKilled(t *testing.T) {
 	})
 	s.stop(t, syscall.SIGTERM)
 	s = p.serve(t, args...)
-	until(t, "what was not finished is gone", func() bool {
+	until(t, "unfinished files are removed", func() bool {
 		half, err := filepath.Glob(filepath.Join(dir, ".*"))
 		return err == nil && len(half) == 0
 	})
 	named := check(s, count)
 	s.stop(t, syscall.SIGTERM)
-	t.Logf("%d of %d nars are named, %d bytes of %d used", named, count, usage(t, dir), limit)
+	t.Logf("%d of %d nars are listed, %d of %d bytes used", named, count, usage(t, dir), limit)
 }

@@ -15,12 +15,12 @@ import (
 	"nar-herder/narinfo"
 )
 
-// chain are instances of which each mirrors the one before.
+// chain is a series of instances; each mirrors the one before.
 type chain struct {
 	*instances
 }
 
-// newChain starts them, the first of which has nothing yet.
+// newChain starts the instances. The first one is empty.
 func newChain(t *testing.T, count int) *chain {
 	t.Helper()
 	c := &chain{&instances{t: t, run: command, options: make([][]string, count), servers: make([]*server, count)}}
@@ -36,7 +36,7 @@ func newChain(t *testing.T, count int) *chain {
 	return c
 }
 
-// list are the items that clients of an instance are told of.
+// list returns the items that an instance lists.
 func (c *chain) list(i int) []string {
 	c.t.Helper()
 	r := runProgram(c.t, "list", "--database="+c.places[i].database)
@@ -46,7 +46,7 @@ func (c *chain) list(i int) []string {
 	return slices.Sorted(strings.Lines(r.out))
 }
 
-// equal waits until all have what the first has.
+// equal waits until all instances list the same items as the first.
 func (c *chain) equal() {
 	c.t.Helper()
 	want := c.list(0)
@@ -61,9 +61,9 @@ func (c *chain) equal() {
 	}
 }
 
-// TestMirrorChainKilled has three instances in a chain, of which one or the other
-// is killed again and again while items are imported at the first and removed from
-// it. In the end all have the same, whole.
+// TestMirrorChainKilled kills instances in a chain of three repeatedly, while items are
+// imported at the first and removed from it. At the end all have the same items and
+// complete nars.
 func TestMirrorChainKilled(t *testing.T) {
 	t.Parallel()
 	const nars = 150
@@ -77,7 +77,7 @@ func TestMirrorChainKilled(t *testing.T) {
 		c.startMirror(i)
 	}
 
-	// Others change what there is meanwhile.
+	// Change the items meanwhile.
 	stop := make(chan struct{})
 	var changing sync.WaitGroup
 	changing.Go(func() {
@@ -96,7 +96,7 @@ func TestMirrorChainKilled(t *testing.T) {
 					args = append(args, "--now")
 				}
 			}
-			within(args...).run(t) // also of one that isn't there
+			within(args...).run(t) // the item may not exist
 		}
 	})
 	for n := range kills(t) {
@@ -116,12 +116,12 @@ func TestMirrorChainKilled(t *testing.T) {
 	changing.Wait()
 	c.equal()
 	for i := range c.places {
-		until(t, "all nars to be there", func() bool {
+		until(t, "all nars are stored", func() bool {
 			return i == 0 || !strings.Contains(succeed(t, "list", "--database="+c.places[i].database, "--json"), `"stored":false`)
 		})
 		c.whole(i, true)
 	}
-	t.Logf("%d items are left of %d", len(c.list(0)), nars)
+	t.Logf("%d of %d items are left", len(c.list(0)), nars)
 	for i := range c.servers {
 		c.servers[i].stop(t, syscall.SIGTERM)
 	}
@@ -132,15 +132,15 @@ func TestMirrorChainKilled(t *testing.T) {
 	}
 }
 
-// startMirror starts an instance that may have to begin with its source.
+// startMirror starts an instance that may have to bootstrap from its source.
 func (c *chain) startMirror(i int) {
 	c.t.Helper()
 	c.servers[i] = &server{process: command(c.places[i].args("run-server", c.options[i]...)...)}
 	c.servers[i].start(c.t)
 }
 
-// whole asks an instance for narinfos, and for the nars that they lead to: no nar is
-// another than its narinfo says. With all, each item that is listed is there.
+// whole requests narinfos and their nars from an instance: no nar is wrong. With all, every
+// listed item must be served.
 func (c *chain) whole(i int, all bool) {
 	c.t.Helper()
 	listed := c.list(i)
@@ -160,7 +160,7 @@ func (c *chain) whole(i int, all bool) {
 		}
 		got, err = tryGet(c.address(i), "/"+n.Files[0].URL)
 		if err == nil && got.StatusCode == 200 && narinfo.NarHash(sha256.Sum256([]byte(got.body))) != n.NarHash {
-			c.t.Errorf("instance %d, /%s: another nar", i, n.Files[0].URL)
+			c.t.Errorf("instance %d, /%s: wrong nar", i, n.Files[0].URL)
 		}
 		if all && (err != nil || got.StatusCode != 200) {
 			c.t.Errorf("instance %d, /%s: %v, %v", i, n.Files[0].URL, fmt.Sprint(got.Response), err)

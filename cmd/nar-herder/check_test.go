@@ -19,7 +19,7 @@ const (
 	emptyFile = "whkpn6a94flfghyx6i6fzbvrgc3wjkk7-empty-file"
 )
 
-// small are items that take no time to verify, and refer to each other alone.
+// small returns items that are fast to verify, and refer only to each other.
 func small() (names []string) {
 	for _, base := range []string{greeting, emptyFile, libgreet, greet, "2y8b79q71l3w1d9kh7i1b5al0mlahnd3-odd_name-1.0+x=y?z"} {
 		names = append(names, published(base))
@@ -27,17 +27,17 @@ func small() (names []string) {
 	return names
 }
 
-// nar is where the place has the lzip of an item.
+// nar returns the path of an item's lzip nar in the storage.
 func (p place) nar(base string) string { return filepath.Join(p.storage, "nar/lzip", base) }
 
-// checked is what a check says.
+// checked is the output of a check.
 type checked struct {
 	result
 	findings []foundLine
 	totals   checkTotals
 }
 
-// kinds are the findings, as "kind base", sorted.
+// kinds returns the findings as "kind base", sorted.
 func (c checked) kinds() []string {
 	kinds := []string{}
 	for _, finding := range c.findings {
@@ -47,9 +47,8 @@ func (c checked) kinds() []string {
 	return kinds
 }
 
-// check runs a check with --json, every line of which must be read. One that decompresses
-// nars runs in a process of its own, as decoders take many times as long with the race
-// detector.
+// check runs a check with --json, and parses every line. If it decompresses nars, it runs
+// in a separate process, as decoders are many times slower with the race detector.
 func (p place) check(t testing.TB, more ...string) checked {
 	t.Helper()
 	run := within
@@ -93,7 +92,7 @@ func (c checked) want(t testing.TB, status int, kinds ...string) {
 	}
 }
 
-// damage does each kind of harm to a place that has the small items.
+// damage does each kind of damage to a place with the small items.
 func (p place) damage(t testing.TB) {
 	t.Helper()
 	for _, err := range []error{
@@ -135,8 +134,8 @@ func tree(t testing.TB, dir string) string {
 	return all.String()
 }
 
-// TestCheckCommand finds each kind of damage, changes nothing, and then repairs
-// it from another instance, beside a server.
+// TestCheckCommand finds each kind of damage without changing anything, and then repairs it
+// from another instance, beside a server.
 func TestCheckCommand(t *testing.T) {
 	t.Parallel()
 	p, other := newPlace(t), newPlace(t)
@@ -187,7 +186,7 @@ func TestCheckCommand(t *testing.T) {
 	}
 }
 
-// TestCheckRepairsFromBad has sources that nothing may be taken from.
+// TestCheckRepairsFromBad repairs from sources without usable nars.
 func TestCheckRepairsFromBad(t *testing.T) {
 	t.Parallel()
 	answer := func(change func(w http.ResponseWriter, content string)) string {
@@ -205,8 +204,7 @@ func TestCheckRepairsFromBad(t *testing.T) {
 	empty, whole := newPlace(t), newPlace(t)
 	whole.imports(t, small()...)
 	good := "http://" + whole.serve(t).addresses[0]
-	// One that is down, or ends too early, may have the nar: then it is not
-	// given up.
+	// A source that is down or fails may have the nar, so the record of the nar stays.
 	unsure := []string{"down", "500", "truncated", "short"}
 	for name, url := range map[string]string{
 		"down": "http://" + ownHost() + ":" + instancePort,
@@ -231,7 +229,7 @@ func TestCheckRepairsFromBad(t *testing.T) {
 			p.damage(t)
 			s := p.serve(t)
 			c := p.check(t, "--verify", "--repair", "--from="+url)
-			// All claims stay while a source may have the nars.
+			// All records stay while a source may have the nars.
 			unclaimed, aside := int64(1), int64(3)
 			statuses := map[string]int{greeting: 404, libgreet: 404, emptyFile: 404, greet: 404}
 			if slices.Contains(unsure, name) {
@@ -255,7 +253,7 @@ func TestCheckRepairsFromBad(t *testing.T) {
 					t.Errorf("the narinfo of %s: %s", base, got.Status)
 				}
 			}
-			// A later run with a source that has them completes it.
+			// A later run with a good source completes the repair.
 			c = p.check(t, "--verify")
 			if c.status != 1 || c.totals.Remaining != 4 || unclaimed == 1 && c.totals.Findings["unstored"] != 4 {
 				t.Errorf("then: status %d, %q", c.status, c.kinds())
@@ -269,7 +267,7 @@ func TestCheckRepairsFromBad(t *testing.T) {
 	}
 }
 
-// TestCheckUnrecorded has nars that the index was never told of.
+// TestCheckUnrecorded adds nars to the storage that the index doesn't record.
 func TestCheckUnrecorded(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -286,7 +284,7 @@ func TestCheckUnrecorded(t *testing.T) {
 	if c.status != 1 || c.totals.Findings["unrecorded"] != 2 || c.totals.Findings["stranger"] != 11 {
 		t.Errorf("status %d, %+v", c.status, c.totals)
 	}
-	p.serve(t).stop(t, syscall.SIGTERM) // which claims the storage
+	p.serve(t).stop(t, syscall.SIGTERM) // claims the storage
 	if c := p.check(t, "--repair"); c.status != 0 || c.totals.Repairs["recorded"] != 2 {
 		t.Errorf("status %d, %+v", c.status, c.totals)
 	}
@@ -326,11 +324,11 @@ func TestCheckIncomplete(t *testing.T) {
 	p.check(t).want(t, 0)
 }
 
-// TestCheckUnknown has a directory that can't be read: what is in it is not
-// missing. Run by root, it runs the program as nobody.
+// TestCheckUnknown: files in an unreadable directory are not missing. Root runs the program
+// as nobody.
 func TestCheckUnknown(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "nar-herder") // others can get into it
+	dir, err := os.MkdirTemp("", "nar-herder") // accessible to other users
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -365,7 +363,7 @@ func TestCheckUnknown(t *testing.T) {
 		return readChecked(t, result{c.out.String(), c.err.String(), status})
 	}
 	c := check("--verify")
-	// Nine nars, and the directory; verified, the nine again.
+	// Nine nars and the directory; with --verify, the nine nars again.
 	if c.status != 2 || c.totals.Complete || c.totals.Findings["unknown"] != 19 || c.totals.Findings["missing"] != 1 || len(c.totals.Findings) != 2 || c.totals.VerifiedFiles != 17 {
 		t.Errorf("status %d, %+v: %s", c.status, c.totals, c.err)
 	}
@@ -388,7 +386,7 @@ func TestCheckUnknown(t *testing.T) {
 	}
 }
 
-// TestCheckFails has what is refused, in one line.
+// TestCheckFails: commands that are refused, in one line.
 func TestCheckFails(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -405,7 +403,7 @@ func TestCheckFails(t *testing.T) {
 	misuse(t, p.args("check", "more"), "more")
 	failWith(t, int(statusUnknown), []string{"check", "--database=" + p.dir + "/absent", "--storage=" + p.storage}, "absent")
 	failWith(t, int(statusUnknown), []string{"check", database, "--storage=" + p.dir + "/absent"}, "absent")
-	// An index without nars needs no storage, but has nothing to serve.
+	// An index without nars needs no storage, but it has nothing to serve.
 	succeed(t, "import", "--narinfos-only", "--database="+p.dir+"/bare.db", published(greeting))
 	r := runProgram(t, "check", "--database="+p.dir+"/bare.db")
 	if want := "unstored: /gnu/store/" + greeting + ": not in the storage: nar/lzip/" + greeting + "\n"; r.status != 1 || !strings.HasPrefix(r.out, want) || !strings.HasSuffix(r.out, "1 unstored: 1 remain wrong\n") {

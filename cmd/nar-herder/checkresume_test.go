@@ -11,17 +11,17 @@ import (
 	"testing"
 )
 
-// TestCheckGoesOn interrupts a slow check, and kills one: the next goes on.
-func TestCheckGoesOn(t *testing.T) {
+// TestCheckResumes interrupts slow checks; the next one resumes.
+func TestCheckResumes(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	p.imports(t, small()...)
 	p.imports(t, published(gosrc), published(entropy))
 	for _, signal := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
-		// The small ones are read at once, the large ones never.
+		// The small nars are read at once, the large ones never.
 		slow := command(p.args("check", "--verify", "--json", "--verify-rate=1K", "--restart", "--no-closures")...)
 		slow.start(t)
-		until(t, "a large nar is read", func() bool { return reading(t, slow.Process.Pid, p.storage) })
+		until(t, "it reads a large nar", func() bool { return reading(t, slow.Process.Pid, p.storage) })
 		if err := slow.Process.Signal(signal); err != nil {
 			t.Fatal(err)
 		}
@@ -42,7 +42,7 @@ func TestCheckGoesOn(t *testing.T) {
 	}
 }
 
-// TestCheckKilled kills one that has written down how far it is.
+// TestCheckKilled kills a check that has recorded its progress.
 func TestCheckKilled(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -50,7 +50,7 @@ func TestCheckKilled(t *testing.T) {
 	p.imports(t, published(gosrc))
 	slow := command(p.args("check", "--verify", "--verify-rate=200B")...)
 	slow.start(t)
-	until(t, "it has written down how far it is", func() bool { return setting(t, p.database, "verify-place") != "" })
+	until(t, "it has recorded its progress", func() bool { return setting(t, p.database, "verify-place") != "" })
 	if err := slow.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func TestCheckKilled(t *testing.T) {
 	}
 }
 
-// setting reads one out of an index that another process uses.
+// setting reads a setting from an index that another process uses.
 func setting(t testing.TB, database, name string) (value string) {
 	t.Helper()
 	db, err := sql.Open("sqlite", database+"?_pragma=busy_timeout(5000)")
@@ -78,7 +78,7 @@ func setting(t testing.TB, database, name string) (value string) {
 	return value
 }
 
-// reading says whether the process has one of the large nars open.
+// reading reports whether the process has one of the large nars open.
 func reading(t testing.TB, pid int, storage string) bool {
 	t.Helper()
 	for _, name := range must(filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))) {

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// runIn is runProgram with an environment.
+// runIn is runProgram with environment variables.
 func runIn(t testing.TB, environment []string, args ...string) result {
 	t.Helper()
 	if environment == nil {
@@ -32,8 +32,7 @@ func writeConfig(t testing.TB, text string) string {
 	return name
 }
 
-// shownConfig is what config prints, without the spaces that align it: each option with
-// its value, and where that comes from.
+// shownConfig runs config, and returns the value and the source of each option.
 func shownConfig(t testing.TB, environment []string, args ...string) map[string][2]string {
 	t.Helper()
 	r := runIn(t, environment, append([]string{"config"}, args...)...)
@@ -95,17 +94,18 @@ verify-rate = "50M"
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}
 	}
-	// On the command line, repeated options are one list, and replace that of others.
+	// Repeated options on the command line are one list, which replaces those of other
+	// sources.
 	shown = shownConfig(t, environment, "--enable-cached-compression=gzip", "--enable-cached-compression", "zstd", "--config=")
 	if got, want := shown["enable-cached-compression"], ([2]string{`["gzip", "zstd"]`, "command line"}); got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	if got := shown["host"][1]; got != "default" { // without the file
+	if got := shown["host"][1]; got != "default" { // the file is not read
 		t.Errorf("%q", got)
 	}
 }
 
-// TestConfigIsAFile takes what config prints as a configuration file.
+// TestConfigIsAFile uses the output of config as a configuration file.
 func TestConfigIsAFile(t *testing.T) {
 	t.Parallel()
 	first := shownConfig(t, []string{"NAR_HERDER_X_ACCEL_REDIRECT=yes", "NAR_HERDER_PID_FILE=/run/a \"b\"\\c\t#d"}, "--storage-nar-removal-criteria=unpinned")
@@ -118,8 +118,8 @@ func TestConfigIsAFile(t *testing.T) {
 	}
 }
 
-// TestConfigOfEachOption sets every option of run-server by its variable and by the
-// file: what both lead to is what the command line does.
+// TestConfigOfEachOption sets every option of run-server in the environment and in the
+// file, with the same effect as on the command line.
 func TestConfigOfEachOption(t *testing.T) {
 	t.Parallel()
 	values := map[string]string{
@@ -220,10 +220,10 @@ func TestConfigFaults(t *testing.T) {
 		{[]string{"NAR_HERDER_STORAGE=s3://bucket?checksum=foo"}, []string{"run-server"}, []string{"--storage", "checksum", "set by the environment variable NAR_HERDER_STORAGE"}},
 		{[]string{"NAR_HERDER_CONFIG=/nonexistent"}, []string{"config"}, []string{"--config=/nonexistent", "set by the environment variable NAR_HERDER_CONFIG"}},
 		{[]string{"NAR_HERDER_ENABLE_CACHED_COMPRESSION=zstd;x"}, []string{"config"}, []string{`"x"`, "NAR_HERDER_ENABLE_CACHED_COMPRESSION"}},
-		// Options that contradict each other.
+		// Contradictory options.
 		{[]string{"NAR_HERDER_STORAGE_LIMIT=10K"}, []string{"run-server", "--storage=/nonexistent", "--storage-hard-limit=5K"}, []string{"--storage-hard-limit is below", "--storage-limit is set by the environment variable NAR_HERDER_STORAGE_LIMIT"}},
 		{[]string{"NAR_HERDER_VERIFY_RATE=0"}, []string{"check", "--storage=/nonexistent", "--verify"}, []string{"--verify-rate=0", "NAR_HERDER_VERIFY_RATE"}},
-		// No variable names what a run removes.
+		// Variables can't select what a command removes.
 		{[]string{"NAR_HERDER_TAG=a=b"}, []string{"remove"}, []string{"no <store-path> is named"}},
 	} {
 		r := runIn(t, test.environment, test.args...)
@@ -238,8 +238,8 @@ func TestConfigFaults(t *testing.T) {
 	}
 }
 
-// TestConfigOfCommands has other commands find the database and the storage in the same
-// file, or in the environment.
+// TestConfigOfCommands: all commands find the database and the storage in the same file or
+// environment.
 func TestConfigOfCommands(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -274,7 +274,7 @@ func TestConfigOfCommands(t *testing.T) {
 }
 
 // TestServiceLinks sets the variables that Kubernetes sets for services named nar-herder
-// and nar-herder-control: those that are named as options are ignored.
+// and nar-herder-control. Those with the name of an option are ignored.
 func TestServiceLinks(t *testing.T) {
 	t.Parallel()
 	links := []string{
@@ -304,7 +304,7 @@ func TestServiceLinks(t *testing.T) {
 	}
 }
 
-// TestConfigSecrets looks for passwords in what config and errors print.
+// TestConfigSecrets: config and errors print no passwords.
 func TestConfigSecrets(t *testing.T) {
 	t.Parallel()
 	file := writeConfig(t, "cached-compression-nar-source = 'https://user:hushhush@nars.example/x'\nstorage = 's3://bucket/prefix?secret_key=hushhush&endpoint=https%3A%2F%2Fuser%3Ahushhush%40s3.example&region=x'\n")

@@ -15,7 +15,7 @@ import (
 
 var controlLine = regexp.MustCompile(`(?m)^time=\S+ level=INFO msg="control listener" address=(\S*)$`)
 
-// controlAddress is where a server has its control listener.
+// controlAddress waits for the control listener and returns its address.
 func controlAddress(t testing.TB, s *process) string {
 	t.Helper()
 	var match []string
@@ -44,7 +44,7 @@ func TestControlListener(t *testing.T) {
 		s := p.serve(t, test.args...)
 		control := controlAddress(t, s.process)
 		for _, path := range []string{"/metrics", "/health", "/health/ready", "/health/live", "/debug/pprof/heap"} {
-			// The host in requests of the tests is herder.example.
+			// Requests of the tests have the host herder.example.
 			if got, err := ask(control, "GET", path, nil); err != nil || got.StatusCode != 200 && control[0] == '/' || got.StatusCode != 403 && control[0] != '/' {
 				t.Errorf("%v: %s: %s, %v", test.args, path, got.Status, err)
 			}
@@ -64,15 +64,14 @@ func TestControlListener(t *testing.T) {
 			t.Errorf("the socket: %v", err)
 		}
 	}
-	// Without the option, there is none.
+	// Without the option, there is no control listener.
 	s := p.serve(t)
 	if controlLine.MatchString(s.err.String()) {
 		t.Error(s.err.String())
 	}
 }
 
-// askByAddress names the server by its address, where other requests of the tests name
-// herder.example.
+// askByAddress sends a request with the address as its Host, instead of herder.example.
 func askByAddress(t testing.TB, address, path string) answer {
 	t.Helper()
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
@@ -88,8 +87,8 @@ func askByAddress(t testing.TB, address, path string) answer {
 	return answer{response, string(body)}
 }
 
-// TestControlTaken has a control listener that can't be opened: nothing is touched.
-func TestControlTaken(t *testing.T) {
+// TestControlPortInUse: if the control listener can't be opened, nothing is changed.
+func TestControlPortInUse(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -117,7 +116,7 @@ func TestControlTaken(t *testing.T) {
 	}
 }
 
-// TestControlBesideSockets has the public socket come from systemd.
+// TestControlBesideSockets gets the public socket from systemd.
 func TestControlBesideSockets(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -144,7 +143,7 @@ func TestControlBesideSockets(t *testing.T) {
 	s.stop(t, syscall.SIGTERM)
 }
 
-// TestControlWhileStarting starts a mirror of an instance that can't be reached.
+// TestControlWhileStarting starts a mirror of an unreachable instance.
 func TestControlWhileStarting(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -171,10 +170,10 @@ func TestControlWhileStarting(t *testing.T) {
 	s.stop(t, syscall.SIGTERM)
 }
 
-// TestStopWithProfile stops a server that is making a profile of an hour.
+// TestStopWithProfile stops a server that records a profile for an hour.
 func TestStopWithProfile(t *testing.T) {
 	t.Parallel()
-	s := newPlace(t).serveProcess(t, "--control-port=0") // a process makes one profile at a time
+	s := newPlace(t).serveProcess(t, "--control-port=0") // a process records one profile at a time
 	control := controlAddress(t, s.process)
 	conn, err := net.Dial("tcp", control)
 	if err != nil {
@@ -182,7 +181,7 @@ func TestStopWithProfile(t *testing.T) {
 	}
 	defer conn.Close()
 	fmt.Fprintf(conn, "GET /debug/pprof/profile?seconds=3600 HTTP/1.1\r\nHost: %s\r\n\r\n", control)
-	until(t, "the profile is being made", func() bool {
+	until(t, "the profile is being recorded", func() bool {
 		return strings.Contains(askByAddress(t, control, "/debug/pprof/goroutine?debug=2").body, "net/http/pprof.Profile")
 	})
 	s.stop(t, syscall.SIGTERM)

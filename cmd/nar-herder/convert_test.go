@@ -15,7 +15,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// originalTables is the schema of the original as it is remembered.
+// originalTables is the original's schema as it is known.
 var originalTables = []string{
 	"CREATE TABLE narinfos (id INTEGER PRIMARY KEY ASC, store_path TEXT NOT NULL, nar_hash TEXT NOT NULL, nar_size INTEGER NOT NULL, deriver TEXT, system TEXT, contents TEXT NOT NULL, added_at TEXT)",
 	"CREATE UNIQUE INDEX narinfos_by_hash ON narinfos (substr(store_path, 12, 32))",
@@ -27,8 +27,8 @@ var originalTables = []string{
 	"CREATE TABLE cached_narinfo_files (id INTEGER PRIMARY KEY ASC, narinfo_id INTEGER NOT NULL REFERENCES narinfos (id), size INTEGER NOT NULL, compression TEXT)",
 }
 
-// makeOriginal makes a database as the original has it of the narinfos below a
-// directory of the corpus.
+// makeOriginal makes an original's database of the narinfos below a directory of the
+// corpus.
 func makeOriginal(t *testing.T, name, directory string) {
 	t.Helper()
 	db, err := sql.Open("sqlite", name)
@@ -42,7 +42,7 @@ func makeOriginal(t *testing.T, name, directory string) {
 			t.Fatalf("%s: %v", query, err)
 		}
 	}
-	// The original keeps a log of changes beside its database.
+	// The original keeps a log of changes as well.
 	for _, statement := range append([]string{"PRAGMA journal_mode = wal"}, originalTables...) {
 		insert(statement)
 	}
@@ -85,8 +85,8 @@ func makeOriginal(t *testing.T, name, directory string) {
 	}
 }
 
-// originalDump is all that there is in a database of the original, as another
-// SQLite reads it. Tags go by their names, as their ids mean nothing.
+// originalDump returns the content of an original's database, as the sqlite3 program reads
+// it. Tags have names instead of ids, which may differ.
 func originalDump(t *testing.T, name string) string {
 	t.Helper()
 	cmd := exec.Command(required(t, "sqlite3"), "-readonly", "-cmd", ".mode quote", name,
@@ -102,7 +102,7 @@ func originalDump(t *testing.T, name string) string {
 	return string(out)
 }
 
-// TestConvert goes from an original to an index and back, and loses nothing.
+// TestConvert converts an original to an index and back, without loss.
 func TestConvert(t *testing.T) {
 	t.Parallel()
 	for directory, narinfos := range map[string]int{"published": 13, "published-multi": 9} {
@@ -116,7 +116,7 @@ func TestConvert(t *testing.T) {
 			if !strings.HasPrefix(out, fmt.Sprintf("%s is an index: %d narinfos, ", p.database, narinfos)) || strings.Count(out, "\n") != 1 {
 				t.Error(out)
 			}
-			// It is an index like any other.
+			// The result is a normal index.
 			if listed := lines(succeed(t, "list", "--database="+p.database, "--tag=odd=a'b=ü")); len(listed) != narinfos/4 {
 				t.Errorf("%q", listed)
 			}
@@ -130,7 +130,7 @@ func TestConvert(t *testing.T) {
 			if after := originalDump(t, back); after != before || originalDump(t, first) != before {
 				t.Errorf("before:\n%s\nafter:\n%s", before, after)
 			}
-			// And nothing is written over.
+			// Existing files are not overwritten.
 			fail(t, []string{"convert", first, back}, back, "there already")
 			fail(t, []string{"convert", p.database, first}, first, "there already")
 			fail(t, []string{"convert", filepath.Join(p.dir, "none.db"), filepath.Join(p.dir, "other.db")}, "none.db", "name a database")
@@ -138,7 +138,7 @@ func TestConvert(t *testing.T) {
 	}
 }
 
-// manyOriginal makes a database of the original with contents alone.
+// manyOriginal makes an original's database with only the column contents.
 func manyOriginal(t *testing.T, name string, items int) {
 	t.Helper()
 	db, err := sql.Open("sqlite", name)
@@ -181,10 +181,10 @@ func manyText(n int) string {
 		base, narinfo.NarHash{byte(n)}, base, base)
 }
 
-// many is so many items that a conversion is killed in their midst.
+// many is enough items to kill a conversion half-way.
 const many = 30_000
 
-// inTheMidst waits until a part of a conversion is safe.
+// inTheMidst waits until part of a conversion is committed.
 func inTheMidst(t *testing.T, p *process, name string) {
 	t.Helper()
 	catch(t, "the conversion is under way", func() bool {
@@ -203,11 +203,11 @@ func inTheMidst(t *testing.T, p *process, name string) {
 		defer db.Close()
 		var read int
 		err = db.QueryRow("SELECT json_extract(value, '$.Read') FROM settings WHERE key = 'converted'").Scan(&read)
-		return err == nil && read > 0 // there may be no such table yet
+		return err == nil && read > 0 // the table may not exist yet
 	})
 }
 
-// succeedProcess is succeed in a process of its own, for what takes many times as long
+// succeedProcess is succeed in a separate process, for commands that are many times slower
 // with the race detector.
 func succeedProcess(t testing.TB, args ...string) string {
 	t.Helper()
@@ -218,7 +218,7 @@ func succeedProcess(t testing.TB, args ...string) string {
 	return r.out
 }
 
-// TestConvertKilled goes on with a conversion that was killed.
+// TestConvertKilled resumes a conversion that was killed.
 func TestConvertKilled(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -234,7 +234,7 @@ func TestConvertKilled(t *testing.T) {
 		t.Fatalf("it was not killed: %d", status)
 	}
 	if _, err := os.Stat(p.database); err == nil {
-		t.Fatal("it is there before it is whole")
+		t.Fatal("the file exists before it is complete")
 	}
 	out := succeedProcess(t, "convert", from, p.database)
 	if !strings.HasPrefix(out, fmt.Sprintf("%s is an index (resumed an interrupted run): %d narinfos", p.database, many)) {
@@ -254,7 +254,7 @@ func TestConvertKilled(t *testing.T) {
 			t.Fatalf("%s is not listed", want)
 		}
 	}
-	// The other way, what a killed run leaves is of no use, and does no harm.
+	// In the other direction, leftovers of a killed run are ignored.
 	back := filepath.Join(p.dir, "back.db")
 	c = command("convert", p.database, back)
 	c.start(t)
@@ -279,8 +279,8 @@ func TestConvertKilled(t *testing.T) {
 	}
 }
 
-// TestServerConverts starts the server with a database of the original, and a
-// storage: it serves what the original has served.
+// TestServerConverts starts the server with a database of the original and a storage. It
+// serves the same as the original.
 func TestServerConverts(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -316,7 +316,7 @@ func TestServerConverts(t *testing.T) {
 	}
 }
 
-// TestServerConvertsKilled stops, and kills, the server while it converts.
+// TestServerConvertsKilled stops and kills the server while it converts.
 func TestServerConvertsKilled(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -337,13 +337,13 @@ func TestServerConvertsKilled(t *testing.T) {
 			if got := get(t, address, "/"+manyHash(0)+".narinfo"); got.StatusCode != 503 {
 				t.Errorf("a narinfo while it converts: %s", got.Status)
 			}
-			// Nobody else makes an index in the meantime.
+			// No other command makes an index meanwhile.
 			fail(t, []string{"list", "--database=" + p.database}, "original Nar Herder", "nar-herder convert")
 			s.stop(t, signal)
 			continue
 		}
-		// Part of it is safe already: any moment is in the midst.
-		catch(t, "the conversion goes on", func() bool { return strings.Contains(c.err.String(), "converting it") })
+		// A part is already committed, so that any moment is half-way.
+		catch(t, "the conversion resumes", func() bool { return strings.Contains(c.err.String(), "converting it") })
 		if err := c.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}

@@ -9,7 +9,7 @@ import (
 	"nar-herder/storage/transfer"
 )
 
-// TestCopyProgress tells how far a copy is, now and then.
+// TestCopyProgress checks the progress lines of a copy.
 func TestCopyProgress(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -29,7 +29,7 @@ func TestCopyProgress(t *testing.T) {
 		if out.String() != want {
 			t.Errorf("%s\nwant\n%s", out.String(), want)
 		}
-		// Of a store that has more than the index knows, the end is not known.
+		// If the storage has more files than the index, the total is unknown.
 		p.expect(0, 0)
 		time.Sleep(time.Minute)
 		out.Reset()
@@ -43,7 +43,7 @@ func TestCopyProgress(t *testing.T) {
 		if want := "listing: 5000 files of the target\n"; out.String() != want {
 			t.Errorf("%q", out.String())
 		}
-		// A terminal has one line, which makes room for others.
+		// A terminal has one line, which other lines replace.
 		p.terminal = true
 		time.Sleep(time.Minute)
 		out.Reset()

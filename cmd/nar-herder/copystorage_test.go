@@ -16,8 +16,8 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// stored are the contents of all files in a storage that are no temporary ones,
-// nor its own.
+// stored returns the contents of all files in a storage, except temporary files and the
+// files that identify it.
 func stored(t testing.TB, dir string) map[string]string {
 	t.Helper()
 	found := make(map[string]string)
@@ -33,11 +33,11 @@ func stored(t testing.TB, dir string) map[string]string {
 func wantCopied(t testing.TB, from, to string) {
 	t.Helper()
 	if ours, theirs := stored(t, from), stored(t, to); len(ours) == 0 || !maps.Equal(ours, theirs) {
-		t.Errorf("%d files were copied from %d", len(theirs), len(ours))
+		t.Errorf("%d of %d files were copied", len(theirs), len(ours))
 	}
 }
 
-// copyArgs copies the place's storage to another.
+// copyArgs returns the arguments to copy the place's storage to another one.
 func (p place) copyArgs(to string, more ...string) []string {
 	return append([]string{"copy-storage", "--database=" + p.database, "--from=" + p.storage, "--to=" + to}, more...)
 }
@@ -51,7 +51,7 @@ func (p place) newStorage(t testing.TB, name string) string {
 	return to
 }
 
-// TestCopy moves a storage: copies it beside a running server, once more, and
+// TestCopy moves a storage: it copies it beside a running server, copies it again, and
 // starts the server with the copy.
 func TestCopy(t *testing.T) {
 	t.Parallel()
@@ -100,7 +100,7 @@ func TestCopy(t *testing.T) {
 	}
 	s.stop(t, syscall.SIGTERM)
 
-	// A copy made by other means has the name as well.
+	// A copy made by other means also has the name.
 	if err := os.WriteFile(filepath.Join(to, bytestore.IdentityName), []byte(read(t, p.storage+"-old", bytestore.IdentityName)), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -110,8 +110,8 @@ func TestCopy(t *testing.T) {
 	}
 }
 
-// TestCopyWrong has nars that are not what the index says.
-func TestCopyWrong(t *testing.T) {
+// TestCopyWrongNars copies nars that differ from the index.
+func TestCopyWrongNars(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	p.imports(t, small()...)
@@ -143,7 +143,7 @@ func TestCopyWrong(t *testing.T) {
 	if err := json.Unmarshal([]byte(lines[0]), &first); err != nil || first.Outcome != "wrong" || first.Error == "" || !strings.HasPrefix(first.Name, "nar/lzip/") || r.err != "" {
 		t.Errorf("%+v, %v", first, err)
 	}
-	// Without the index, nobody knows.
+	// Without the index, wrong nars are unknown.
 	to = p.newStorage(t, "unknown")
 	if said := succeed(t, "copy-storage", "--database=none", "--from="+p.storage, "--to="+to); !strings.HasPrefix(said, "copied: 5 files") || strings.Contains(said, "verified") {
 		t.Errorf("copy-storage says %q", said)
@@ -160,8 +160,8 @@ func TestCopyWrong(t *testing.T) {
 	wantCopied(t, p.storage, to)
 }
 
-// TestCopyStopped interrupts and kills copies within a large nar. What is under
-// its name is whole, and the next run brings the rest.
+// TestCopyStopped interrupts and kills copies within a large nar. Files under their final
+// name are complete, and the next run copies the rest.
 func TestCopyStopped(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -169,10 +169,10 @@ func TestCopyStopped(t *testing.T) {
 	p.imports(t, published(gosrc), published(entropy))
 	for i, signal := range []os.Signal{os.Interrupt, syscall.SIGTERM, os.Kill} {
 		to := p.newStorage(t, fmt.Sprint("new", i))
-		// All small ones come before the first large one is read to its end.
+		// All small nars are copied before the first large one is read.
 		slow := command(p.copyArgs(to, "--bandwidth=10K", "--at-once=7")...)
 		slow.start(t)
-		until(t, "small ones are copied, and large ones are on their way", func() bool {
+		until(t, "small ones are copied, and large ones are being copied", func() bool {
 			return reading(t, slow.Process.Pid, p.storage) && len(stored(t, to)) == 5
 		})
 		if err := slow.Process.Signal(signal); err != nil {
@@ -186,7 +186,7 @@ func TestCopyStopped(t *testing.T) {
 		before := stored(t, to)
 		for name, text := range before {
 			if text != read(t, p.storage, name) {
-				t.Errorf("%v: %s is another", signal, name)
+				t.Errorf("%v: %s differs", signal, name)
 			}
 		}
 		temporary := len(times(t, to)) - len(before)
@@ -201,7 +201,7 @@ func TestCopyStopped(t *testing.T) {
 	}
 }
 
-// TestCopyFull has too little room in the target.
+// TestCopyFull copies to a disk that is too small.
 func TestCopyFull(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -219,7 +219,7 @@ func TestCopyFull(t *testing.T) {
 	}
 	for name, text := range stored(t, to) {
 		if text != read(t, p.storage, name) {
-			t.Errorf("%s is another", name)
+			t.Errorf("%s differs", name)
 		}
 	}
 	testfs.Freeze(t, to)
@@ -228,7 +228,7 @@ func TestCopyFull(t *testing.T) {
 	}
 }
 
-// TestCopyReadOnly copies from where nothing can be written.
+// TestCopyReadOnly copies from a read-only directory.
 func TestCopyReadOnly(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -237,11 +237,11 @@ func TestCopyReadOnly(t *testing.T) {
 	from := testfs.ReadOnly(t, p.storage)
 	succeed(t, "copy-storage", "--database="+p.database, "--from="+from, "--to="+to)
 	wantCopied(t, p.storage, to)
-	// The same by another name is refused, though neither name says so.
+	// The same storage under another name is refused, though the names don't show it.
 	misuse(t, []string{"copy-storage", "--database=none", "--from=" + from, "--to=" + p.storage}, p.storage, from, "the same")
 }
 
-// TestCopyOwned refuses a target that another instance owns.
+// TestCopyOwned: a target that another instance owns is refused.
 func TestCopyOwned(t *testing.T) {
 	t.Parallel()
 	p, q := newPlace(t), newPlace(t)
@@ -257,7 +257,7 @@ func TestCopyOwned(t *testing.T) {
 	wantCopied(t, p.storage, q.storage)
 }
 
-// TestCopyBucket moves a storage to a bucket, where it is served from, and back.
+// TestCopyBucket moves a storage to a bucket, serves it from there, and moves it back.
 func TestCopyBucket(t *testing.T) {
 	t.Parallel()
 	bucket := s3server.New(t)
@@ -283,7 +283,7 @@ func TestCopyBucket(t *testing.T) {
 	misuse(t, []string{"copy-storage", "--database=none", "--from=" + to, "--to=" + bucket.URL("nars/of")}, "--from and --to", "apart")
 }
 
-// TestCopyOptions has what makes no sense.
+// TestCopyOptions checks contradictory options.
 func TestCopyOptions(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -322,8 +322,7 @@ func TestCopyOptions(t *testing.T) {
 	}
 }
 
-// TestCopyEmpty: an empty source may be one that is not mounted, unless an instance has
-// marked it.
+// TestCopyEmpty: an empty source may not be mounted, unless an instance has marked it.
 func TestCopyEmpty(t *testing.T) {
 	t.Parallel()
 	for marker, status := range map[string]int{"": 2, bytestore.OwnerName: 0, bytestore.IdentityName: 0} {
@@ -340,7 +339,7 @@ func TestCopyEmpty(t *testing.T) {
 	}
 }
 
-// TestCopyOverlap compares names of storages that are far away.
+// TestCopyOverlap compares names of remote storages.
 func TestCopyOverlap(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {

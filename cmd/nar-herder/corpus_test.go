@@ -14,13 +14,13 @@ import (
 	"nar-herder/narinfo"
 )
 
-// decompressors are the programs that clients' libraries come from.
+// decompressors are the programs for the compressions.
 var decompressors = map[string][]string{
 	"lzip": {"lzip", "-dc"}, "zstd": {"zstd", "-dc"}, "gzip": {"gzip", "-dc"},
 }
 
-// TestCorpus serves all of the corpus, and takes each nar apart as a client
-// does: its hash is the one that the narinfo has.
+// TestCorpus serves the whole corpus, and decompresses each nar as a client does: its hash
+// is the NarHash of the narinfo.
 func TestCorpus(t *testing.T) {
 	t.Parallel()
 	programs := make(map[string]string)
@@ -33,7 +33,7 @@ func TestCorpus(t *testing.T) {
 			p := newPlace(t)
 			source := filepath.Join(testdata, directory)
 			p.imports(t, source)
-			s := p.serveProcess(t, "--ttl=1d", "--log-level=INFO") // decodes all of them
+			s := p.serveProcess(t, "--ttl=1d", "--log-level=INFO") // decodes all nars
 			names, err := filepath.Glob(filepath.Join(source, "*.narinfo"))
 			if err != nil || len(names) != want {
 				t.Fatalf("%d narinfos, want %d, %v", len(names), want, err)
@@ -73,7 +73,7 @@ func TestCorpus(t *testing.T) {
 					}
 					checkNar(t, file.URL, n, nar)
 				}
-				// And without a compression, which no narinfo names.
+				// And without compression, which no narinfo lists.
 				target := "/nar/" + url.PathEscape(n.StorePath.BaseName())
 				got := get(t, s.addresses[0], target)
 				if got.StatusCode != 200 || got.ContentLength != n.NarSize {
@@ -94,8 +94,8 @@ func checkNar(t *testing.T, what string, n *narinfo.Narinfo, nar string) {
 	}
 }
 
-// TestNginx has a real nginx in front, in a configuration as users of the
-// original have it: nginx sends the nars, by X-Accel-Redirect.
+// TestNginx runs nginx in front with a configuration for the original: nginx sends the
+// nars, by X-Accel-Redirect.
 func TestNginx(t *testing.T) {
 	t.Parallel()
 	nginx := required(t, "nginx")
@@ -103,7 +103,7 @@ func TestNginx(t *testing.T) {
 	p.imports(t, filepath.Join(testdata, "published"))
 	s := p.serve(t, "--x-accel-redirect", "--ttl=1d", "--negative-ttl=5s")
 	for name, extra := range map[string]string{
-		// As nginx does when it is not told otherwise: HTTP/1.0.
+		// nginx's default: HTTP/1.0.
 		"HTTP 1.0": "",
 		"HTTP 1.1": "proxy_http_version 1.1; proxy_set_header Connection \"\";",
 		// With a URI, nginx decodes the path and encodes it again.
@@ -142,7 +142,7 @@ func TestNginx(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				for _, target := range []string{n.Files[0].URL, strings.ReplaceAll(path, "?", "%3f")} { // encoded, and barely so
+				for _, target := range []string{n.Files[0].URL, strings.ReplaceAll(path, "?", "%3f")} { // encoded fully, and as little as possible
 					got := get(t, front, prefix+"/"+target)
 					if got.StatusCode != 200 || got.body != read(t, p.storage, path) || got.ContentLength != n.Files[0].Size {
 						t.Errorf("%s: %s %v, %d bytes", target, got.Status, got.Header, len(got.body))
@@ -176,10 +176,10 @@ func TestNginx(t *testing.T) {
 	}
 }
 
-// startNginx runs it in the foreground with a directory of its own.
+// startNginx runs nginx in the foreground with a new directory.
 func startNginx(t *testing.T, nginx, address, config string) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "nginx") // its workers run as another user
+	dir, err := os.MkdirTemp("", "nginx") // accessible to its workers, which run as another user
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,7 +201,7 @@ func startNginx(t *testing.T, nginx, address, config string) {
 	}
 	cmd := commandOf(exec.Command(nginx, "-p", dir, "-e", "stderr", "-c", file))
 	cmd.start(t)
-	// Before it is killed, so that it ends its worker.
+	// This runs before the process is killed, so that nginx ends its worker.
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		cmd.wait(t)

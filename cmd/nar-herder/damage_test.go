@@ -26,16 +26,17 @@ func alter(t testing.TB, name string, statements ...string) {
 	}
 }
 
-// flipDictionary flips a bit in a part of the dictionary that texts use.
+// flipDictionary flips a bit in a part of the dictionary that narinfos use.
 const flipDictionary = `UPDATE dictionaries SET content = CAST(replace(content, CAST('FileSize' AS BLOB), CAST('FileSizd' AS BLOB)) AS BLOB)`
 
-// flipText changes a byte of an item's compressed text.
+// flipText changes a byte of an item's compressed narinfo.
 func flipText(id int) string {
 	return fmt.Sprintf(`UPDATE narinfos SET text = CAST(substr(text, 1, 80) || CASE substr(text, 81, 1) WHEN x'00' THEN x'01' ELSE x'00' END || substr(text, 82) AS BLOB) WHERE id = %d`, id)
 }
 
-// TestDamagedIndex damages narinfos in the database of a server: each is right or an
-// error, a check names it, and it is had back from another instance or by an import.
+// TestDamagedIndex damages narinfos in the database of a server: requests get the right
+// narinfo or an error, check reports each one, and another instance or an import restores
+// it.
 func TestDamagedIndex(t *testing.T) {
 	t.Parallel()
 	p, whole := newPlace(t), newPlace(t)
@@ -66,7 +67,7 @@ func TestDamagedIndex(t *testing.T) {
 		t.Fatalf("%d narinfos are damaged", len(damaged))
 	}
 	for _, path := range []string{"/recent-changes?since=2000-01-01+00:00:00", "/recent-changes?after=0"} {
-		// The others are there.
+		// All other items are served.
 		got := get(t, s.addresses[0], path)
 		if got.StatusCode != http.StatusOK || !strings.Contains(got.body, `"addition"`) {
 			t.Errorf("%s: %s, %q", path, got.Status, got.body)
@@ -100,11 +101,11 @@ func TestDamagedIndex(t *testing.T) {
 			t.Errorf("%s is not among %q", hash, hashes)
 		}
 	}
-	// Nobody has them: the dictionary is mended alone.
+	// No instance has the narinfos, so only the dictionary is repaired.
 	if left := p.check(t, "--repair"); left.status != 1 || left.totals.Repaired != 1 || left.totals.Remaining != 2 {
 		t.Errorf("status %d, %+v", left.status, left.totals)
 	}
-	// By an import.
+	// Repaired by an import.
 	for _, name := range small() {
 		if hashOfName(name) == damaged[0] {
 			p.imports(t, name)
@@ -113,7 +114,7 @@ func TestDamagedIndex(t *testing.T) {
 	if again := ask(); !slices.Equal(again, damaged[1:]) {
 		t.Errorf("after an import: %q", again)
 	}
-	// From another instance.
+	// Repaired from another instance.
 	if mended := p.check(t, "--repair", "--from=http://"+peer.addresses[0]); mended.status != 0 || mended.totals.Repaired != 1 || mended.totals.Repairs["rewritten"] != 1 {
 		t.Errorf("status %d, %+v: %s", mended.status, mended.totals, mended.out)
 	}
@@ -127,5 +128,5 @@ func TestDamagedIndex(t *testing.T) {
 	peer.stop(t, syscall.SIGTERM)
 }
 
-// hashOfName is the path hash in the name of a published narinfo.
+// hashOfName returns the path hash in the name of a published narinfo.
 func hashOfName(name string) string { return filepath.Base(name)[:32] }

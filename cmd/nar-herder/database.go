@@ -17,7 +17,7 @@ import (
 	"nar-herder/storage/tiered"
 )
 
-// databaseOption is what all commands that use the index have.
+// databaseOption is the option of all commands that use the index.
 type databaseOption struct {
 	Database string `default:"/var/lib/nar-herder/nar_herder.db" placeholder:"FILE" help:"SQLite index (default: ${default})."`
 }
@@ -31,11 +31,11 @@ type opened struct {
 	self  owner.Owner
 	log   *slog.Logger
 	claim *owner.Claim  // nil without a storage
-	locks []*owner.Lock // on what only one instance may use
+	locks []*owner.Lock // on directories and files for one instance
 }
 
-// validateStorage refuses the URL of a bucket that can't be opened, whatever the server
-// says. The option is named in the error.
+// validateStorage returns an error for the URL of a bucket that is invalid whatever the
+// server says. The error names the option.
 func validateStorage(option, store string) error {
 	if err := location.Validate(store); err != nil {
 		return usagef("%s: %w", option, err)
@@ -43,19 +43,20 @@ func validateStorage(option, store string) error {
 	return nil
 }
 
-// beginWait is how long the storage may take to say which instance it belongs to.
+// beginWait bounds the time to read the owner of the storage.
 const beginWait = 10 * time.Second
 
-// mayBegin refuses to make an index where there is none, when the storage belongs to
-// another instance: usually the file system of the database isn't mounted, and clients
-// would get 404 for all items. The policy says whether it could claim one without an owner.
+// mayBegin returns an error if the index is missing and the storage belongs to another
+// instance: usually the file system of the database isn't mounted, and clients would get
+// 404 for all items. The policy says whether the caller would claim a storage without an
+// owner.
 func mayBegin(ctx context.Context, database string, bytes bytestore.Store, policy owner.Policy) error {
 	isThere := func() bool {
 		info, err := os.Stat(database)
 		return err == nil && info.Size() > 0 || err != nil && !errors.Is(err, fs.ErrNotExist)
 	}
 	if isThere() {
-		return nil // if it is damaged or unreadable, opening it will tell
+		return nil // opening a damaged or unreadable index fails
 	}
 	ctx, cancel := context.WithTimeout(ctx, beginWait)
 	defer cancel()
@@ -66,22 +67,22 @@ func mayBegin(ctx context.Context, database string, bytes bytestore.Store, polic
 	case err != nil:
 		return fmt.Errorf("database %s is missing or empty, and the owner of storage %s can't be read: %w: try again", database, bytes, err)
 	case isThere():
-		return nil // another process has made it, and claimed the storage
+		return nil // another process has created the index and claimed the storage
 	}
 	return fmt.Errorf("database %s is missing or empty, but storage %s belongs to %s: is the file system of the database mounted? Name that database with --database, or restore it; if it is gone for good, 'nar-herder claim-storage --yes=%s' begins a new index", database, bytes, found, found.Instance)
 }
 
-// opening says how an index and its storage are opened.
+// opening has the options to open an index and its storage.
 type opening struct {
 	index.Options
 	policy   owner.Policy
 	readOnly bool            // never write to the storage
-	cache    *tiered.Options // for the server alone; nil for none
+	cache    *tiered.Options // only for the server; nil for none
 }
 
-// open opens the index, and the storage unless its name is empty. With [index.Create], the
-// index is made where there is none, unless the storage belongs to another and the policy
-// is to claim it.
+// open opens the index, and the storage unless its name is empty. With [index.Create], it
+// creates a missing index, unless the storage belongs to another instance and the policy is
+// to claim it.
 func open(ctx context.Context, database, store string, how opening, log *slog.Logger) (_ *opened, err error) {
 	if err := validateStorage("--storage", store); err != nil {
 		return nil, err
@@ -95,7 +96,7 @@ func open(ctx context.Context, database, store string, how opening, log *slog.Lo
 			err = errors.Join(err, o.close())
 		}
 	}()
-	var bytes bytestore.Store // a nil location.Store in it would be none
+	var bytes bytestore.Store // a nil location.Store in it would not be nil
 	if store != "" {
 		if o.bytes, err = location.Open(ctx, store, log); err != nil {
 			return nil, err
@@ -135,7 +136,8 @@ func open(ctx context.Context, database, store string, how opening, log *slog.Lo
 	return o, nil
 }
 
-// name is the storage's name in messages, without what only opens it; "" for none.
+// name returns the storage's name in messages, without the parameters that only open it; ""
+// for none.
 func (o *opened) name() string {
 	if o.bytes == nil {
 		return ""

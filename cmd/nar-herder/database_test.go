@@ -28,8 +28,7 @@ func execute(t *testing.T, name string, statements ...string) {
 	}
 }
 
-// TestBadDatabases has files that are no index: each is refused in one line, and
-// left as it is.
+// TestBadDatabases: files that are not an index are refused in one line, and don't change.
 func TestBadDatabases(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -71,7 +70,7 @@ func TestBadDatabases(t *testing.T) {
 				{"stats", "--database=" + p.database}, p.args("check"), p.args("remove", "--now", "g699dxrv55xnrdq6z90qwfmsgz16p3xg"),
 			} {
 				if name == "original" && args[0] == "run-server" {
-					continue // that converts it
+					continue // converts it
 				}
 				unusable(t, args, append(test.wanted, p.database)...)
 			}
@@ -86,7 +85,7 @@ func TestBadDatabases(t *testing.T) {
 	}
 }
 
-// describeFile has the content of regular files.
+// describeFile describes a file, with the content if it is a regular one.
 func describeFile(t *testing.T, name string) string {
 	info, err := os.Lstat(name)
 	if err != nil {
@@ -98,11 +97,11 @@ func describeFile(t *testing.T, name string) string {
 	return read(t, name)
 }
 
-// TestReadOnlyDatabase has a database, or its directory, that the process may
-// not write. Run by root, it runs the program as nobody.
+// TestReadOnlyDatabase: the process may not write to the database or its directory. Root
+// runs the program as nobody.
 func TestReadOnlyDatabase(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "nar-herder") // others can get into it
+	dir, err := os.MkdirTemp("", "nar-herder") // accessible to other users
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,8 +136,8 @@ func TestReadOnlyDatabase(t *testing.T) {
 	}
 }
 
-// TestUmask: in a directory that its group may not write to, the mask decides who may
-// write to the files of a new database; see TestTwoUsers for others.
+// TestUmask: in a directory that its group may not write to, the umask gives the
+// permissions of a new database. See TestTwoUsers for other directories.
 func TestUmask(t *testing.T) {
 	t.Parallel()
 	for mask, want := range map[int]os.FileMode{0o022: 0o644, 0o002: 0o664, 0o007: 0o660, 0o077: 0o600} {

@@ -18,7 +18,7 @@ import (
 	"nar-herder/internal/s3server"
 )
 
-// root is where the documents' relative paths begin.
+// root is the directory of the documents' relative paths.
 const root = "../.."
 
 // document is a page: its path below root and its text.
@@ -52,12 +52,12 @@ type block struct {
 	line           int
 }
 
-// hidden is a comment of a page that the test runs, but that readers don't see, or that
-// says why the block below is not run.
+// hidden is a comment of a page with a command that the test runs and readers don't see, or
+// with the reason why the next block is not run.
 var hidden = regexp.MustCompile(`^<!-- (run|not run): (.+) -->$`)
 
 // blocks returns the fenced code of a page and its hidden commands, in order, and the text
-// without them. Blocks below a comment "not run" are left out.
+// without them. It leaves out blocks below a comment "not run".
 func (d *document) blocks(t *testing.T) (found []block, prose string) {
 	t.Helper()
 	var rest strings.Builder
@@ -91,7 +91,7 @@ func (d *document) blocks(t *testing.T) (found []block, prose string) {
 }
 
 // wrapper is nar-herder in the documents' commands: a server runs in the background, and
-// takes the place of the one at the same address.
+// replaces a server at the same address.
 const wrapper = `#!/bin/sh
 [ "$1" = run-server ] || exec "$PROGRAM" "$@"
 state=$RUN/default
@@ -115,7 +115,7 @@ until [ -e "$1.ended" ]; do sleep 0.05; done
 rm -f "$1.pid" "$1.ended" "$1.log"
 `
 
-// programs stand in for those that a test can't run.
+// programs replace programs that a test can't run.
 var programs = map[string]string{
 	"nar-herder": wrapper,
 	"stop":       stop,
@@ -128,8 +128,8 @@ esac
 	"runuser": "#!/bin/sh\n" + `while [ "$1" != -- ]; do shift; done; shift; exec "$@"` + "\n",
 }
 
-// examples are the published substitutes that the documents use: all but the large ones, and
-// the item that refers to these.
+// examples are the published substitutes that the documents use: all except the large ones
+// and the item that refers to them.
 var examples = []string{
 	"2y8b79q71l3w1d9kh7i1b5al0mlahnd3", "f7d5xvkf9s1mdnclid1kqndn30nim936", "gvwwzfzg1796x97nb72b9ycjy2gs53vb",
 	"j0kmdkzywjvv7224iwrm7xdc2fx2y8c9", "mjwaskpdj87sw34j24x3fy7bmg45jckp", "nxrz38jzshzw0q3fqi3fqimjg1zr62r9",
@@ -158,9 +158,9 @@ func publish(t *testing.T, dir string) {
 	}
 }
 
-// TestDocumentCommands runs the shell commands of each page, in their order, in a fresh
-// directory that stands for the directories of the machine. What a page's TOML blocks say
-// is in the files that their first lines name.
+// TestDocumentCommands runs the shell commands of each page in order, in a new directory
+// that replaces the directories of the machine. TOML blocks are written to the files that
+// their first lines name.
 func TestDocumentCommands(t *testing.T) {
 	t.Parallel()
 	var source *server
@@ -170,7 +170,7 @@ func TestDocumentCommands(t *testing.T) {
 		if !slices.ContainsFunc(blocks, func(b block) bool { return b.language == "sh" }) {
 			continue
 		}
-		if source == nil { // for all pages
+		if source == nil { // shared by all pages
 			p := newPlace(t)
 			publish(t, filepath.Join(p.dir, "published"))
 			p.imports(t, filepath.Join(p.dir, "published"))
@@ -209,7 +209,7 @@ func runDocument(t *testing.T, blocks []block, source *server) {
 	}
 	if slices.ContainsFunc(blocks, func(b block) bool { return strings.Contains(b.text, "s3.example.org") }) {
 		bucket := s3server.New(t)
-		bucket.URL("my-nars") // makes it
+		bucket.URL("my-nars") // makes the bucket
 		pairs = append(pairs, "https://s3.example.org", "http://"+bucket.Address)
 		if err := os.WriteFile(filepath.Join(dir, "etc/nar-herder/s3"), []byte(read(t, bucket.Credentials)), 0o600); err != nil {
 			t.Fatal(err)
@@ -264,14 +264,14 @@ func runDocument(t *testing.T, blocks []block, source *server) {
 	}
 }
 
-// TestDemo runs scripts/demo, and the requests that it proposes.
+// TestDemo runs scripts/demo, and the requests that it prints.
 func TestDemo(t *testing.T) {
 	t.Parallel()
 	host := ownHost()
 	demo := commandOf(exec.Command(filepath.Join(root, "scripts/demo")))
 	demo.Env = append(os.Environ(), "NAR_HERDER_HOST="+host)
 	demo.start(t)
-	for !strings.Contains(demo.out.String(), "Ctrl-C") { // which builds first, for as long as it takes
+	for !strings.Contains(demo.out.String(), "Ctrl-C") { // the build may take long
 		select {
 		case <-demo.ended:
 			t.Fatalf("the demo has ended: %s", demo.err.String())
@@ -308,7 +308,7 @@ var (
 	heading      = regexp.MustCompile(`(?m)^#+ (.*)$`)
 )
 
-// anchor is what web sites make of a heading.
+// anchor returns the anchor that web sites make of a heading.
 func anchor(heading string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
@@ -321,7 +321,7 @@ func anchor(heading string) string {
 	}, heading)
 }
 
-// TestDocumentLinks looks at the links between pages, and into them.
+// TestDocumentLinks checks the links between pages, and to their headings.
 func TestDocumentLinks(t *testing.T) {
 	t.Parallel()
 	anchors := make(map[string][]string)
@@ -362,7 +362,7 @@ func TestDocumentLinks(t *testing.T) {
 	}
 }
 
-// TestDocumentOptions: each option in the prose is one of a command.
+// TestDocumentOptions: each option in the prose exists.
 func TestDocumentOptions(t *testing.T) {
 	t.Parallel()
 	known := map[string]bool{"--no-closures": true}
@@ -372,7 +372,7 @@ func TestDocumentOptions(t *testing.T) {
 		}
 	}
 	for _, page := range documents(t) {
-		if page.name == "CHANGELOG.md" { // which names what is gone
+		if page.name == "CHANGELOG.md" { // names removed options
 			continue
 		}
 		_, prose := page.blocks(t)
@@ -384,8 +384,8 @@ func TestDocumentOptions(t *testing.T) {
 	}
 }
 
-// TestTroubleshootingMessages: each message that docs/troubleshooting.md explains is in
-// the sources, where "…" stands for what differs.
+// TestTroubleshootingMessages: the sources have each message of docs/troubleshooting.md, in
+// which "…" stands for text that varies.
 func TestTroubleshootingMessages(t *testing.T) {
 	t.Parallel()
 	var sources strings.Builder

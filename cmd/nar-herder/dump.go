@@ -30,7 +30,7 @@ func besideDatabase(database, suffix string) string {
 	return strings.TrimSuffix(database, filepath.Ext(database)) + suffix
 }
 
-// newDumps returns what makes the dumps. follower is nil unless an instance is mirrored.
+// newDumps returns the maker of dumps. follower is nil unless an instance is mirrored.
 func (c *serverCommand) newDumps(store *opened, follower *mirror.Mirror, log *slog.Logger) (*dump.Maker, error) {
 	path := c.path(c.Database)
 	maker, err := dump.New(store.index, dump.Options{

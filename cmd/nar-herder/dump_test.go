@@ -16,7 +16,7 @@ import (
 
 func (p place) dumpFile() string { return filepath.Join(p.dir, "dump.db") }
 
-// shell runs a program that the test can't do without, and returns what it says.
+// shell runs a required program, and returns its output.
 func shell(t testing.TB, program string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(program, args...).Output()
@@ -26,8 +26,8 @@ func shell(t testing.TB, program string, args ...string) string {
 	return string(out)
 }
 
-// TestDumpCommand: dumps made by hand beside a running server are served at once,
-// whole and as the rest of one that was begun.
+// TestDumpCommand: a dump made beside a running server is served at once, and clients that
+// began with the previous one get the rest of it.
 func TestDumpCommand(t *testing.T) {
 	t.Parallel()
 	curl, sqlite, zstd := required(t, "curl"), required(t, "sqlite3"), required(t, "zstd")
@@ -37,13 +37,13 @@ func TestDumpCommand(t *testing.T) {
 	address := s.addresses[0]
 	for _, target := range []string{"/latest-database-dump", "/latest-index-dump"} {
 		if got := get(t, address, target); got.StatusCode != 404 {
-			t.Errorf("%s before there is one: %s", target, got.Status)
+			t.Errorf("%s before the first dump: %s", target, got.Status)
 		}
 	}
 	make := func() {
 		t.Helper()
 		if out := succeed(t, "dump", "--database="+p.database, "--database-dump="+p.dumpFile()); !strings.Contains(out, p.dumpFile()) || strings.Count(out, "\n") != 1 {
-			t.Errorf("it says %q", out)
+			t.Errorf("output: %q", out)
 		}
 	}
 	make()
@@ -60,13 +60,13 @@ func TestDumpCommand(t *testing.T) {
 	}
 	shell(t, curl, "-fsS", "--continue-at", "-", "-o", part, url+"/latest-database-dump")
 	if read(t, part) != whole.body {
-		t.Error("curl has gone on, and has another file")
+		t.Error("curl resumed, and got a different file")
 	}
 	packed := filepath.Join(p.dir, "part.db.zst")
 	shell(t, curl, "-fsS", "-H", "Accept-Encoding: zstd", "-r", "0-999", "-o", packed, url+"/latest-database-dump")
 	shell(t, curl, "-fsS", "-H", "Accept-Encoding: zstd", "--continue-at", "-", "-o", packed, url+"/latest-database-dump")
 	if shell(t, zstd, "-dcq", packed) != whole.body {
-		t.Error("what came compressed is something else")
+		t.Error("the compressed dump differs")
 	}
 	if head := shell(t, curl, "-fsSI", url+"/latest-database-dump"); !strings.Contains(head, fmt.Sprintf("Content-Length: %d\r\n", len(whole.body))) {
 		t.Errorf("HEAD: %s", head)
@@ -76,14 +76,14 @@ func TestDumpCommand(t *testing.T) {
 		t.Errorf("the database says %q, and there are %d items", got, items)
 	}
 
-	// The index is what another instance begins with.
+	// The index is what another instance starts from.
 	other := newPlace(t)
 	shell(t, curl, "-fsS", "-o", other.database, url+"/latest-index-dump")
 	if got, want := succeed(t, "list", "--database="+other.database), succeed(t, "list", "--database="+p.database); got != want || got == "" {
 		t.Errorf("the copy has\n%s\nwant\n%s", got, want)
 	}
 
-	// The next one, and the rest of the one before.
+	// The next dump, and the rest of the previous one.
 	tag := whole.Header.Get("ETag")
 	succeed(t, p.args("remove", "--now", strings.Fields(succeed(t, "list", "--database="+p.database))[0])...)
 	make()
@@ -122,15 +122,15 @@ func TestDumpCommand(t *testing.T) {
 	s.stop(t, syscall.SIGTERM)
 }
 
-// TestDumpSchedule: the server makes the first by itself, of something, and says
-// until then that it will.
+// TestDumpSchedule: the server makes the first dump by itself once there are items, and
+// announces it until then.
 func TestDumpSchedule(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	s := p.serve(t, "--database-dump-interval=1s", "--database-dump="+p.dumpFile(), "--log-level=INFO")
 	for _, target := range []string{"/latest-database-dump", "/latest-index-dump"} {
 		if got := get(t, s.addresses[0], target); got.StatusCode != 503 || got.Header.Get("Retry-After") == "" {
-			t.Errorf("%s before there is one: %s %v", target, got.Status, got.Header)
+			t.Errorf("%s before the first dump: %s %v", target, got.Status, got.Header)
 		}
 	}
 	p.imports(t, filepath.Join(testdata, "published"))
@@ -144,7 +144,8 @@ func TestDumpSchedule(t *testing.T) {
 	if strings.Contains(s.err.String(), "level=ERROR") || !strings.Contains(s.err.String(), `msg="made a dump"`) {
 		t.Errorf("the log: %s", s.err.String())
 	}
-	// The next run serves it from the start, and a database that takes its place has none.
+	// The next run serves the dump from the start. A database that replaces this one
+	// has none.
 	s = p.serve(t, "--database-dump-interval=1d", "--database-dump="+p.dumpFile())
 	if got := get(t, s.addresses[0], "/latest-database-dump"); got.StatusCode != 200 {
 		t.Errorf("after a restart: %s", got.Status)
@@ -160,7 +161,7 @@ func TestDumpSchedule(t *testing.T) {
 	}
 }
 
-// TestDumpFails: the server runs all the same, and says why there is none.
+// TestDumpFails: the server runs, and says why there is no dump.
 func TestDumpFails(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -172,7 +173,7 @@ func TestDumpFails(t *testing.T) {
 		t.Errorf("%s", got.Status)
 	}
 	if log := s.err.String(); !strings.Contains(log, nowhere) || !strings.Contains(log, "--database-dump") {
-		t.Errorf("the log does not say what to do: %s", log)
+		t.Errorf("the log doesn't say what to do: %s", log)
 	}
 	s.stop(t, syscall.SIGTERM)
 	fail(t, []string{"dump", "--database=" + p.database, "--database-dump=" + nowhere}, nowhere, "--database-dump")
@@ -189,7 +190,7 @@ func TestDumpFails(t *testing.T) {
 	}
 }
 
-// TestDumpAccelRedirect: nginx of the original's configuration finds the file.
+// TestDumpAccelRedirect: nginx with a configuration for the original finds the file.
 func TestDumpAccelRedirect(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)

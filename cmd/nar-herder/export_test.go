@@ -16,11 +16,10 @@ import (
 	"nar-herder/narinfo"
 )
 
-// plus is an item of the corpus whose name has to be escaped in a URL.
+// plus is an item of the corpus with a name that URLs escape.
 const plus = "mjwaskpdj87sw34j24x3fy7bmg45jckp-gtk+-2.24.33-doc"
 
-// publicDir is a directory that nginx's workers may read, whatever user they run
-// as.
+// publicDir returns a directory that nginx's workers may read, whatever user they run as.
 func publicDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "nar-herder-export")
@@ -34,7 +33,7 @@ func publicDir(t testing.TB) string {
 	return dir
 }
 
-// times are the times of all files below a directory.
+// times returns the times of all files below a directory.
 func times(t testing.TB, dir string) map[string]time.Time {
 	t.Helper()
 	found := make(map[string]time.Time)
@@ -44,7 +43,7 @@ func times(t testing.TB, dir string) map[string]time.Time {
 		}
 		info, err := entry.Info()
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil // it was just being written
+			return nil // it is being written
 		}
 		if err == nil && !entry.IsDir() {
 			found[strings.TrimPrefix(name, dir)] = info.ModTime()
@@ -57,8 +56,7 @@ func times(t testing.TB, dir string) map[string]time.Time {
 	return found
 }
 
-// TestExport has a real nginx serve what was exported of the corpus, and compares
-// all of it.
+// TestExport exports the corpus, serves it with nginx, and compares all files.
 func TestExport(t *testing.T) {
 	t.Parallel()
 	nginx := required(t, "nginx")
@@ -112,7 +110,7 @@ func TestExport(t *testing.T) {
 					if file.Compression == "none" {
 						checkNar(t, file.URL, n, got.body)
 					}
-					// As a file:// URL is opened, without decoding.
+					// A file:// URL is opened without decoding.
 					if text := read(t, out, file.URL); text != got.body {
 						t.Errorf("%s: the file of that name has %d bytes", file.URL, len(text))
 					}
@@ -125,8 +123,7 @@ func TestExport(t *testing.T) {
 	}
 }
 
-// TestExportRemoved has an item go from the copy, which is then the same as a new
-// one.
+// TestExportRemoved: after the removal of an item, the copy equals a new one.
 func TestExportRemoved(t *testing.T) {
 	t.Parallel()
 	diff := required(t, "diff")
@@ -168,7 +165,7 @@ func TestExportRemoved(t *testing.T) {
 	}
 }
 
-// TestExportMissing has nars that are not stored.
+// TestExportMissing exports items without stored nars.
 func TestExportMissing(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -177,16 +174,16 @@ func TestExportMissing(t *testing.T) {
 	if err := os.Remove(filepath.Join(p.storage, "nar/lzip", greet)); err != nil {
 		t.Fatal(err)
 	}
-	// The index has it: that is a fault.
+	// The index records the nar as stored: that is a fault.
 	r := runProgram(t, p.args("export", "--allow-missing", out)...)
 	if r.status != 1 || strings.Count(r.err, "\n") != 1 || !strings.Contains(r.err, greet) || !strings.Contains(r.out, "1 failed") {
-		t.Errorf("a nar that is gone: %+v", r)
+		t.Errorf("a missing nar: %+v", r)
 	}
 	if _, err := os.Stat(filepath.Join(out, narinfoName(greet))); !os.IsNotExist(err) {
 		t.Errorf("its narinfo is there: %v", err)
 	}
 
-	// Narinfos alone, as a mirror has them.
+	// Narinfos without nars, as a mirror has them.
 	q := newPlace(t)
 	succeed(t, "import", "--narinfos-only", "--database="+q.database, filepath.Join(testdata, "published"))
 	many := filepath.Join(q.dir, "narinfos")
@@ -217,7 +214,7 @@ func TestExportMissing(t *testing.T) {
 	fail(t, []string{"export", "--database=" + q.database + "x", "--storage=" + q.storage, out}, "--database")
 }
 
-// TestExportSlips has slips that have emptied copies and other directories.
+// TestExportSlips: mistakes that could empty copies or other directories.
 func TestExportSlips(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -239,7 +236,7 @@ func TestExportSlips(t *testing.T) {
 		t.Error("the copy has changed")
 	}
 
-	// The directory of another program, with the same narinfos or others.
+	// The directory of another program, with the same or other narinfos.
 	other := copyCorpus(t, "published-multi")
 	before = tree(t, other)
 	for _, more := range [][]string{{}, {"--delete"}, {"--delete", "--dry-run"}} {
@@ -250,7 +247,7 @@ func TestExportSlips(t *testing.T) {
 	}
 }
 
-// TestExportClosure has a closure, and then what has a tag.
+// TestExportClosure exports a closure, and then the items with a tag.
 func TestExportClosure(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -268,14 +265,13 @@ func TestExportClosure(t *testing.T) {
 		}
 		for _, base := range want {
 			if read(t, out, "nar/lzip", base) != read(t, p.storage, "nar/lzip", base) || read(t, out, narinfoName(base)) != read(t, published(base)) {
-				t.Errorf("%s: %s is another", args, base)
+				t.Errorf("%s: %s differs", args, base)
 			}
 		}
 	}
 }
 
-// TestExportKilled kills exports at any moment, again and again into one
-// directory.
+// TestExportKilled kills exports into one directory repeatedly.
 func TestExportKilled(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -303,11 +299,11 @@ func TestExportKilled(t *testing.T) {
 					t.Fatal(err)
 				}
 				if read(t, out, path) != read(t, p.storage, path) || read(t, out, file.URL) != read(t, p.storage, path) {
-					t.Errorf("round %d: %s is another", round, path)
+					t.Errorf("round %d: %s differs", round, path)
 				}
 			}
 		}
-		if round%3 == 2 && len(names) > 0 { // and begin anew
+		if round%3 == 2 && len(names) > 0 { // start again with an empty directory
 			if err := os.RemoveAll(out); err != nil {
 				t.Fatal(err)
 			}

@@ -15,7 +15,7 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// freeBytes are those of a file system for users without privileges.
+// freeBytes returns the free space of a file system for users without privileges.
 func freeBytes(t testing.TB, dir string) int64 {
 	t.Helper()
 	var stat syscall.Statfs_t
@@ -25,14 +25,14 @@ func freeBytes(t testing.TB, dir string) int64 {
 	return int64(stat.Bavail) * stat.Bsize
 }
 
-// TestMinimumFreeSpace has imports of another process refused that would leave less
-// than the minimum free, and nars removed when something else takes the room.
+// TestMinimumFreeSpace: imports that would leave less than the minimum free are refused,
+// and nars are removed when something else fills the file system.
 func TestMinimumFreeSpace(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	p.storage = testfs.Small(t, 8<<20)
 	source := filepath.Join(p.dir, "source")
-	texts := generate(t, source, 60) // some 4 MB
+	texts := generate(t, source, 60) // about 4 MB
 	const minimum = 6 << 20
 	s := p.serve(t, "--log-level=INFO", fmt.Sprintf("--storage-minimum-free-space=%dB", minimum), "--ttl=1s", "--storage-check-interval=1s",
 		"--storage-nar-removal-criteria=unpinned")
@@ -69,15 +69,15 @@ func TestMinimumFreeSpace(t *testing.T) {
 	}
 	until(t, "the minimum is free again", func() bool { return freeBytes(t, p.storage) >= minimum })
 	until(t, "there are no more warnings", func() bool { return !strings.Contains(get(t, s.addresses[0], "/health").body, "warnings") })
-	// And not more than had to.
+	// No more are removed than necessary.
 	if after := served(); after >= before || after < before-25 {
-		t.Errorf("%d of %d are left", after, before)
+		t.Errorf("%d of %d nars are left", after, before)
 	}
 	if free := freeBytes(t, p.storage); free > minimum+200<<10 {
 		t.Errorf("%d bytes are free, the minimum is %d", free, minimum)
 	}
 	s.stop(t, syscall.SIGTERM)
-	// Without a minimum, all comes.
+	// Without a minimum, all nars are imported.
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
@@ -85,9 +85,8 @@ func TestMinimumFreeSpace(t *testing.T) {
 	p.imports(t, source)
 }
 
-// TestFullDatabase fills the file system of the database to the last byte: nothing is
-// added, but the remove command and the server's own removal still work, also after a
-// restart.
+// TestFullDatabase fills the file system of the database: nothing is added, but the remove
+// command and the server's removal still work, also after a restart.
 func TestFullDatabase(t *testing.T) {
 	t.Parallel()
 	const count = 60
@@ -130,7 +129,7 @@ func TestFullDatabase(t *testing.T) {
 	if got.status == 0 || !strings.Contains(got.err, "no space left for the database") {
 		t.Errorf("import: %+v", got)
 	}
-	// The server's own.
+	// Removal by the server.
 	served := func() (count int) {
 		for target := range texts {
 			if get(t, s.addresses[0], target).StatusCode == 200 {
@@ -158,7 +157,8 @@ func TestFullDatabase(t *testing.T) {
 	}
 	removes()
 	s.kill(t)
-	// At once: what is freed while the ballast is written would be taken for free for minutes.
+	// At once: for minutes, space that is freed while the ballast is written would
+	// count as free.
 	succeed(t, p.args("remove", "--now", item(40))...)
 	s = p.serve(t, options...)
 	removes()
@@ -167,7 +167,7 @@ func TestFullDatabase(t *testing.T) {
 	succeed(t, p.args("remove", "--now", item(count-2))...)
 }
 
-// usageOf is what a file takes of the disk; 0 for none.
+// usageOf returns the disk usage of a file, 0 if it is missing.
 func usageOf(t testing.TB, name string) int64 {
 	t.Helper()
 	var stat syscall.Stat_t
@@ -179,8 +179,8 @@ func usageOf(t testing.TB, name string) int64 {
 	return stat.Blocks * 512
 }
 
-// TestFullDisk has database and storage on one file system, without a byte left: the
-// server makes room there by itself.
+// TestFullDisk: database and storage are on one full file system, on which the server makes
+// room by itself.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	disk := testfs.Small(t, 16<<20)

@@ -8,9 +8,8 @@ import (
 	"testing"
 )
 
-// TestFrontEnd has a primary and a front end with one storage: the front end serves
-// what the primary has stored, also while that is down, writes nothing, and takes its
-// place in the end.
+// TestFrontEnd: a front end serves the nars of the primary's storage, also while the
+// primary is down, writes nothing, and replaces the primary at the end.
 func TestFrontEnd(t *testing.T) {
 	t.Parallel()
 	const nars = 6
@@ -41,7 +40,7 @@ func TestFrontEnd(t *testing.T) {
 		until(t, "the front end serves "+targets[n], func() bool { return served(n) })
 	}
 	if sent := narsSent(t, primary.addresses[0]); sent != 0 {
-		t.Errorf("the primary has sent %v nars", sent)
+		t.Errorf("the primary sent %v nars", sent)
 	}
 	if info := get(t, address, strings.Replace(targets[0], ".narinfo", ".narinfo/info", 1)).body; info != `{"stored": false}` {
 		t.Errorf("the front end vouches for a nar: %s", info)
@@ -65,9 +64,9 @@ func TestFrontEnd(t *testing.T) {
 	fail(t, q.args("export", t.TempDir()), "another instance")
 	succeed(t, "check", "--database="+q.database, "--no-closures")
 
-	// What the primary removes is gone there, too.
+	// Items that the primary removes are removed at the front end.
 	succeed(t, p.args("remove", "--now", targets[0][1:33])...)
-	until(t, "the removal has come", func() bool { return get(t, address, targets[0]).StatusCode == http.StatusNotFound })
+	until(t, "the front end has removed it", func() bool { return get(t, address, targets[0]).StatusCode == http.StatusNotFound })
 	_, name := narOf(t, texts[targets[0]])
 	if got := get(t, address, "/"+name); got.StatusCode != http.StatusNotFound {
 		t.Errorf("a nar that was removed: %s", got.Status)
@@ -76,17 +75,17 @@ func TestFrontEnd(t *testing.T) {
 	// Without the primary, also after a restart.
 	primary.stop(t, syscall.SIGTERM)
 	if !served(2) {
-		t.Error("without the primary, a nar can't be had")
+		t.Error("without the primary, the front end doesn't serve a nar")
 	}
 	front.stop(t, syscall.SIGTERM)
 	fail(t, q.args("run-server", "--port=0", "--mirror=http://"+primary.addresses[0]), "another instance", "--storage-read-only", "claim-storage --yes=")
 	front = q.serve(t, "--log-level=INFO", "--ttl=1s", "--mirror=http://"+primary.addresses[0], "--storage-read-only")
 	if address = front.addresses[0]; !served(2) {
-		t.Error("after a restart without the primary, a nar can't be had")
+		t.Error("after a restart without the primary, the front end doesn't serve a nar")
 	}
 	front.stop(t, syscall.SIGTERM)
 
-	// In its place.
+	// The front end replaces the primary.
 	q.claims(t, ownerOf(t, p))
 	q.imports(t, file(3))
 	front = q.serve(t, "--log-level=INFO", "--ttl=1s")
@@ -99,6 +98,6 @@ func TestFrontEnd(t *testing.T) {
 	if info := get(t, address, strings.Replace(targets[2], ".narinfo", ".narinfo/info", 1)).body; info != `{"stored": true}` {
 		t.Errorf("the new primary does not vouch for a nar: %s", info)
 	}
-	// The old one can do no harm.
+	// The former primary can't change anything.
 	refused(p, 4)
 }

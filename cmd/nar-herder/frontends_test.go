@@ -19,7 +19,8 @@ import (
 	"nar-herder/internal/s3server"
 )
 
-// farm is a primary, the first, and front ends with one bucket, behind nginx.
+// farm is a primary, which is the first instance, and front ends with one bucket, behind
+// nginx.
 type farm struct {
 	*instances
 	targets []string // of narinfos, in the order of their import
@@ -28,7 +29,7 @@ type farm struct {
 	asked, cut, failed atomic.Int64
 }
 
-// newFarm starts them with the first so many nars of count.
+// newFarm starts a farm with the first nars of count.
 func newFarm(t *testing.T, frontEnds, count, first int) *farm {
 	t.Helper()
 	nginx := required(t, "nginx")
@@ -70,7 +71,7 @@ func newFarm(t *testing.T, frontEnds, count, first int) *farm {
 	return f
 }
 
-// files are the narinfos of items, from the one to before the other.
+// files returns the narinfo files of the items in a range.
 func (f *farm) files(from, to int) (files []string) {
 	for _, target := range f.targets[from:to] {
 		files = append(files, filepath.Join(f.source, target))
@@ -78,7 +79,7 @@ func (f *farm) files(from, to int) (files []string) {
 	return files
 }
 
-// has waits until an instance has the first so many items.
+// has waits until an instance has the first count items.
 func (f *farm) has(i, count int) {
 	f.t.Helper()
 	until(f.t, fmt.Sprintf("instance %d has %d items", i, count), func() bool {
@@ -87,9 +88,9 @@ func (f *farm) has(i, count int) {
 	})
 }
 
-// load asks nginx for narinfos and nars until it is stopped, by so many clients.
-// Nobody may get another nar or none; one that is cut is gone on with, as the rest of
-// the same nar.
+// load requests narinfos and nars from nginx with many clients until it is stopped. No
+// client may get a wrong nar or a 404; a cut download resumes with the rest of the same
+// nar.
 func (f *farm) load(clients, count int) (stop func()) {
 	done := make(chan struct{})
 	var asking sync.WaitGroup
@@ -116,7 +117,7 @@ func (f *farm) load(clients, count int) (stop func()) {
 	}
 }
 
-// fetch gets a narinfo and its nar.
+// fetch downloads a narinfo and its nar.
 func (f *farm) fetch(target string) error {
 	got, err := tryGet(f.front, target)
 	if err != nil || got.StatusCode != http.StatusOK || got.body != f.texts[target] {
@@ -125,7 +126,7 @@ func (f *farm) fetch(target string) error {
 	return f.fetchNar(target)
 }
 
-// fetchNar gets the nar of an item.
+// fetchNar downloads the nar of an item.
 func (f *farm) fetchNar(target string) error {
 	name := "/nar/" + strings.TrimSuffix(strings.TrimPrefix(target, "/"), ".narinfo") + "-item"
 	want, err := os.ReadFile(filepath.Join(f.source, name))
@@ -142,14 +143,14 @@ func (f *farm) fetchNar(target string) error {
 		f.cut.Add(1)
 	}
 	if err == nil && string(have) != string(want) {
-		err = fmt.Errorf("%d bytes, which are not the %d of the nar", len(have), len(want))
+		err = fmt.Errorf("got %d bytes, which differ from the %d bytes of the nar", len(have), len(want))
 	}
 	return err
 }
 
 var errWrong = errors.New("that is not what was imported")
 
-// rest gets what is missing of a nar.
+// rest downloads the missing part of a nar.
 func (f *farm) rest(name string, have []byte, tag string) ([]byte, string, error) {
 	request, err := http.NewRequest(http.MethodGet, "http://"+f.front+name, nil)
 	if err != nil {
@@ -174,9 +175,9 @@ func (f *farm) rest(name string, have []byte, tag string) ([]byte, string, error
 	return append(have, body...), response.Header.Get("ETag"), err
 }
 
-// TestFrontEnds has a primary and three front ends with one bucket behind nginx, of
-// which some are killed while clients ask for everything: nobody gets a wrong nar, or
-// none, and the bucket has what was imported, and nothing else.
+// TestFrontEnds kills a primary and front ends behind nginx while clients request
+// everything: no client gets a wrong nar or a 404, and the bucket has exactly the imported
+// nars.
 func TestFrontEnds(t *testing.T) {
 	t.Parallel()
 	const count, first = 120, 100
@@ -185,7 +186,7 @@ func TestFrontEnds(t *testing.T) {
 	pause := func() {
 		t.Helper()
 		before := f.asked.Load()
-		until(t, "clients ask", func() bool { return f.asked.Load() >= before+100 })
+		until(t, "clients send requests", func() bool { return f.asked.Load() >= before+100 })
 	}
 	pause()
 	for n := range kills(t) / 3 {
@@ -200,10 +201,10 @@ func TestFrontEnds(t *testing.T) {
 	}
 	stop()
 	f.places[0].imports(t, f.files(first, count)...)
-	f.has(1, count) // and the others may not yet
+	f.has(1, count) // the others may not have them yet
 	for _, target := range f.targets[first:] {
 		if err := f.fetchNar(target); err != nil {
-			t.Errorf("%s, which one front end has told of: %v", target, err)
+			t.Errorf("%s, which one front end serves: %v", target, err)
 		}
 	}
 	for i := range f.servers {
@@ -214,9 +215,9 @@ func TestFrontEnds(t *testing.T) {
 			t.Errorf("%s: %v", target, err)
 		}
 	}
-	t.Logf("%d nars asked for, %d cut and gone on with, %d failed", f.asked.Load(), f.cut.Load(), f.failed.Load())
+	t.Logf("%d nars requested, %d resumed, %d failed", f.asked.Load(), f.cut.Load(), f.failed.Load())
 	if f.asked.Load() < 100 {
-		t.Errorf("only %d nars were asked for", f.asked.Load())
+		t.Errorf("only %d nars were requested", f.asked.Load())
 	}
 	for _, s := range f.servers {
 		s.stop(t, syscall.SIGTERM)

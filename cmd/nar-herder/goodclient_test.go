@@ -19,24 +19,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// goodClientVariable makes the test binary a good client of the address that it holds, for
-// the duration behind it.
+// goodClientVariable makes the test binary a good client of the address in it, for the
+// duration after the address.
 const goodClientVariable = "NAR_HERDER_TEST_GOOD_CLIENT"
 
-// goodClient asks for narinfos one at a time from an address of its own, connects anew where
-// its connection was closed between two requests, and asks for a nar now and then and for
-// many narinfos at once.
+// goodClient requests narinfos one at a time from a separate address, reconnects if its
+// connection was closed between two requests, and now and then requests a nar, or many
+// narinfos at once.
 type goodClient struct {
 	address string
 	want    map[string]string
 	targets []string // of narinfos
 	nars    []string
-	took    []time.Duration // of those that were asked for one at a time
+	took    []time.Duration // of single requests
 }
 
-// goodResult is what a good client has seen.
+// goodResult is the result of a good client.
 type goodResult struct {
-	Rate  float64 // requests a second
+	Rate  float64 // requests per second
 	P99   time.Duration
 	Fault string // empty for none
 }
@@ -77,7 +77,7 @@ func newGoodClient(address string) (*goodClient, error) {
 
 var narEscapes = strings.NewReplacer("+", "%2B", "=", "%3D", "?", "%3F")
 
-// run asks until the time is over, and returns the rate.
+// run sends requests for a time, and returns the rate.
 func (g *goodClient) run(while time.Duration) (float64, error) {
 	const narEach, burstEach = 1000, 10_000
 	transport := &http.Transport{DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}, Timeout: patience}).DialContext, DisableCompression: true}
@@ -112,7 +112,7 @@ func (g *goodClient) run(while time.Duration) (float64, error) {
 
 const burstSize = 1000
 
-// burst writes many requests before it reads, as the client of Guix does.
+// burst writes many requests before it reads, as the Guix client does.
 func (g *goodClient) burst() error {
 	c, err := dialFrom("127.0.0.1", g.address)
 	if err != nil {
@@ -146,9 +146,9 @@ func (g *goodClient) burst() error {
 	return nil
 }
 
-// beGoodClient prints a goodResult as JSON. It stands for another machine, from which the
-// server can't take a processor: its threads have short turns, which Linux lets run before
-// those of others.
+// beGoodClient prints a goodResult as JSON. It stands for another machine, to which the
+// server's processor time doesn't matter: its threads have short time slices, which Linux
+// prefers.
 func beGoodClient(address string, while time.Duration) {
 	if err := eachThread(unix.SchedAttr{Runtime: 100_000}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -167,7 +167,7 @@ func beGoodClient(address string, while time.Duration) {
 	_ = json.NewEncoder(os.Stdout).Encode(result)
 }
 
-// runGoodClient runs a good client in a process of its own.
+// runGoodClient runs a good client in a separate process.
 func runGoodClient(t *testing.T, address string, while time.Duration) (result goodResult) {
 	t.Helper()
 	self, err := os.Executable()
@@ -186,7 +186,7 @@ func runGoodClient(t *testing.T, address string, while time.Duration) (result go
 	return result
 }
 
-// eachThread sets how the threads that there are, and those that they start, are scheduled.
+// eachThread sets the scheduling of all threads and those that they start.
 func eachThread(attributes unix.SchedAttr) error {
 	tasks, err := os.ReadDir("/proc/self/task")
 	attributes.Size = unix.SizeofSchedAttr

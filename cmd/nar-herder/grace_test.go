@@ -22,15 +22,14 @@ import (
 	"nar-herder/storage/owner"
 )
 
-// TestGrace has an item withdrawn just after a client got its narinfo, which it
-// keeps for as long as any of the options ever let it: the nar is served until
-// then, and gone soon after.
+// TestGrace withdraws an item just after a client got its narinfo, which the client keeps
+// for the longest TTL of the options: the nar is served until then, and deleted soon after.
 func TestGrace(t *testing.T) {
 	t.Parallel()
 	const hour, day = time.Hour, 24 * time.Hour
 	for name, test := range map[string]struct {
 		options []string
-		keeps   time.Duration // a client, its narinfo
+		keeps   time.Duration // how long a client keeps the narinfo
 	}{
 		"none":                       {nil, 36 * hour},
 		"ttl":                        {[]string{"--ttl=5d"}, 5 * day},
@@ -88,8 +87,9 @@ func TestGrace(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				// look removes what is due now, as the server does each second. It
-				// doesn't run all the time: a month of seconds takes minutes.
+				// look removes due items, as the server does each second.
+				// It doesn't run each second here: a month of seconds takes
+				// minutes.
 				look := func() {
 					ctx, stop := context.WithCancel(t.Context())
 					ended := make(chan struct{})
@@ -122,12 +122,12 @@ func TestGrace(t *testing.T) {
 					content, err := io.ReadAll(reader)
 					return err == nil && string(content) == read(t, testdata, "published/nar/lzip", greeting)
 				}
-				// The last narinfo may have been given out a moment after that.
+				// The last narinfo may have been sent a moment later.
 				for _, at := range []time.Duration{0, test.keeps / 2, test.keeps, test.keeps + answersKept - time.Millisecond} {
 					time.Sleep(time.Until(withdrawn.Add(at)))
 					look()
 					if !served() {
-						t.Errorf("the nar is gone after %v", at)
+						t.Errorf("the nar is deleted after %v", at)
 					}
 				}
 				time.Sleep(time.Millisecond)

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// guixService is nar-herder-configuration of Guix (gnu/services/guix.scm) with the
-// fields of 2026 at its end. Empty ones are #f, or an empty list.
+// guixService is nar-herder-configuration of Guix (gnu/services/guix.scm), with the fields
+// of 2026 at the end. Empty fields are #f, or an empty list.
 type guixService struct {
 	year                           int
 	mirror, database, databaseDump string
@@ -34,7 +34,7 @@ type guixCompression struct {
 	kind, level, directory, directoryMaxSize, unusedRemovalDuration, ttl, newTTL string
 }
 
-// arguments is the command line that the service makes of the record, in its order.
+// arguments returns the command line that the service makes of the record, in its order.
 func (g *guixService) arguments() []string {
 	arguments := []string{"run-server", "--pid-file=" + g.pidFile, "--port=" + g.port, "--host=" + g.host}
 	add := func(option, value string) {
@@ -85,14 +85,14 @@ func (g *guixService) arguments() []string {
 	return arguments
 }
 
-// environment is all that the process gets.
+// environment returns the whole environment of the process.
 func (g *guixService) environment() []string {
 	return append([]string{"GUIX_LOCPATH=/gnu/store/00000000000000000000000000000000-glibc-utf8-locales-2.39/lib/locale", "LC_ALL=en_US.utf8"}, g.extraEnvironmentVariables...)
 }
 
-// newGuixService is a record with the defaults, but for the files, which lie in a
-// directory of the test, and the addresses: the ports are those of the service, on
-// loopback addresses of their own. Mirror or storage must be set.
+// newGuixService returns a record with the defaults, except for files, which are in a
+// directory of the test, and addresses, which are separate loopback addresses with the
+// service's ports. Mirror or storage must be set.
 func newGuixService(p place, year int) *guixService {
 	return &guixService{
 		year: year, host: ownHost(), port: "8734", controlHost: ownHost(), controlPort: "8735",
@@ -101,7 +101,8 @@ func newGuixService(p place, year int) *guixService {
 	}
 }
 
-// TestGuixService runs what the service definition of Guix makes of its records.
+// TestGuixService runs the command lines that the service definition of Guix makes of its
+// records.
 func TestGuixService(t *testing.T) {
 	t.Parallel()
 	source := newPlace(t)
@@ -174,7 +175,7 @@ func TestGuixService(t *testing.T) {
 				if g.mirror != "" {
 					until(t, "the narinfo of the mirrored instance", func() bool { return get(t, address, "/"+narinfoName(greeting)).StatusCode == 200 })
 				}
-				if got := get(t, address, "/"); got.StatusCode != 404 { // as the test of Guix System has it
+				if got := get(t, address, "/"); got.StatusCode != 404 { // as the test of Guix System expects
 					t.Errorf("%s", got.Status)
 				}
 				if name == "example" {

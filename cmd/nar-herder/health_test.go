@@ -18,8 +18,8 @@ import (
 	"nar-herder/storage/directory"
 )
 
-// TestHealthReads: whether nars can be read decides, at the start as well, and what only
-// keeps the server from writing is a warning.
+// TestHealthReads: the server is ready if nars can be read, also at the start. Faults that
+// only prevent writes are warnings.
 func TestHealthReads(t *testing.T) {
 	t.Parallel()
 	unmountNars := func(t *testing.T, p *place) {
@@ -31,9 +31,9 @@ func TestHealthReads(t *testing.T) {
 		small bool // the file system of the storage
 		spoil func(t *testing.T, p *place)
 		args  []string
-		// part is what the health is to say something of, and reason what; no part for nothing.
+		// part has a warning with the reason; no part means no warning.
 		part, reason string
-		// broken: no nar can be read, so that the server is not ready.
+		// broken: no nar can be read, so the server is not ready.
 		broken bool
 		// noNar: nars are 404.
 		noNar bool
@@ -172,12 +172,13 @@ func TestHealthReads(t *testing.T) {
 	}
 }
 
-// denied is a byte store that can't be written, as on a file system that maps users.
+// denied is a byte store that can't be written to, as on a file system that maps users.
 type denied struct{ bytestore.Store }
 
 func (denied) Probe(context.Context) error { return fs.ErrPermission }
 
-// TestHealthDenied: an error of the storage is reported if its directories don't show why.
+// TestHealthDenied: an error of the storage is reported if its directories don't explain
+// it.
 func TestHealthDenied(t *testing.T) {
 	t.Parallel()
 	bytes, err := directory.Open(t.TempDir())
@@ -191,8 +192,8 @@ func TestHealthDenied(t *testing.T) {
 	}
 }
 
-// TestHealthOfUnfinishedCopy has a storage without an owner that has a quarter of the nars:
-// those are served.
+// TestHealthOfUnfinishedCopy: a storage without an owner and with a quarter of the nars is
+// served.
 func TestHealthOfUnfinishedCopy(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)

@@ -16,9 +16,10 @@ import (
 	"nar-herder/storage"
 )
 
-// TestHostileNar decodes a file of xz in all ways that there are: for checks, mirroring, copies and removal; for a cached
-// compression; and for a client. The file has two streams with correct checksums. The first ends with a number that is
-// spelled oddly, and the second asks for a dictionary of 4 GiB.
+// TestHostileNar decodes an xz file in all ways: for checks, mirroring, copies and removal;
+// for a cached compression; and for a client. The file has two streams with correct
+// checksums. The first ends with a number in an unusual encoding, and the second needs a
+// dictionary of 4 GiB.
 func TestHostileNar(t *testing.T) {
 	file, err := os.ReadFile("testdata/hostile.xz")
 	if err != nil {
@@ -50,7 +51,7 @@ func TestHostileNar(t *testing.T) {
 		err := read()
 		runtime.ReadMemStats(&after)
 		if err == nil {
-			t.Errorf("%s: no error", name)
+			t.Errorf("%s: want an error", name)
 		}
 		if name == "check" && !errors.Is(err, storage.ErrWrongNar) {
 			t.Errorf("%s: %v", name, err)
@@ -60,6 +61,6 @@ func TestHostileNar(t *testing.T) {
 		}
 	}
 	if used := decoderBudget().Background(); used != 0 {
-		t.Errorf("%d bytes are left", used)
+		t.Errorf("%d bytes are still counted as used", used)
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// copyCorpus makes a copy of a directory of the corpus that a test may change.
+// copyCorpus copies a directory of the corpus, so that a test may change it.
 func copyCorpus(t testing.TB, name string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -25,7 +25,7 @@ func copyCorpus(t testing.TB, name string) string {
 
 func lines(text string) []string { return strings.Split(strings.TrimSuffix(text, "\n"), "\n") }
 
-// TestEndToEnd imports, lists, tags and removes beside a running server.
+// TestEndToEnd imports, lists, tags and removes items beside a running server.
 func TestEndToEnd(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -86,17 +86,17 @@ func TestEndToEnd(t *testing.T) {
 		t.Errorf("stats: %q", out)
 	}
 
-	// Items go by path, base name and hash; the rest of what is named goes
-	// also when one is not known.
+	// Items are named by path, base name and hash; the others are removed even if one
+	// is unknown.
 	names := []string{"/gnu/store/" + greeting, entropy, gosrc[:32], narinfoName("mjwaskpdj87sw34j24x3fy7bmg45jckp")}
 	r := runProgram(t, p.args("remove", append(append([]string{"--now"}, names...), "00000000000000000000000000000000")...)...)
 	if r.status != 1 || strings.Count(r.out, "removed /gnu/store/") != len(names) || strings.Count(r.err, "\n") != 1 || !strings.Contains(r.err, "00000000000000000000000000000000") {
 		t.Errorf("remove: status %d, %q, %q", r.status, r.out, r.err)
 	}
 	begin := time.Now()
-	until(t, "the server has forgotten them", func() bool { return get(t, address, "/"+narinfoName(greeting)).StatusCode == 404 })
+	until(t, "the server no longer serves them", func() bool { return get(t, address, "/"+narinfoName(greeting)).StatusCode == 404 })
 	if took := time.Since(begin); took > 200*time.Millisecond {
-		t.Logf("seen after %v", took)
+		t.Logf("noticed after %v", took)
 	}
 	for _, target := range []string{"/nar/lzip/" + greeting, "/nar/" + greeting, "/" + narinfoName(entropy)} {
 		if got := get(t, address, target); got.StatusCode != 404 {
@@ -112,7 +112,7 @@ func TestEndToEnd(t *testing.T) {
 	fail(t, []string{"remove", "--now", database, "whkpn6a94flfghyx6i6fzbvrgc3wjkk7-empty-file"}, "--storage")
 }
 
-// TestImportFailures has some of the files bad: the others come in.
+// TestImportFailures: bad files don't prevent the import of the others.
 func TestImportFailures(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -157,7 +157,7 @@ func TestImportFailures(t *testing.T) {
 	if got := strings.Count(succeed(t, "list", "--database="+p.database), "\n"); got != 13-len(damage) {
 		t.Errorf("%d items are listed", got)
 	}
-	// Repaired, they come in.
+	// After a repair, they are imported.
 	if out := succeed(t, p.args("import", "--keep", filepath.Join(testdata, "published"))...); !strings.HasPrefix(out, fmt.Sprintf("%d added, %d known", len(damage), 13-len(damage))) {
 		t.Errorf("import of good ones: %q", out)
 	}
@@ -188,7 +188,7 @@ func replaceByLink(name, target string) error {
 	return os.Symlink(target, name)
 }
 
-// TestReferences imports items only with what they refer to.
+// TestReferences imports items only with their references.
 func TestReferences(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -206,17 +206,16 @@ func TestReferences(t *testing.T) {
 	}
 	fail2(gosrc, profile)
 	fail2(gosrc, profile, greeting)
-	fail2("libgreet", greet) // the greeting is there, and it refers to itself
+	fail2("libgreet", greet) // greeting is imported, and refers to itself
 	// A closure in any order.
 	if out := succeed(t, p.args("import", "--keep", "--ensure-references-exist", source)...); !strings.HasPrefix(out, "12 added, 1 known") {
 		t.Errorf("%q", out)
 	}
 }
 
-// TestImportsAtOnce has several processes import of the same items and of others, beside
-// the server: all succeed, and each row is seen by clients once the import says
-// that it is done.
-func TestImportsAtOnce(t *testing.T) {
+// TestConcurrentImports imports the same and other items with several processes beside the
+// server: all succeed, and clients see each row when its import is done.
+func TestConcurrentImports(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	s := p.serveProcess(t)
@@ -231,7 +230,7 @@ func TestImportsAtOnce(t *testing.T) {
 			}
 		})
 	}
-	// While they run, nothing is half there: a narinfo whose nar is not.
+	// Meanwhile, every served narinfo has its nar.
 	stop := make(chan struct{})
 	var watching sync.WaitGroup
 	watching.Go(func() {
@@ -266,15 +265,15 @@ func TestImportsAtOnce(t *testing.T) {
 	s.stop(t, syscall.SIGTERM)
 }
 
-// TestInterruptedImport ends an import: nothing is half there, and it can be
-// done again.
+// TestInterruptedImport interrupts imports: no item is incomplete, and the import can be
+// repeated.
 func TestInterruptedImport(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	for n, signal := range []os.Signal{syscall.SIGTERM, os.Interrupt, os.Kill, os.Kill} {
 		i := command(p.args("import", "--keep", filepath.Join(testdata, "published"), filepath.Join(testdata, "published-multi"))...)
 		i.start(t)
-		time.Sleep(time.Duration(5+20*n) * time.Millisecond) // another moment each
+		time.Sleep(time.Duration(5+20*n) * time.Millisecond) // a different moment each time
 		_ = i.Process.Signal(signal)
 		i.wait(t)
 	}
@@ -287,8 +286,8 @@ func TestInterruptedImport(t *testing.T) {
 	}
 }
 
-// TestImportWithoutStorage has an import without a storage, as when the variable with its
-// name is not set: the nars would be 404.
+// TestImportWithoutStorage imports without a storage, as with an empty shell variable: the
+// nars would be 404.
 func TestImportWithoutStorage(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -306,7 +305,7 @@ func TestImportWithoutStorage(t *testing.T) {
 	if body := get(t, s.addresses[0], "/metrics").body; !strings.Contains(body, "\nnarherder_items_without_nars 13\n") {
 		t.Error("the metric is not 13")
 	}
-	// With an instance that has the nars, nothing is wrong.
+	// With an instance that has the nars, there is no warning.
 	other := p.serve(t, "--mirror=http://"+s.addresses[0], "--database="+filepath.Join(p.dir, "mirror.db"), "--storage="+t.TempDir(), "--mirror-nars=none", "--database-dump="+filepath.Join(p.dir, "mirror-dump.db"))
 	until(t, "the mirror counts", func() bool {
 		return strings.Contains(get(t, other.addresses[0], "/metrics").body, "\nnarherder_items_without_nars 13\n")

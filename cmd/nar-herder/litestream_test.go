@@ -12,7 +12,7 @@ import (
 	"nar-herder/internal/s3server"
 )
 
-// litestream is the program, with the configuration of docs/backup.md.
+// litestream is the program with the configuration of docs/backup.md.
 type litestream struct {
 	t               *testing.T
 	program, config string
@@ -20,7 +20,7 @@ type litestream struct {
 }
 
 // newLitestream replicates a database to a bucket of the server. It checkpoints more often
-// than usual, so that a test with few changes sees that.
+// than usual, so that a test with few changes covers that.
 func newLitestream(t *testing.T, server *s3server.Server, database string) *litestream {
 	t.Helper()
 	program, err := s3server.GoProgram("litestream", "github.com/benbjohnson/litestream/cmd/litestream@v0.3.13")
@@ -66,7 +66,7 @@ func (l *litestream) replicate() *process {
 	return p
 }
 
-// replicated waits until a database has been replicated with so many items.
+// replicated waits until a replica has the number of items.
 func (l *litestream) replicated(items int) {
 	l.t.Helper()
 	until(l.t, fmt.Sprintf("%d items are replicated", items), func() bool {
@@ -79,8 +79,8 @@ func (l *litestream) replicated(items int) {
 }
 
 // TestLitestream loses the disk of the primary's database while items are imported and
-// replicated. From the replica, the primary starts again as the same instance, nothing
-// that was replicated is missing, and the front ends follow it.
+// replicated. The primary starts from the replica as the same instance, with all replicated
+// items, and the front ends follow it.
 func TestLitestream(t *testing.T) {
 	t.Parallel()
 	const count, before, replicated, lost = 30, 5, 25, 27
@@ -120,8 +120,8 @@ func TestLitestream(t *testing.T) {
 	}
 	l.replicated(replicated)
 
-	// Some items are not replicated any more, and one of the front ends has them. Then the
-	// disk is lost while others are imported.
+	// Some items are no longer replicated, and one of the front ends has them. Then the
+	// disk is lost during another import.
 	in.kill(1)
 	_ = replicating.Process.Kill()
 	<-replicating.ended
@@ -149,7 +149,7 @@ func TestLitestream(t *testing.T) {
 
 	in.start(0)
 	if log := in.servers[0].err.String(); !strings.Contains(log, "was restored from a backup") {
-		t.Errorf("the log does not say that the database was restored: %s", log)
+		t.Errorf("the log doesn't report the restored database: %s", log)
 	}
 	in.start(1)
 	wanted := func(i, count int) {
@@ -167,14 +167,14 @@ func TestLitestream(t *testing.T) {
 	if r := runProgram(t, primary.args("check")...); r.status != 0 {
 		t.Errorf("check: %+v", r)
 	}
-	// Only the front end that was ahead waits for an administrator.
+	// Only the front end that was ahead needs an administrator.
 	l.replicate()
 	primary.imports(t, files(replicated, count)...)
 	has := func(i int) func() bool {
 		return func() bool { return get(t, in.address(i), targets[count-1]).StatusCode == http.StatusOK }
 	}
 	until(t, "the front end follows", has(1))
-	until(t, "the front end that was ahead says so", func() bool {
+	until(t, "the front end that was ahead reports it", func() bool {
 		return strings.Contains(get(t, in.address(2), "/health").body, "gone back in time")
 	})
 	if has(2)() {

@@ -12,8 +12,8 @@ import (
 	"nar-herder/internal/testlog"
 )
 
-// TestLog has the lines of requests gathered, those of more weight written at
-// once, and all of them in order and whole.
+// TestLog: lines of requests are buffered, more important ones are written at once, and all
+// are complete and in order.
 func TestLog(t *testing.T) {
 	t.Parallel()
 	out := new(testlog.Buffer)
@@ -45,7 +45,7 @@ func TestLog(t *testing.T) {
 		}
 	}
 	if whole != 8*each {
-		t.Errorf("%d whole lines of %d", whole, 8*each)
+		t.Errorf("%d of %d lines are complete", whole, 8*each)
 	}
 	log.Debug("late")
 	if !strings.HasSuffix(out.String(), "msg=late\n") {
@@ -88,7 +88,7 @@ func TestLogSecrets(t *testing.T) {
 			t.Errorf("%T: %q", value, line)
 		}
 	}
-	// Nothing else is changed.
+	// Nothing else changes.
 	log.With("a", 1).Warn("x", "address", netip.MustParseAddr("::1"), "url", (*url.URL)(nil), "nil", nil, "ok", true)
 	if got := out.String(); !strings.HasSuffix(got, "level=WARN msg=x a=1 address=::1 url=<nil> nil=<nil> ok=true\n") {
 		t.Errorf("%q", got)

@@ -162,7 +162,7 @@ func report(err error, settings *settings, stderr io.Writer) int {
 	return int(statusFailed)
 }
 
-// helpFor returns the command that shows the help for what could not be parsed.
+// helpFor returns the help command to name after an error of the parser.
 func helpFor(err *kong.ParseError) string {
 	if err.Context != nil {
 		if command := err.Context.Selected(); command != nil {

@@ -32,7 +32,8 @@ func TestMemory(t *testing.T) {
 	}
 }
 
-// TestCopyDoesNotWait: an upload that waited for memory of decoders, while it holds some for its parts, could wait for ever.
+// TestCopyDoesNotWait: an upload that waits for decoder memory while it holds some for its
+// parts could wait for ever.
 func TestCopyDoesNotWait(t *testing.T) {
 	var file bytes.Buffer
 	w := gzip.NewWriter(&file)
@@ -50,7 +51,7 @@ func TestCopyDoesNotWait(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := decodeNar(ctx, "gzip", bytes.NewReader(file.Bytes()), 0); !errors.Is(err, context.Canceled) {
-		t.Errorf("the budget is not taken: %v", err)
+		t.Errorf("the budget is not used: %v", err)
 	}
 	reader, err := decodeCopied(ctx, "gzip", bytes.NewReader(file.Bytes()), 0)
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 
 const libgreeter = "nxrz38jzshzw0q3fqi3fqimjg1zr62r9-greet-1.0"
 
-// oldPlace has a database of schema version 3, as a program of that time has left it,
-// and its nars.
+// oldPlace returns a place with a database of schema version 3, as a program of that
+// version left it, and its nars.
 func oldPlace(t *testing.T) place {
 	t.Helper()
 	p := newPlace(t)
@@ -28,8 +28,7 @@ func oldPlace(t *testing.T) place {
 	return p
 }
 
-// TestOlderDatabase has commands refuse a database of an older version, and leave it
-// as it is.
+// TestOlderDatabase: commands refuse a database of an older version, and don't change it.
 func TestOlderDatabase(t *testing.T) {
 	t.Parallel()
 	p := oldPlace(t)
@@ -52,7 +51,7 @@ func TestOlderDatabase(t *testing.T) {
 	}
 }
 
-// TestMigrate brings a database up to date with the command, and goes back.
+// TestMigrate migrates a database with the command, and goes back.
 func TestMigrate(t *testing.T) {
 	t.Parallel()
 	p := oldPlace(t)
@@ -70,7 +69,7 @@ func TestMigrate(t *testing.T) {
 	if n := count(t, kept, "PRAGMA user_version"); n != 3 {
 		t.Errorf("the copy has schema version %d", n)
 	}
-	// The way back, and forth again.
+	// Back, and forth again.
 	if err := os.Rename(kept, p.database); err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +80,7 @@ func TestMigrate(t *testing.T) {
 	}
 }
 
-// TestServerMigrates brings a database up to date when the server starts.
+// TestServerMigrates migrates a database at the start of the server.
 func TestServerMigrates(t *testing.T) {
 	t.Parallel()
 	p := oldPlace(t)

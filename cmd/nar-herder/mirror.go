@@ -33,7 +33,7 @@ func (s *subsystems) mirrorStatus() mirrorStatus {
 	return status
 }
 
-// newFollower returns what follows the mirrored instance, the first of the peers, or nil
+// newFollower returns the follower of the mirrored instance, the first of the peers, or nil
 // without one. It announces new items to the fetcher, which may be nil.
 func (c *serverCommand) newFollower(store *opened, peers peer.Peers, fetcher *nars.Fetcher, log *slog.Logger) *mirror.Mirror {
 	if c.Mirror == nil {
@@ -58,8 +58,8 @@ func (c *serverCommand) newFollower(store *opened, peers peer.Peers, fetcher *na
 	})
 }
 
-// newFetcher returns what stores the nars of the mirrored instance, or nil if they are only
-// streamed through.
+// newFetcher returns the fetcher that stores nars of the mirrored instance, or nil if they
+// are only streamed through.
 func (c *serverCommand) newFetcher(store *opened, peers peer.Peers, source *passing.Source, log *slog.Logger) (*nars.Fetcher, error) {
 	if c.Mirror == nil || c.Storage == "" || c.MirrorNars == "none" || c.StorageReadOnly {
 		return nil, nil

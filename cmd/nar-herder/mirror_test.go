@@ -20,7 +20,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// metricWith is the value of a metric with labels, as they stand in the text.
+// metricWith returns the value of a metric with labels, as in the text format.
 func metricWith(t testing.TB, address, name string) float64 {
 	t.Helper()
 	for line := range strings.Lines(get(t, address, "/metrics").body) {
@@ -32,25 +32,25 @@ func metricWith(t testing.TB, address, name string) float64 {
 			return value
 		}
 	}
-	t.Fatalf("there is no metric %s", name)
+	t.Fatalf("no metric %s", name)
 	return 0
 }
 
-// narsSent is how many requests for nars a server has answered with one.
+// narsSent returns the number of requests that a server has answered with a nar.
 func narsSent(t testing.TB, address string) float64 {
 	t.Helper()
 	return metricWith(t, address, `narherder_http_requests_total{route="/nar/",status="200"}`) +
 		metricWith(t, address, `narherder_http_requests_total{route="/nar/",status="206"}`)
 }
 
-// pageSize is that of the pages of a large file that takes little of the disk: the
-// first bytes of each tell which one it is, and the rest are zeros.
+// pageSize is the size of the pages of a large, sparse file: the first bytes of each have
+// its number, and the rest are zeros.
 const pageSize = 1 << 20
 
-// mark begins the Nth page.
+// mark returns the beginning of the Nth page.
 func mark(n int64) []byte { return fmt.Appendf(nil, "page %011d", n) }
 
-// coldNar is a source that has one large nar, and its narinfo's directory.
+// coldNar makes a source with one large nar, and a directory with its narinfo.
 func coldNar(t *testing.T, size int64) (p place, directory, target string) {
 	t.Helper()
 	p = newPlace(t)
@@ -84,9 +84,8 @@ func coldNar(t *testing.T, size int64) (p place, directory, target string) {
 	return p, directory, "/nar/" + base
 }
 
-// coldSize is the size of the nar that TestColdNar has 100 clients ask for: small
-// enough for each run of the tests, or as large as NAR_HERDER_COLD_NAR says, in
-// bytes.
+// coldSize returns the size of the nar in TestColdNar: small enough for each run of the
+// tests, or NAR_HERDER_COLD_NAR bytes.
 func coldSize(t *testing.T) int64 {
 	if text := variables["NAR_HERDER_COLD_NAR"]; text != "" {
 		size, err := strconv.ParseInt(text, 10, 64)
@@ -98,8 +97,7 @@ func coldSize(t *testing.T) int64 {
 	return 32 << 20
 }
 
-// TestColdNar has 100 clients ask a mirror at once for a nar that it does not have
-// yet.
+// TestColdNar requests a nar that the mirror doesn't have yet, with 100 clients at once.
 func TestColdNar(t *testing.T) {
 	const clients = 100
 	size := coldSize(t)
@@ -121,30 +119,30 @@ func TestColdNar(t *testing.T) {
 	asking.Wait()
 	took := time.Since(begun)
 	if got := narsSent(t, from.addresses[0]); got != 1 {
-		t.Errorf("the source was asked %v times", got)
+		t.Errorf("the source got %v requests", got)
 	}
 	until(t, "it is stored", func() bool { return metric(t, mirror.addresses[0], "narherder_stored_nars") == "1" })
 	if got := metric(t, mirror.addresses[0], "narherder_mirror_nars_fetched_bytes_total"); got != strconv.FormatFloat(float64(size), 'g', -1, 64) {
 		t.Errorf("%s bytes fetched", got)
 	}
 	memory := peakMemory(t, mirror.Process.Pid)
-	t.Logf("%d clients got %d MiB each in %v, %.0f MB/s together; the mirror took %.0f MB at the most", clients, size>>20, took,
+	t.Logf("%d clients got %d MiB each in %v, %.0f MB/s together; the mirror used at most %.0f MB", clients, size>>20, took,
 		float64(clients*size)/1e6/took.Seconds(), float64(memory)/1e6)
-	// The race detector takes several times as much.
+	// The race detector uses several times as much.
 	if !hasRaceDetector && memory > 200e6 {
-		t.Errorf("the mirror took %d bytes of memory", memory)
+		t.Errorf("the mirror used %d bytes of memory", memory)
 	}
-	// From now on it sends its own.
+	// The mirror now sends its own copy.
 	if err := checkPages("http://"+mirror.addresses[0]+target, size); err != nil {
 		t.Error(err)
 	}
 	if got := narsSent(t, from.addresses[0]); got != 1 {
-		t.Errorf("the source was asked %v times", got)
+		t.Errorf("the source got %v requests", got)
 	}
 	succeed(t, q.args("check", "--verify")...)
 }
 
-// checkPages downloads a file of pages, and compares each byte.
+// checkPages downloads a file of pages, and compares all bytes.
 func checkPages(url string, size int64) error {
 	response, err := http.Get(url)
 	if err != nil {
@@ -165,12 +163,12 @@ func checkPages(url string, size int64) error {
 		}
 	}
 	if n, err := io.Copy(io.Discard, response.Body); n != 0 || err != nil {
-		return fmt.Errorf("%d bytes more, %w", n, err)
+		return fmt.Errorf("%d bytes too many, %w", n, err)
 	}
 	return nil
 }
 
-// peakMemory is the most memory that a process has had resident, in bytes.
+// peakMemory returns the peak resident memory of a process in bytes.
 func peakMemory(t *testing.T, pid int) int64 {
 	t.Helper()
 	file, err := os.Open(fmt.Sprintf("/proc/%d/status", pid))
@@ -184,12 +182,12 @@ func peakMemory(t *testing.T, pid int) int64 {
 			return kilobytes << 10
 		}
 	}
-	t.Fatal("it can't be found out what memory a process has taken")
+	t.Fatal("no VmHWM")
 	return 0
 }
 
-// TestMirrorNars fetches all nars of another instance, which is killed and started
-// meanwhile, as is the mirror.
+// TestMirrorNars fetches all nars of another instance; both it and the mirror are killed
+// and restarted meanwhile.
 func TestMirrorNars(t *testing.T) {
 	t.Parallel()
 	p, q := newPlace(t), newPlace(t)
@@ -207,7 +205,7 @@ func TestMirrorNars(t *testing.T) {
 	from, mirror := serveSource(), serveMirror()
 	for range 4 {
 		stored := metricWith(t, mirror.addresses[0], "narherder_stored_nars")
-		until(t, "more come", func() bool {
+		until(t, "more nars are fetched", func() bool {
 			return metricWith(t, mirror.addresses[0], "narherder_stored_nars") > min(stored+5, 149)
 		})
 		killed := &mirror
@@ -237,8 +235,7 @@ func TestMirrorNars(t *testing.T) {
 	}
 }
 
-// TestMirrorStops has a mirror end at once while clients wait for a nar that comes
-// slowly.
+// TestMirrorStops: a mirror stops at once while clients wait for a slow nar.
 func TestMirrorStops(t *testing.T) {
 	t.Parallel()
 	p, directory, target := coldNar(t, 4<<20)
@@ -247,13 +244,13 @@ func TestMirrorStops(t *testing.T) {
 	q := newPlace(t)
 	succeed(t, "import", "--narinfos-only", "--database="+q.database, directory)
 	mirror := q.serve(t, "--log-level=INFO", "--mirror=http://"+from.addresses[0], "--mirror-bandwidth=100K")
-	until(t, "it comes", func() bool { return metricWith(t, mirror.addresses[0], "narherder_mirror_nars_in_flight") == 1 })
+	until(t, "the nar is being fetched", func() bool { return metricWith(t, mirror.addresses[0], "narherder_mirror_nars_in_flight") == 1 })
 	mirror.stop(t, os.Interrupt)
 	entries, err := os.ReadDir(filepath.Join(q.storage, ".nar-herder-spool"))
 	if err != nil || len(entries) != 1 {
 		t.Errorf("the spool: %v, %v", entries, err)
 	}
-	// What has come is of use.
+	// The partial download is used.
 	mirror = q.serve(t, "--log-level=INFO", "--mirror=http://"+from.addresses[0])
 	until(t, "it is stored", func() bool { return metricWith(t, mirror.addresses[0], "narherder_stored_nars") == 1 })
 	if err := checkPages("http://"+mirror.addresses[0]+target, 4<<20); err != nil {
@@ -261,7 +258,7 @@ func TestMirrorStops(t *testing.T) {
 	}
 }
 
-// TestMirrorStreams has a mirror without a storage, and one that stores nothing.
+// TestMirrorStreams: a mirror without a storage, and one that stores nothing.
 func TestMirrorStreams(t *testing.T) {
 	t.Parallel()
 	p, directory, target := coldNar(t, 4<<20)
@@ -285,20 +282,20 @@ func TestMirrorStreams(t *testing.T) {
 		}
 	}
 	if got := narsSent(t, from.addresses[0]); got != 4 {
-		t.Errorf("the source was asked %v times", got)
+		t.Errorf("the source got %v requests", got)
 	}
 }
 
-// TestMirrorFromNothing has a mirror that begins with nothing, and follows: it gets
-// the nars of what there is, and of what is imported at its source later.
-func TestMirrorFromNothing(t *testing.T) {
+// TestMirrorBootstrap: a mirror without a database bootstraps and follows, and fetches
+// the nars of old and of new items.
+func TestMirrorBootstrap(t *testing.T) {
 	t.Parallel()
 	p, q := newPlace(t), newPlace(t)
 	source := filepath.Join(p.dir, "source")
 	texts := generate(t, source, 30)
 	later := filepath.Join(p.dir, "later")
 	for target := range texts {
-		// One comes later.
+		// One item is imported later.
 		n, name := narOf(t, texts[target])
 		if err := os.MkdirAll(filepath.Join(later, "nar"), 0o755); err != nil {
 			t.Fatal(err)
@@ -321,10 +318,10 @@ func TestMirrorFromNothing(t *testing.T) {
 	}
 	until(t, "all are stored", stored(29))
 	p.imports(t, later)
-	until(t, "the one that comes later is", stored(30))
+	until(t, "the later one is stored", stored(30))
 	until(t, "nothing is in flight", func() bool { return metricWith(t, mirror.addresses[0], "narherder_mirror_nars_in_flight") == 0 })
 	if got := narsSent(t, from.addresses[0]); got != 30 {
-		t.Errorf("the source was asked %v times", got)
+		t.Errorf("the source got %v requests", got)
 	}
 	for _, text := range texts {
 		n, name := narOf(t, text)

@@ -12,8 +12,8 @@ import (
 	"nar-herder/internal/s3server"
 )
 
-// TestMirrorToBucket has a mirror put nars into a bucket of its own, also after it was
-// killed, and then remove them from there, as the source has them.
+// TestMirrorToBucket: a mirror stores nars in its bucket, also after it was killed, and
+// then removes them, as the source has them.
 func TestMirrorToBucket(t *testing.T) {
 	t.Parallel()
 	const count = 40

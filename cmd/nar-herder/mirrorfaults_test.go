@@ -20,13 +20,13 @@ import (
 	"nar-herder/peer"
 )
 
-// asker asks a mirror for items all the time, and looks at what it gets.
+// asker requests items from a mirror continuously, and checks the answers.
 type asker struct {
 	t       *testing.T
 	address string
 	texts   map[string]string // by target
-	removed sync.Map          // targets that may be gone
-	whole   atomic.Int64      // nars that came whole
+	removed sync.Map          // targets that may be removed
+	whole   atomic.Int64      // complete nars
 }
 
 func (a *asker) ask(target string) {
@@ -46,18 +46,18 @@ func (a *asker) ask(target string) {
 	}
 	got, err = tryGet(a.address, "/"+n.Files[0].URL)
 	switch _, mayBeGone := a.removed.Load(target); {
-	case err != nil || got.StatusCode >= 500: // cut, or not to be had now
+	case err != nil || got.StatusCode >= 500: // cut, or not available now
 	case got.StatusCode == 404 && mayBeGone:
 	case got.StatusCode != 200:
 		a.t.Errorf("/%s: %s, after its narinfo was served", n.Files[0].URL, got.Status)
 	case n.Files[0].Compression == "none" && narinfo.NarHash(sha256.Sum256([]byte(got.body))) != n.NarHash, int64(len(got.body)) != n.Files[0].Size:
-		a.t.Errorf("/%s: another nar", n.Files[0].URL)
+		a.t.Errorf("/%s: wrong nar", n.Files[0].URL)
 	default:
 		a.whole.Add(1)
 	}
 }
 
-// run asks until it is stopped.
+// run sends requests until it is stopped.
 func (a *asker) run() (stop func()) {
 	targets := slices.Sorted(maps.Keys(a.texts))
 	var asking sync.WaitGroup
@@ -78,11 +78,11 @@ func (a *asker) run() (stop func()) {
 	}
 }
 
-// faulty picks faults until it is calm, of all kinds; those that stall go on after a
-// moment.
+// faulty injects random faults of all kinds until calm is called. Those that stall continue
+// after a moment.
 func faulty(t *testing.T, target string, first func(*http.Request) (faultproxy.Fault, bool)) (p *faultproxy.Proxy, calm func()) {
 	seed := rand.Uint64()
-	t.Logf("the faults begin with %d", seed)
+	t.Logf("the seed of the faults is %d", seed)
 	random := faultproxy.Random(seed, 0.4, append([]faultproxy.Kind{faultproxy.StallHead, faultproxy.StallBody}, faultproxy.All...)...)
 	var isCalm atomic.Bool
 	p = faultproxy.New(target, func(r *http.Request) faultproxy.Fault {
@@ -116,9 +116,8 @@ func faulty(t *testing.T, target string, first func(*http.Request) (faultproxy.F
 	return p, func() { isCalm.Store(true) }
 }
 
-// TestMirrorFaults has a mirror follow a source behind a proxy that does everything
-// wrong for a while. Nothing wrong is served, and then the two are equal, without a
-// hand.
+// TestMirrorFaults: a mirror follows a source behind a proxy that injects faults for a
+// while. It serves nothing wrong, and ends up equal to the source without intervention.
 func TestMirrorFaults(t *testing.T) {
 	t.Parallel()
 	for name, first := range map[string]func(*http.Request) (faultproxy.Fault, bool){
@@ -151,13 +150,13 @@ func TestMirrorFaults(t *testing.T) {
 					gone := rand.IntN(n)
 					asker.removed.Store(targets[gone], true)
 					hash := strings.TrimSuffix(strings.TrimPrefix(targets[gone], "/"), ".narinfo")
-					runProgram(t, source.args("remove", "--now", hash)...) // also of one that is gone already
+					runProgram(t, source.args("remove", "--now", hash)...) // the item may be removed already
 				}
 			}
-			until(t, "enough to go wrong", func() bool { return proxy.Counts().Faulty() > 12 })
+			until(t, "enough faults", func() bool { return proxy.Counts().Faulty() > 12 })
 			calm()
 			proxy.Release()
-			until(t, "the mirror to be equal", func() bool {
+			until(t, "the mirror is equal", func() bool {
 				sorted := func(p place) []string {
 					return slices.Sorted(strings.Lines(runProgram(t, "list", "--database="+p.database).out))
 				}
@@ -167,7 +166,7 @@ func TestMirrorFaults(t *testing.T) {
 				return !strings.Contains(succeed(t, "list", "--database="+mirror.database, "--json"), `"stored":false`)
 			})
 			stopAsking()
-			t.Logf("%+v; %d nars came whole meanwhile", proxy.Counts(), asker.whole.Load())
+			t.Logf("%+v; %d complete nars meanwhile", proxy.Counts(), asker.whole.Load())
 			m.stop(t, syscall.SIGTERM)
 			if r := runProgram(t, mirror.args("check", "--verify", "--no-closures")...); r.status != 0 {
 				t.Errorf("check: %+v", r)
@@ -176,8 +175,8 @@ func TestMirrorFaults(t *testing.T) {
 	}
 }
 
-// TestMirrorOriginal has a mirror, and a mirror of it, follow an original, whose
-// answers go wrong for a while.
+// TestMirrorOriginal: a mirror and a mirror of it follow an original that injects faults
+// for a while.
 func TestMirrorOriginal(t *testing.T) {
 	t.Parallel()
 	published := filepath.Join(testdata, "published")
@@ -254,8 +253,8 @@ func TestMirrorOriginal(t *testing.T) {
 		add(file)
 	}
 	until(t, "further items", has(paths(files[:7]...)))
-	// A pin keeps what is stored. One that has failed is tried again after a minute,
-	// or when a client asks for it.
+	// A pin keeps stored nars. A failed fetch is retried after a minute, or when a
+	// client requests the nar.
 	pinned := "/" + first.Files[0].URL
 	for database, s := range map[string]*server{a.database: middle, b.database: last} {
 		until(t, "the pinned nar", func() bool {
@@ -273,12 +272,12 @@ func TestMirrorOriginal(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	until(t, "removals, and that what is pinned stays", has(paths(append([]string{files[0]}, files[2:7]...)...)))
+	until(t, "removals, without the pinned items", has(paths(append([]string{files[0]}, files[2:7]...)...)))
 	if faults := proxy.Counts().Faulty(); faults < 3 {
-		t.Errorf("only %d answers went wrong", faults)
+		t.Errorf("only %d answers had faults", faults)
 	}
 	calm()
-	// Its log loses what nobody has seen.
+	// The original's log loses changes that no mirror has followed.
 	middle.kill(t)
 	for _, file := range files[7:] {
 		add(file)
@@ -291,10 +290,10 @@ func TestMirrorOriginal(t *testing.T) {
 	}
 	original.TrimChanges(time.Now().Add(time.Hour))
 	middle = start(a, host, proxy.URL)
-	// What has failed is tried again after a minute, or at once by another process.
+	// Failed fetches are retried after a minute, or at once by another process.
 	last.stop(t, syscall.SIGTERM)
 	last = start(b, ownHost(), "http://"+middle.addresses[0])
-	until(t, "the gap to be closed", has(paths(append([]string{files[0]}, files[3:]...)...)))
+	until(t, "the gap is closed", has(paths(append([]string{files[0]}, files[3:]...)...)))
 	for _, p := range []place{a, b} {
 		until(t, "all nars", func() bool {
 			return !strings.Contains(succeed(t, "list", "--database="+p.database, "--json"), `"stored":false`)
@@ -307,7 +306,7 @@ func TestMirrorOriginal(t *testing.T) {
 				t.Errorf("%s: %q", target, got.body)
 			}
 		}
-		until(t, "mirror-status to be content", func() bool {
+		until(t, "mirror-status succeeds", func() bool {
 			return runProgram(t, "mirror-status", "--max-lag=30s", "http://"+s.addresses[0]).status == 0
 		})
 		s.stop(t, syscall.SIGTERM)

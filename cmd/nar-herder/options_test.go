@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// TestOptions gives every option of the service definition of Guix, in both
-// forms, and ours.
+// TestOptions gives every option of the service definition of Guix, in both forms, and the
+// new options.
 func TestOptions(t *testing.T) {
 	t.Parallel()
 	for _, form := range []string{"=", " "} {
@@ -48,7 +48,7 @@ func TestOptions(t *testing.T) {
 				args = append(args, "--"+option[0], option[1])
 			}
 		}
-		succeed(t, "import", "--narinfos-only", "--database="+p.database, p.dir) // so that the mirror needs not begin with its source
+		succeed(t, "import", "--narinfos-only", "--database="+p.database, p.dir) // so that the mirror need not bootstrap
 		s := serve(t, within(args...))
 		if got := get(t, s.addresses[0], "/nix-cache-info"); got.StatusCode != 200 {
 			t.Errorf("%s", got.Status)
@@ -66,7 +66,7 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-// TestNoInactiveOptions has nothing said when all that was given works.
+// TestNoInactiveOptions: no warnings if all given options have an effect.
 func TestNoInactiveOptions(t *testing.T) {
 	t.Parallel()
 	s := newPlace(t).serve(t, "--ttl=30d", "--x-accel-redirect")
@@ -75,8 +75,7 @@ func TestNoInactiveOptions(t *testing.T) {
 	}
 }
 
-// TestMirrorWithoutStorage answers, although its source can't be reached: that it is
-// not ready.
+// TestMirrorWithoutStorage: a mirror of an unreachable source answers that it is not ready.
 func TestMirrorWithoutStorage(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -103,12 +102,11 @@ func TestMirrorWithoutStorage(t *testing.T) {
 	}
 	s.stop(t, syscall.SIGTERM)
 	if _, err := os.Stat(p.database); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a database was made of nothing: %v", err)
+		t.Errorf("a database was created: %v", err)
 	}
 }
 
-// TestBadOptions has each wrong value answered by one line, and nothing else
-// happen.
+// TestBadOptions: each wrong value causes one line, and nothing else.
 func TestBadOptions(t *testing.T) {
 	t.Parallel()
 	const duration, size = "a number and one of s, min, h, d, w, mo", "a number of bytes"
@@ -213,8 +211,8 @@ func TestBadOptions(t *testing.T) {
 	}
 }
 
-// TestUnusableOptions is TestBadOptions for values that may be right at another time or
-// on another machine.
+// TestUnusableOptions is TestBadOptions for values that may be valid at another time or on
+// another machine.
 func TestUnusableOptions(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -247,7 +245,7 @@ func isEmpty(t *testing.T, dir string) {
 	}
 }
 
-// TestBadCommands is the same for what comes before the options.
+// TestBadCommands is the same for arguments before the options.
 func TestBadCommands(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -289,8 +287,8 @@ func TestBadCommands(t *testing.T) {
 	isEmpty(t, dir)
 }
 
-// TestBadBucketURL: a storage URL that is not valid is an error before anything is opened,
-// or downloaded from the mirrored instance.
+// TestBadBucketURL: an invalid storage URL is an error before anything is opened, or
+// downloaded from the source.
 func TestBadBucketURL(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -313,7 +311,7 @@ func TestBadBucketURL(t *testing.T) {
 		misuse(t, append(args, "--storage="+url), "--storage", `checksum="foo"`, "crc32c, crc32 or none")
 	}
 	if n := asked.Load(); n != 0 {
-		t.Errorf("the mirrored instance was asked %d times", n)
+		t.Errorf("the source got %d requests", n)
 	}
 	isEmpty(t, dir)
 }

@@ -10,9 +10,9 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-var update = flag.Bool("update", false, "write docs/options.md anew")
+var update = flag.Bool("update", false, "write docs/options.md")
 
-// commandModel is the command line, as the parser knows it.
+// commandModel is the parser's model of the command line.
 func commandModel(t *testing.T) *kong.Application {
 	t.Helper()
 	parser, err := kong.New(new(commands), kong.Name("nar-herder"), kong.Vars{"version": release})
@@ -22,8 +22,8 @@ func commandModel(t *testing.T) *kong.Application {
 	return parser.Model
 }
 
-// TestOptionsDocument: docs/options.md is as the command line is. With -update, it is
-// written anew.
+// TestOptionsDocument: docs/options.md matches the command line. With -update, it writes
+// the page.
 func TestOptionsDocument(t *testing.T) {
 	t.Parallel()
 	want := optionsDocument(commandModel(t))
@@ -41,17 +41,17 @@ func TestOptionsDocument(t *testing.T) {
 const optionsHead = `# Commands and options
 
 Generated from the command line by ` + "`go test ./cmd/nar-herder -run TestOptionsDocument -update`" + `: don't edit this page.
-How to set options in the environment or a file is in [install.md](install.md#options-from-the-environment-and-a-file),
-what the words mean in the [glossary](glossary.md).
+[install.md](install.md#options-from-the-environment-and-a-file) explains how to set options in the environment or a
+file. The [glossary](glossary.md) defines the words.
 
 Every command also has ` + "`--help`, `--version` and `--config=FILE`" + ` (variable ` + "`NAR_HERDER_CONFIG`" + `).
 
 | exit status | meaning |
 |---|---|
-| 0 | success: all was done, and nothing is wrong (any more, after ` + "`check --repair`" + `) |
+| 0 | success: everything was done, and nothing is wrong, or ` + "`check --repair`" + ` has repaired it |
 | 1 | findings or failure: some of the work failed, was refused or was interrupted; the mirror is behind |
 | 2 | unknown: ` + "`check`, `mirror-status`, `plan-removal` or `copy-storage`" + ` could not determine its answer |
-| 64 | usage: the command line, or a variable or file in its place, is wrong. Trying again is of no use |
+| 64 | usage: the command line, a variable or the configuration file is wrong. Trying again is useless |
 `
 
 func optionsDocument(model *kong.Application) string {
@@ -94,15 +94,15 @@ func optionsDocument(model *kong.Application) string {
 	return b.String()
 }
 
-// code is a code span for a table.
+// code returns a code span for a table.
 func code(text string) string { return "`" + strings.ReplaceAll(text, "|", `\|`) + "`" }
 
-// cell is prose for a table.
+// cell returns prose for a table.
 func cell(text string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(markdown(text), "|", `\|`), "\n", " ")
 }
 
-// markdown is a help text as prose.
+// markdown returns a help text as prose.
 func markdown(text string) string {
 	return strings.NewReplacer("<", `\<`, "*", `\*`, "_", `\_`).Replace(strings.TrimSpace(text))
 }

@@ -25,7 +25,7 @@ func ownerOf(t *testing.T, p place) (o owner.Owner) {
 	return o
 }
 
-// claims takes the storage from its owner, which is shown first.
+// claims takes the storage from its owner, after a run that shows the owner.
 func (p place) claims(t *testing.T, from owner.Owner) {
 	t.Helper()
 	fail(t, p.args("claim-storage"), "--yes="+from.Instance)
@@ -35,9 +35,9 @@ func (p place) claims(t *testing.T, from owner.Owner) {
 	}
 }
 
-// TestLostDatabase starts with a database that is missing or empty, as where a file
-// system isn't mounted, although the storage belongs to another database: neither server
-// nor import begins a new one, so clients get no 404; claim-storage does.
+// TestLostDatabase: if the database is missing or empty, as on an unmounted file system,
+// and the storage belongs to another database, neither server nor import creates a new one,
+// so clients get no 404; claim-storage does.
 func TestLostDatabase(t *testing.T) {
 	t.Parallel()
 	for name, bucket := range map[string]*s3server.Server{"directory": nil, "bucket": s3server.New(t)} {
@@ -61,7 +61,7 @@ func TestLostDatabase(t *testing.T) {
 			}
 			refused()
 			if _, err := os.Stat(lost.database); !errors.Is(err, fs.ErrNotExist) {
-				t.Errorf("a database was made: %v", err)
+				t.Errorf("a database was created: %v", err)
 			}
 			if err := os.WriteFile(lost.database, nil, 0o644); err != nil {
 				t.Fatal(err)
@@ -87,15 +87,15 @@ func TestLostDatabase(t *testing.T) {
 	}
 }
 
-// TestUnowned: a storage with nars and without an owner is claimed by a server or an
-// import, but not by a mirror, nor by other commands.
-func TestUnowned(t *testing.T) {
+// TestUnownedStorage: a server or an import claims a storage with nars and without an owner, but a
+// mirror and other commands don't.
+func TestUnownedStorage(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	if err := os.CopyFS(filepath.Join(p.storage, "nar"), os.DirFS(filepath.Join(testdata, "published/nar"))); err != nil {
 		t.Fatal(err)
 	}
-	succeed(t, "import", "--narinfos-only", "--database="+p.database, filepath.Join(testdata, "published")) // narinfos alone
+	succeed(t, "import", "--narinfos-only", "--database="+p.database, filepath.Join(testdata, "published")) // without nars
 	fail(t, p.args("run-server", "--port=0", "--mirror=http://127.0.0.1:1"), "--storage-read-only", "claim-storage")
 	mirror := newPlace(t) // has no database yet
 	mirror.storage = p.storage
@@ -106,13 +106,13 @@ func TestUnowned(t *testing.T) {
 		}
 	}
 	if _, err := os.Stat(filepath.Join(p.storage, bytestore.OwnerName)); !errors.Is(err, fs.ErrNotExist) {
-		t.Fatalf("there is an owner: %v", err)
+		t.Fatalf("it has an owner: %v", err)
 	}
 	p.serve(t).stop(t, syscall.SIGTERM)
 	if o := ownerOf(t, p); o.Database != p.database || o.Host == "" || o.Since.IsZero() {
 		t.Errorf("the owner is %+v", o)
 	}
-	// The owner file of an earlier version.
+	// An owner file of an earlier version.
 	if err := os.WriteFile(filepath.Join(p.storage, bytestore.OwnerName), []byte(ownerOf(t, p).Instance+"\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -122,8 +122,8 @@ func TestUnowned(t *testing.T) {
 	}
 }
 
-// TestLoses: a server that loses its storage stops writing, and says so in its health.
-func TestLoses(t *testing.T) {
+// TestOwnershipLost: a server that loses its storage stops writing, and reports it at /health.
+func TestOwnershipLost(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	p.imports(t, filepath.Join(testdata, "published"))
@@ -133,19 +133,19 @@ func TestLoses(t *testing.T) {
 	succeed(t, "import", "--narinfos-only", "--database="+q.database, filepath.Join(testdata, "published"))
 	q.claims(t, ownerOf(t, p))
 	fail(t, p.args("remove", greeting), "another instance")
-	until(t, "the health says so", func() bool {
+	until(t, "the health reports it", func() bool {
 		return strings.Contains(get(t, s.addresses[0], "/health").body, "belongs to another instance")
 	})
 	if got := get(t, s.addresses[0], "/"+narinfoName(greeting)+"/info"); got.body != `{"stored": false}` {
-		t.Errorf("it vouches for a nar: %s", got.body)
+		t.Errorf("it says that a nar is stored: %s", got.body)
 	}
 	if got := get(t, s.addresses[0], "/nar/lzip/"+greeting); got.StatusCode != http.StatusOK {
 		t.Errorf("a nar: %s", got.Status)
 	}
 }
 
-// TestCopiedDatabase: a copy of a database is refused with its cures: new-identity for a
-// copy, claim-storage for a database that was moved.
+// TestCopiedDatabase: a copy of a database is refused with both remedies: new-identity for
+// a copy, claim-storage for a moved database.
 func TestCopiedDatabase(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -161,16 +161,16 @@ func TestCopiedDatabase(t *testing.T) {
 	} {
 		fail(t, args, "new-identity", "claim-storage --yes="+owned.Instance, p.database, q.database)
 	}
-	// It was moved.
+	// The database was moved.
 	moved := q
 	moved.claims(t, owned)
 	fail(t, p.args("remove", greeting), "new-identity")
 	p.claims(t, ownerOf(t, q))
-	// It is a copy: a front end, which follows the original.
+	// The database is a copy: a front end that follows the original.
 	succeed(t, "dump", "--database="+p.database, "--database-dump="+filepath.Join(p.dir, "dump.db"))
 	primary := p.serve(t)
 	front := q.serve(t, "--log-level=INFO", "--mirror=http://"+primary.addresses[0], "--storage-read-only")
-	until(t, "it says what is wrong", func() bool { return strings.Contains(front.err.String(), "new-identity") })
+	until(t, "the log names the remedy", func() bool { return strings.Contains(front.err.String(), "new-identity") })
 	fail(t, []string{"new-identity", "--database=" + q.database}, "in use by process")
 	front.stop(t, syscall.SIGTERM)
 	succeed(t, "new-identity", "--database="+q.database)
@@ -181,7 +181,7 @@ func TestCopiedDatabase(t *testing.T) {
 	}
 }
 
-// TestOneServer: what only one server, or one instance, may use is refused to a second.
+// TestOneServer: resources of one server or instance are refused to a second.
 func TestOneServer(t *testing.T) {
 	t.Parallel()
 	p, q := newPlace(t), newPlace(t)
@@ -204,7 +204,7 @@ func TestOneServer(t *testing.T) {
 				t.Errorf("%v: %+v", args, r)
 			}
 			if _, err := os.Stat(mark); err != nil {
-				t.Errorf("%s: the second server has changed it: %v", option, err)
+				t.Errorf("%s: the second server changed it: %v", option, err)
 			}
 		}
 		fail(t, []string{"dump", "--database=" + q.database, "--database-dump=" + dump}, "--database-dump", p.database)
@@ -216,8 +216,8 @@ func TestOneServer(t *testing.T) {
 	p.serve(t, "--enable-cached-compression=zstd", "--cached-compression-directory=zstd="+cached, "--storage-cache="+cache)
 }
 
-// TestFollowing: without options, dumps and cached nars are beside the database.
-func TestFollowing(t *testing.T) {
+// TestDefaultPaths: by default, dumps and cached nars are beside the database.
+func TestDefaultPaths(t *testing.T) {
 	t.Parallel()
 	for database, want := range map[string][2]string{
 		defaultDatabase: {"/var/lib/nar-herder/nar_herder_dump.db", "/var/cache/nar-herder/nar"},

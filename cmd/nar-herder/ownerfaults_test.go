@@ -16,8 +16,8 @@ import (
 	"nar-herder/storage/owner"
 )
 
-// TestLostStorage: after the loss of all nars, the empty storage is claimed with
-// --accept-loss alone, and can be used again.
+// TestLostStorage: after the loss of all nars, --accept-loss claims the empty storage,
+// which can then be used again.
 func TestLostStorage(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -38,8 +38,8 @@ func TestLostStorage(t *testing.T) {
 	succeed(t, p.args("check")...)
 }
 
-// TestMirrorReplacesOriginal starts a mirror with the database and storage of the
-// original, which stored nars there.
+// TestMirrorReplacesOriginal starts a mirror with the database and storage of an original,
+// with nars.
 func TestMirrorReplacesOriginal(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -47,7 +47,8 @@ func TestMirrorReplacesOriginal(t *testing.T) {
 	if out, err := exec.Command("cp", "-r", filepath.Join(testdata, "published", "nar"), p.storage).CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v", out, err)
 	}
-	// The first start converts, and claims nothing yet, as when it is killed in between.
+	// The first start converts but doesn't claim the storage yet, as if it was killed
+	// in between.
 	for _, options := range [][]string{{"--storage-read-only"}, nil} {
 		s := p.serve(t, append(options, "--log-level=INFO", "--mirror=http://127.0.0.1:1")...)
 		s.stop(t, syscall.SIGTERM)
@@ -63,7 +64,7 @@ func TestMirrorReplacesOriginal(t *testing.T) {
 	fail(t, other.args("run-server", "--port=0", "--mirror=http://127.0.0.1:1"), "has no owner, but contains nars")
 }
 
-// TestStartBesideDump starts the server while this instance's dump is made.
+// TestStartBesideDump starts the server while a dump of this instance is being made.
 func TestStartBesideDump(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -86,7 +87,7 @@ func TestStartBesideDump(t *testing.T) {
 	}
 }
 
-// begunMeanwhile is a store whose database is made when its owner is read.
+// begunMeanwhile is a store that creates the database when its owner is read.
 type begunMeanwhile struct {
 	bytestore.Store
 	database string
@@ -101,8 +102,8 @@ func (b begunMeanwhile) Open(ctx context.Context, name string, offset, length in
 	return b.Store.Open(ctx, name, offset, length)
 }
 
-// TestBeginTogether: the second of two imports into a new database is not refused.
-func TestBeginTogether(t *testing.T) {
+// TestConcurrentFirstImports: the second of two imports into a new database is not refused.
+func TestConcurrentFirstImports(t *testing.T) {
 	t.Parallel()
 	store, err := directory.Open(t.TempDir())
 	if err != nil {
@@ -114,15 +115,15 @@ func TestBeginTogether(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := mayBegin(t.Context(), database, store, owner.Always); err == nil {
-		t.Error("a new database for another's storage")
+		t.Error("a new database was created for another instance's storage")
 	}
 	if err := mayBegin(t.Context(), database, begunMeanwhile{store, database}, owner.Always); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestStartWithoutDumps starts the server where no dump, nor a lock for it, can be
-// written.
+// TestStartWithoutDumps starts the server in a directory where it can write neither dumps
+// nor their lock.
 func TestStartWithoutDumps(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -130,6 +131,6 @@ func TestStartWithoutDumps(t *testing.T) {
 	s := p.serve(t, "--database-dump="+filepath.Join(testfs.ReadOnly(t, t.TempDir()), "dump.db"))
 	s.stop(t, syscall.SIGTERM)
 	if !strings.Contains(s.err.String(), "can't lock") {
-		t.Errorf("the log does not say so: %s", s.err.String())
+		t.Errorf("the log doesn't report it: %s", s.err.String())
 	}
 }

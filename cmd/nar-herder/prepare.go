@@ -63,7 +63,7 @@ func (c *serverCommand) convertInPlace(ctx context.Context, s *sockets, log *slo
 	}
 	defer func() { err = errors.Join(err, closeStorage()) }()
 	if c.Mirror != nil {
-		// The original has mirrored it until now, and stored its nars.
+		// The original mirrored the same source until now, and stored its nars.
 		options.Mirrored = true
 		options.Settings = func(ctx context.Context, from *original.Database) (map[string]string, error) {
 			settings, err := cursor.ConvertedSettings(ctx, from)

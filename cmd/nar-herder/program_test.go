@@ -28,41 +28,40 @@ const patience = time.Minute
 
 const testdata = "../../testdata"
 
-// binary is the program as it is shipped, without the race detector, for runs in a
-// process of their own. Most runs are within the process of the tests: see [within].
+// binary is the program as shipped, without the race detector, for runs in a separate
+// process. Most runs are within the tests' process: see [within].
 var binary string
 
-// racing is the same with the race detector, where the tests have it: the test binary
-// under another name. Only [raced] tests run it, as it takes ten times as long to start.
+// racing is the program with the race detector if the tests have it: the test binary under
+// another name. Only [raced] tests run it, as it starts ten times as slowly.
 var racing string
 
-// raced are the tests whose processes have the race detector. All other processes are
-// without it: what they do is done within the tests' process by other tests.
+// raced are the tests that run processes with the race detector. Other processes have none:
+// other tests run the same code within the tests' process.
 var raced = []string{"TestAttacks", "TestColdNar", "TestMirrorNars"}
 
-// programName is the name under which the test binary is the program.
+// programName is the name under which the test binary runs the program.
 const programName = "nar-herder"
 
-// settle is for how long a server in a process of its own removes nothing by stored-on,
-// instead of ten minutes, and settleWithin one within this process, where tests beside it
-// and the race detector delay it.
+// settle is how long a server in a separate process removes nothing by stored-on, instead
+// of ten minutes. settleWithin is the same within this process, which other tests and the
+// race detector slow down.
 const (
 	settle       = 800 * time.Millisecond
 	settleWithin = 3 * time.Second
 )
 
-// hasRaceDetector says whether the tests have it.
+// hasRaceDetector reports whether the tests have the race detector.
 var hasRaceDetector bool
 
-// raceEnvironment is what every process has in its environment besides its own.
+// raceEnvironment is added to the environment of every process.
 var raceEnvironment []string
 
-// waiting is how many tests run at a time for each processor: most of their time they
-// wait.
+// waiting is the number of concurrent tests for each processor, as tests mostly wait.
 const waiting = 4
 
-// variables are those that set options of the tests. They are taken out of the
-// environment, where runs within this process would find them.
+// variables are the variables that set options of the tests. They are removed from the
+// environment, as runs within this process would read them.
 var variables = make(map[string]string)
 
 func TestMain(m *testing.M) {
@@ -123,7 +122,7 @@ func testMain(m *testing.M) int {
 	return m.Run()
 }
 
-// programOf is the program that a test runs in processes of their own.
+// programOf returns the program that a test runs in separate processes.
 func programOf(t testing.TB) string {
 	name, _, _ := strings.Cut(t.Name(), "/")
 	if slices.Contains(raced, name) {
@@ -132,8 +131,8 @@ func programOf(t testing.TB) string {
 	return binary
 }
 
-// required returns a program that a test can't do without. It is skipped where
-// the program is missing, but not in CI.
+// required returns the path of a program. If it is missing, the test is skipped, or fails
+// in CI.
 func required(t *testing.T, name string) string {
 	t.Helper()
 	for _, dir := range append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin", "/sbin") {
@@ -148,7 +147,7 @@ func required(t *testing.T, name string) string {
 	return ""
 }
 
-// process is a run of the program, or of another one.
+// process is a run of nar-herder or another program.
 type process struct {
 	*exec.Cmd // nil for a run within this process
 	args      []string
@@ -160,20 +159,20 @@ type process struct {
 	ended    chan struct{} // closed
 }
 
-// within prepares a run within the process of the tests. It has the race detector if the
-// tests do, and their environment.
+// within prepares a run within the tests' process. It has the race detector if the tests
+// do, and their environment.
 func within(args ...string) *process {
 	return &process{args: args, ended: make(chan struct{})}
 }
 
-// command prepares a run in a process of its own. Its environment is empty, as that of a
-// service of Guix nearly is. It is for tests of signals, sudden ends, descriptors, users,
-// and the environment.
+// command prepares a run in a separate process. Its environment is empty, similar to that
+// of a service of Guix. It is for tests of signals, kills, descriptors, users, and the
+// environment.
 func command(args ...string) *process { return commandOf(exec.Command(binary, args...)) }
 
 func commandOf(cmd *exec.Cmd) *process {
 	p := &process{Cmd: cmd, args: cmd.Args, ended: make(chan struct{})}
-	p.Env = append([]string{}, raceEnvironment...) // nil would be ours
+	p.Env = append([]string{}, raceEnvironment...) // nil would mean ours
 	p.Stdout, p.Stderr = &p.out, &p.err
 	return p
 }
@@ -212,8 +211,8 @@ func (p *process) start(t testing.TB) {
 
 func (p *process) runWithin(ctx context.Context) {
 	p.status = run(ctx, p.args, strings.NewReader(p.stdin), &p.out, &p.err)
-	// A process that another test is starting has copies of all descriptors until its
-	// program runs, and with them locks.
+	// A process that another test starts has copies of all descriptors, and thus locks,
+	// until its program runs.
 	syscall.ForkLock.RLock()
 	close(p.ended)
 	syscall.ForkLock.RUnlock()
@@ -221,7 +220,7 @@ func (p *process) runWithin(ctx context.Context) {
 
 func tail(s string) string { return s[max(0, len(s)-1500):] }
 
-// wait returns the exit status, -1 for a signal's.
+// wait returns the exit status, or -1 after a signal.
 func (p *process) wait(t testing.TB) int {
 	t.Helper()
 	select {
@@ -234,7 +233,7 @@ func (p *process) wait(t testing.TB) int {
 
 var progressLine = regexp.MustCompile(`^(importing|converting|exporting|sweeping|checking|checking closures|looking for items without nars|verifying|copying|listing): [0-9]+ `)
 
-// result is what a run that has ended leaves.
+// result is the result of a run.
 type result struct {
 	out, err string
 	status   int
@@ -249,7 +248,7 @@ func (p *process) run(t testing.TB) result {
 	t.Helper()
 	p.start(t)
 	status := p.wait(t)
-	// What takes its time says how far it is.
+	// Long operations print their progress.
 	var stderr strings.Builder
 	for line := range strings.Lines(p.err.String()) {
 		if !progressLine.MatchString(line) {
@@ -259,7 +258,7 @@ func (p *process) run(t testing.TB) result {
 	return result{p.out.String(), stderr.String(), status}
 }
 
-// succeed runs the program, which must not fail, and returns what it says.
+// succeed runs the program, which must not fail, and returns its output.
 func succeed(t testing.TB, args ...string) string {
 	t.Helper()
 	r := runProgram(t, args...)
@@ -269,15 +268,14 @@ func succeed(t testing.TB, args ...string) string {
 	return r.out
 }
 
-// fail runs the program, which must fail with one line that has all of the
-// wanted texts.
+// fail runs the program, which must fail with one line that has all wanted texts.
 func fail(t testing.TB, args []string, wanted ...string) {
 	t.Helper()
 	failWith(t, 1, args, wanted...)
 }
 
-// unusable is fail for a database that can't be used: these commands can't tell then
-// whether anything is wrong.
+// unusable is fail for commands that can't determine their answer, as the database can't be
+// used.
 func unusable(t testing.TB, args []string, wanted ...string) {
 	t.Helper()
 	status := int(statusFailed)
@@ -287,7 +285,7 @@ func unusable(t testing.TB, args []string, wanted ...string) {
 	failWith(t, status, args, wanted...)
 }
 
-// misuse is fail for arguments that are wrong by themselves.
+// misuse is fail for invalid arguments.
 func misuse(t testing.TB, args []string, wanted ...string) {
 	t.Helper()
 	failWith(t, statusUsage, args, wanted...)
@@ -300,7 +298,7 @@ func failWith(t testing.TB, status int, args []string, wanted ...string) {
 		t.Errorf("%q: status %d, stdout %q", args, r.status, r.out)
 	}
 	if !strings.HasPrefix(r.err, "nar-herder: ") || strings.Count(r.err, "\n") != 1 || !strings.HasSuffix(r.err, "\n") {
-		t.Errorf("%q: stderr is not one line of the program's: %q", args, r.err)
+		t.Errorf("%q: stderr is not one line of the program: %q", args, r.err)
 	}
 	for _, text := range wanted {
 		if !strings.Contains(r.err, text) {
@@ -309,7 +307,7 @@ func failWith(t testing.TB, status int, args []string, wanted ...string) {
 	}
 }
 
-// place is where a server keeps its things.
+// place has the files of a server.
 type place struct{ dir, database, storage string }
 
 func newPlace(t testing.TB) place {
@@ -322,7 +320,7 @@ func newPlace(t testing.TB) place {
 	return p
 }
 
-// args are the options that name the place, before others.
+// args returns the command line with the options that name the place.
 func (p place) args(command string, more ...string) []string {
 	args := []string{command, "--database=" + p.database, "--storage=" + p.storage}
 	if command == "run-server" && !strings.Contains(strings.Join(more, " "), "--database-dump=") {
@@ -331,7 +329,7 @@ func (p place) args(command string, more ...string) []string {
 	return append(args, more...)
 }
 
-// imports adds all below the names, and leaves them as they are.
+// imports adds all items below the names, and keeps the files.
 func (p place) imports(t testing.TB, names ...string) {
 	t.Helper()
 	succeed(t, p.args("import", append([]string{"--keep"}, names...)...)...)
@@ -345,14 +343,13 @@ type server struct {
 
 var listeningLine = regexp.MustCompile(`(?m)^time=\S+ level=INFO msg=listening address=(\S*)$`)
 
-// serve starts the server within this process, on a port that is free, and waits until it
-// listens.
+// serve starts the server within this process, on a free port, and waits until it listens.
 func (p place) serve(t testing.TB, more ...string) *server {
 	t.Helper()
 	return serve(t, within(p.serverArgs(more...)...))
 }
 
-// serveProcess is serve in a process of its own.
+// serveProcess is serve in a separate process.
 func (p place) serveProcess(t testing.TB, more ...string) *server {
 	t.Helper()
 	return serve(t, command(p.serverArgs(more...)...))
@@ -384,7 +381,7 @@ func serve(t testing.TB, p *process) *server {
 	return s
 }
 
-// stop ends the server, a process by the signal, and makes sure of a clean end.
+// stop stops the server, a process with the signal, and checks that it ended cleanly.
 func (s *server) stop(t testing.TB, signal os.Signal) {
 	t.Helper()
 	if s.Cmd == nil {
@@ -397,7 +394,7 @@ func (s *server) stop(t testing.TB, signal os.Signal) {
 	}
 }
 
-// kill ends the process of a server at once.
+// kill kills the process of a server.
 func (s *server) kill(t testing.TB) {
 	t.Helper()
 	if err := s.Process.Kill(); err != nil {
@@ -406,17 +403,17 @@ func (s *server) kill(t testing.TB) {
 	<-s.ended
 }
 
-// longestPause is how long until waits at the most before it asks again.
+// longestPause is the longest pause between two polls of until.
 const longestPause = 100 * time.Millisecond
 
-// until waits for what another process or goroutine brings about. It asks less and less
-// often, and asking takes at most half of the time.
+// until waits for an effect of another process or goroutine. It polls less and less often,
+// and polls at most half of the time.
 func until(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	poll(t, what, patience, longestPause, condition)
 }
 
-// catch is until for what may be over soon.
+// catch is until for a condition that may not last.
 func catch(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	poll(t, what, patience, time.Millisecond, condition)
@@ -431,19 +428,19 @@ func poll(t testing.TB, what string, limit, longestPause time.Duration, conditio
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("waited in vain for: %s", what)
+			t.Fatalf("timeout waiting for: %s", what)
 		}
 		time.Sleep(max(pause, min(time.Since(asked), 2*longestPause)))
 	}
 }
 
-// answer is what a server says.
+// answer is the answer of a server.
 type answer struct {
 	*http.Response
 	body string
 }
 
-// get asks at an address, HOST:PORT or the path of a socket.
+// get sends a request to an address, HOST:PORT or the path of a socket.
 func get(t testing.TB, address, target string) answer {
 	t.Helper()
 	a, err := tryGet(address, target)
@@ -455,7 +452,7 @@ func get(t testing.TB, address, target string) answer {
 
 func tryGet(address, target string) (answer, error) { return ask(address, http.MethodGet, target, nil) }
 
-// request is get with a method and a header, as its name and value.
+// request is get with a method and with names and values of header fields.
 func request(t testing.TB, address, method, target string, header ...string) answer {
 	t.Helper()
 	h := make(http.Header)
@@ -469,7 +466,7 @@ func request(t testing.TB, address, method, target string, header ...string) ans
 	return a
 }
 
-// ask makes a request, and follows no redirect.
+// ask sends a request, and doesn't follow redirects.
 func ask(address, method, target string, header http.Header) (answer, error) {
 	network := "tcp"
 	if strings.HasPrefix(address, "/") {
@@ -502,7 +499,7 @@ func ask(address, method, target string, header http.Header) (answer, error) {
 	return answer{response, string(body)}, err
 }
 
-// read is a file's content.
+// read returns the content of a file.
 func read(t testing.TB, parts ...string) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(parts...))

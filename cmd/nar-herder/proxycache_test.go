@@ -5,8 +5,7 @@ import (
 	"testing"
 )
 
-// TestProxyCache has a real nginx in front, with a cache: what it has once, it
-// sends again without asking.
+// TestProxyCache runs nginx with a cache in front, which answers repeated requests.
 func TestProxyCache(t *testing.T) {
 	t.Parallel()
 	nginx := required(t, "nginx")

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// readingCommands are all commands that change nothing in the database.
+// readingCommands returns all commands that don't change the database.
 func readingCommands(p place, out string) [][]string {
 	database := "--database=" + p.database
 	return [][]string{
@@ -20,11 +20,11 @@ func readingCommands(p place, out string) [][]string {
 	}
 }
 
-// TestReadingCommands runs them without any permission to write where the database
-// is: with no server, beside one, and after one was killed.
+// TestReadingCommands runs them without write permission for the directory of the database:
+// without a server, beside one, and after one was killed.
 func TestReadingCommands(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "nar-herder") // others can get into it
+	dir, err := os.MkdirTemp("", "nar-herder") // accessible to other users
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestReadingCommands(t *testing.T) {
 		if err := os.Chmod(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		// Who may write leaves no file behind either.
+		// Users with write permission leave no files behind either.
 		for _, args := range readingCommands(p, t.TempDir())[:6] {
 			if r := runProgram(t, args...); r.status != 0 {
 				t.Errorf("%s, %q: status %d, stderr %s", when, args, r.status, r.err)
@@ -104,8 +104,8 @@ func TestReadingCommands(t *testing.T) {
 	run("after the server has stopped")
 }
 
-// listFiles has the names, inodes, modes and owners of a database and what is beside
-// it. A server writes to them.
+// listFiles lists the names, inodes, modes and owners of a database and the files beside
+// it, without content, which a server changes.
 func listFiles(t *testing.T, name string) (list string) {
 	t.Helper()
 	for _, file := range must(filepath.Glob(name + "*")) {
@@ -119,8 +119,8 @@ func listFiles(t *testing.T, name string) (list string) {
 	return list
 }
 
-// TestNoDatabase runs commands without a database, or with an empty one: nothing is
-// created or changed.
+// TestNoDatabase runs commands without a database, or with an empty one: they neither
+// create nor change files.
 func TestNoDatabase(t *testing.T) {
 	t.Parallel()
 	for _, empty := range []bool{false, true} {

@@ -65,7 +65,7 @@ func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.
 	}
 	for _, u := range dependencies {
 		if !containsURL(urls, u) {
-			log.Info("asking this instance for nars too: earlier removals depend on it", "instance", peer.Name(u))
+			log.Info("requesting nars from this instance too: earlier removals depend on it", "instance", peer.Name(u))
 			urls = append(urls, u)
 		}
 	}
@@ -93,7 +93,7 @@ func containsURL(urls []*url.URL, u *url.URL) bool {
 	return slices.ContainsFunc(urls, func(other *url.URL) bool { return peer.SameURL(other, u) })
 }
 
-// newPassing returns what streams nars of the peers through; nil without any.
+// newPassing returns the source that streams nars of the peers, or nil without any.
 func newPassing(peers peer.Peers, log *slog.Logger) *passing.Source {
 	if len(peers) == 0 {
 		return nil
@@ -103,8 +103,8 @@ func newPassing(peers peer.Peers, log *slog.Logger) *passing.Source {
 	return source
 }
 
-// newRemover returns what keeps the storage below its limit, or nil without a storage that
-// this instance may remove from. answered returns how many requests the server has answered.
+// newRemover returns the remover of the storage, or nil without a storage that this
+// instance may remove from. answered returns how many requests the server has answered.
 func (c *serverCommand) newRemover(store *opened, peers peer.Peers, counter *uses.Counter, answered func() int64, log *slog.Logger) *removal.Remover {
 	if c.Storage == "" {
 		return nil
@@ -145,7 +145,7 @@ func (s *subsystems) reliesOn(c *serverCommand) func() peer.Statement {
 	switch {
 	case s.remover != nil:
 		return s.remover.ReliesOn
-	case c.Storage != "": // which only its owner removes from
+	case c.Storage != "": // only its owner removes from it
 		return func() peer.Statement { return peer.Statement{} }
 	}
 	return nil

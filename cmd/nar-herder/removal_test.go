@@ -16,7 +16,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// instances are servers that have the same items, and each other as criteria.
+// instances are servers with the same items that name each other as criteria.
 type instances struct {
 	t       *testing.T
 	texts   map[string]string
@@ -28,8 +28,8 @@ type instances struct {
 	run     func(args ...string) *process // [within] or [command]
 }
 
-// newInstances has count instances with the same nars, each of which may remove
-// those that the next ones, in the topology, have stored.
+// newInstances starts count instances with the same nars. Each may remove the nars that the
+// next instances of the topology have stored.
 func newInstances(t *testing.T, run func(args ...string) *process, count, nars int, limit int64, next func(i int) []int) *instances {
 	t.Helper()
 	in := &instances{t: t, run: run, options: make([][]string, count), servers: make([]*server, count)}
@@ -65,16 +65,15 @@ func (in *instances) kill(i int) {
 
 func (in *instances) address(i int) string { return in.hosts[i] + ":" + instancePort }
 
-// instancePort is the port of all instances: they come back to where they were,
-// where nobody else is.
+// instancePort is the port of all instances: each restarts at its own address.
 const instancePort = "8734"
 
-// ownHost is a loopback address that no other server of the tests has.
+// ownHost returns a loopback address that no other server of the tests has.
 func ownHost() string {
 	return fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
 }
 
-// nar is the file of a narinfo below a storage.
+// narOf returns a narinfo and the name of its nar in a storage.
 func narOf(t *testing.T, text string) (n *narinfo.Narinfo, name string) {
 	t.Helper()
 	n, err := narinfo.Parse([]byte(text))
@@ -87,7 +86,7 @@ func narOf(t *testing.T, text string) (n *narinfo.Narinfo, name string) {
 	return n, name
 }
 
-// copies counts the nars of each item in all storages. None may be lost.
+// copies counts the nars of each item in all storages. No item may lose its last one.
 func (in *instances) copies() (total int) {
 	in.t.Helper()
 	for target, text := range in.texts {
@@ -99,15 +98,14 @@ func (in *instances) copies() (total int) {
 			}
 		}
 		if count == 0 {
-			in.t.Errorf("%s is on no instance any more", target)
+			in.t.Errorf("%s is lost on all instances", target)
 		}
 		total += count
 	}
 	return total
 }
 
-// checkServed has each instance asked for each narinfo, and the nar that it
-// leads to.
+// checkServed requests each narinfo and its nar from each instance.
 func (in *instances) checkServed() {
 	in.t.Helper()
 	for i := range in.servers {
@@ -124,7 +122,7 @@ func (in *instances) checkServed() {
 	}
 }
 
-// usageBelow is what all files below a directory take of the disk, in bytes.
+// usageBelow returns the disk usage of all files below a directory, in bytes.
 func usageBelow(t *testing.T, dir string) (sum int64) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(name string, entry fs.DirEntry, err error) error {
@@ -139,7 +137,7 @@ func usageBelow(t *testing.T, dir string) (sum int64) {
 	return sum
 }
 
-// metric is the value of a metric without labels.
+// metric returns the value of a metric without labels.
 func metric(t *testing.T, address, name string) string {
 	t.Helper()
 	for line := range strings.Lines(get(t, address, "/metrics").body) {
@@ -147,12 +145,11 @@ func metric(t *testing.T, address, name string) string {
 			return strings.TrimSpace(value)
 		}
 	}
-	t.Errorf("there is no metric %s", name)
+	t.Errorf("no metric %s", name)
 	return ""
 }
 
-// kills is how often a test kills processes: some times, or as often as NAR_HERDER_KILLS
-// says.
+// kills returns how often a test kills processes: NAR_HERDER_KILLS, or a default.
 func kills(t *testing.T) int {
 	if text := variables["NAR_HERDER_KILLS"]; text != "" {
 		n, err := strconv.Atoi(text)
@@ -164,8 +161,8 @@ func kills(t *testing.T) int {
 	return 9
 }
 
-// TestRemovalKilled has instances that count on each other, with limits below
-// what they have, and kills one or the other while they remove.
+// TestRemovalKilled kills instances that depend on each other and are above their limits
+// while they remove nars.
 func TestRemovalKilled(t *testing.T) {
 	t.Parallel()
 	const nars = 60
@@ -180,26 +177,27 @@ func TestRemovalKilled(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			// A third of what they have would have to do.
+			// The limit is a third of the nars.
 			in := newInstances(t, command, test.count, nars, 1<<20, test.next)
 			for range kills(t) {
-				time.Sleep(time.Duration(rand.Int64N(int64(2 * settle)))) // it may remove after the half
+				time.Sleep(time.Duration(rand.Int64N(int64(2 * settle)))) // removal starts after half of this
 				i := rand.IntN(test.count)
 				in.kill(i)
 				in.copies()
 				if rand.IntN(3) == 0 {
-					// What has gone comes back, so that there is more to remove.
+					// Import removed items again, so that there is more to
+					// remove.
 					in.places[i].imports(t, in.source)
 				}
 				in.start(i)
 			}
 			in.copies()
-			// The first has another to count on, in all of them.
+			// In each case, the first instance may depend on another.
 			until(t, "it removes", func() bool { return in.copies() < test.count*nars })
 			in.checkServed()
 			t.Logf("%d copies of %d nars are left on %d instances", in.copies(), nars, test.count)
 			for _, p := range in.places {
-				until(t, "what the last kill has left is deleted", func() bool { return count(t, p.database, "SELECT count(*) FROM leftovers") == 0 })
+				until(t, "the pending deletes of the last kill are done", func() bool { return count(t, p.database, "SELECT count(*) FROM leftovers") == 0 })
 			}
 			for i := range in.servers {
 				in.servers[i].stop(t, syscall.SIGTERM)
@@ -211,7 +209,7 @@ func TestRemovalKilled(t *testing.T) {
 	}
 }
 
-// checkPlace compares a storage with its index, which lists what is stored.
+// checkPlace compares a storage with the stored files in its index.
 func (in *instances) checkPlace(p place) {
 	in.t.Helper()
 	listed := succeed(in.t, "list", "--database="+p.database, "--json")
@@ -225,12 +223,12 @@ func (in *instances) checkPlace(p place) {
 			}
 		}
 		if recorded := strings.Contains(line, `"stored":true`); line == "" || recorded != (err == nil) {
-			in.t.Errorf("%s: recorded %v, there %v", name, recorded, err == nil)
+			in.t.Errorf("%s: recorded %v, exists %v", name, recorded, err == nil)
 		}
 	}
 }
 
-// TestRemoval has a limit kept, and what it says when it can't be.
+// TestRemoval checks that a limit is kept, and what is reported if it can't be.
 func TestRemoval(t *testing.T) {
 	t.Parallel()
 	const nars, limit = 40, 600 << 10
@@ -238,26 +236,26 @@ func TestRemoval(t *testing.T) {
 	until(t, "the limit is kept", func() bool { return usageBelow(t, in.places[0].storage) <= limit })
 	in.copies()
 	if used := usageBelow(t, in.places[0].storage); used < limit-100<<10 {
-		t.Errorf("%d bytes are left of %d: more went than had to", used, limit)
+		t.Errorf("%d of %d bytes are left: more than necessary was removed", used, limit)
 	}
 	in.checkServed()
 	if metric(t, in.address(0), "narherder_removal_nars_total") == "0" {
-		t.Error("the metrics know of no removal")
+		t.Error("the metrics have no removal")
 	}
-	// The other has no criterion: its limit is not kept, and it says so.
+	// The other instance has no criterion, so it can't keep its limit and reports that.
 	until(t, "the health warns", func() bool {
 		return strings.Contains(get(t, in.address(1), "/health").body, "above its limit")
 	})
 	if got := get(t, in.address(1), "/health"); got.StatusCode != 200 {
-		t.Errorf("a limit that is not kept is no reason to get no requests: %s %s", got.Status, got.body)
+		t.Errorf("unready because of a limit that is not kept: %s %s", got.Status, got.body)
 	}
 	if metric(t, in.address(1), "narherder_storage_excess_bytes") == "0" {
-		t.Error("the metrics know of no excess")
+		t.Error("the metrics have no excess")
 	}
 	if log := in.servers[1].err.String(); !strings.Contains(log, "no --storage-nar-removal-criteria") || strings.Count(log, "level=ERROR") != 1 {
 		t.Errorf("log: %s", log)
 	}
-	// With a lower limit, more would go.
+	// A lower limit would remove more.
 	plan := func(status int, limit string, wants ...string) {
 		t.Helper()
 		before := in.copies()
@@ -276,7 +274,7 @@ func TestRemoval(t *testing.T) {
 	if log := in.servers[0].err.String(); !strings.Contains(log, `msg="removed a nar that another instance has" item=`) {
 		t.Errorf("no line about an item: %s", log)
 	}
-	// Only part of a nar, and its head.
+	// A range of the nar, and a HEAD request.
 	var removed *narinfo.Narinfo
 	for _, text := range in.texts {
 		n, name := narOf(t, text)
@@ -292,7 +290,7 @@ func TestRemoval(t *testing.T) {
 	if head := request(t, in.address(0), "HEAD", "/"+removed.Files[0].URL); head.StatusCode != 200 || head.ContentLength != int64(len(whole)) {
 		t.Errorf("head: %s %v", head.Status, head.Header)
 	}
-	// With the other down: not "not found".
+	// If the other instance is down, the answer is not 404.
 	in.servers[1].stop(t, syscall.SIGTERM)
 	plan(2, "10K", "could not be asked", "0 nars would be removed")
 	if got := get(t, in.address(0), "/"+removed.Files[0].URL); got.StatusCode != 502 {
@@ -300,7 +298,7 @@ func TestRemoval(t *testing.T) {
 	}
 	in.start(1)
 	until(t, "it is back", func() bool { return get(t, in.address(0), "/"+removed.Files[0].URL).body == whole })
-	// By option, clients are sent there.
+	// With the option, clients are redirected.
 	in.servers[0].stop(t, syscall.SIGTERM)
 	in.options[0] = append(in.options[0], "--serve-remote-nars=redirect")
 	in.start(0)
@@ -310,7 +308,7 @@ func TestRemoval(t *testing.T) {
 	}
 }
 
-// TestRemovalOnSelf has an instance with itself as the criterion.
+// TestRemovalOnSelf: an instance with itself as the criterion.
 func TestRemovalOnSelf(t *testing.T) {
 	t.Parallel()
 	in := newInstances(t, within, 1, 20, 0, func(int) []int { return []int{0} })
@@ -321,8 +319,7 @@ func TestRemovalOnSelf(t *testing.T) {
 	until(t, "the health warns", func() bool { return strings.Contains(get(t, in.address(0), "/health").body, "above its limit") })
 }
 
-// TestRemovalSharedStorage has two instances on one directory, each of which has
-// its own index.
+// TestRemovalSharedStorage: two instances with separate indexes on one directory.
 func TestRemovalSharedStorage(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -331,7 +328,7 @@ func TestRemovalSharedStorage(t *testing.T) {
 	p.imports(t, source)
 	other := newPlace(t)
 	other.storage = p.storage
-	succeed(t, "import", "--narinfos-only", "--database="+other.database, source) // narinfos alone
+	succeed(t, "import", "--narinfos-only", "--database="+other.database, source) // without nars
 	b := other.serve(t, "--log-level=INFO", "--storage-read-only")
 	a := p.serve(t, "--log-level=INFO", "--storage-check-interval=1s", "--storage-limit=0", "--storage-nar-removal-criteria=stored-on=http://"+b.addresses[0])
 	until(t, "it is noticed", func() bool { return strings.Contains(a.err.String(), "this very storage") })
@@ -343,7 +340,7 @@ func TestRemovalSharedStorage(t *testing.T) {
 	}
 }
 
-// TestHardLimit has imports refused that would bring the storage above it.
+// TestHardLimit: imports that would exceed the hard limit are refused.
 func TestHardLimit(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -356,7 +353,7 @@ func TestHardLimit(t *testing.T) {
 	}
 	used := usageBelow(t, p.storage)
 	if used > 300<<10 || used < 200<<10 {
-		t.Errorf("%d bytes are used of %d", used, 300<<10)
+		t.Errorf("%d of %d bytes are used", used, 300<<10)
 	}
 	served := 0
 	for target, text := range texts {
@@ -376,7 +373,7 @@ func TestHardLimit(t *testing.T) {
 		t.Errorf("%d of %d were imported", served, len(texts))
 	}
 	s.stop(t, syscall.SIGTERM)
-	// Without a limit, the rest comes.
+	// Without a limit, the others are imported.
 	p.serve(t, "--log-level=INFO")
 	p.imports(t, source)
 }

@@ -223,7 +223,7 @@ func itemName(r storage.Removal) string {
 	return r.Hash.String()
 }
 
-// explainRemoval adds to an error what to do.
+// explainRemoval adds the remedy to an error.
 func explainRemoval(err error) error {
 	var pinned *named.PinnedError
 	switch {

@@ -19,8 +19,8 @@ import (
 	"nar-herder/internal/testfs"
 )
 
-// Items of the corpus that need each other: profile needs greet, which needs
-// libgreet and greeting; and it needs gosrc and gofmt.
+// Items of the corpus with references: profile refers to greet, gosrc and gofmt, and greet
+// to libgreet and greeting.
 const (
 	profile  = "f4frwhhcw2cy8wc2dk5crynrbalbb82g-profile"
 	greet    = "nxrz38jzshzw0q3fqi3fqimjg1zr62r9-greet-1.0"
@@ -32,7 +32,7 @@ const (
 
 const corpusItems = 13
 
-// runWith runs the program with a standard input.
+// runWith runs the program with standard input.
 func runWith(t testing.TB, input string, args ...string) result {
 	t.Helper()
 	p := within(args...)
@@ -42,7 +42,7 @@ func runWith(t testing.TB, input string, args ...string) result {
 	return result{p.out.String(), p.err.String(), status}
 }
 
-// listed are the base names that list has.
+// listed returns the base names that list prints.
 func (p place) listed(t testing.TB, args ...string) (names []string) {
 	t.Helper()
 	for line := range strings.Lines(succeed(t, append([]string{"list", "--database=" + p.database}, args...)...)) {
@@ -53,7 +53,7 @@ func (p place) listed(t testing.TB, args ...string) (names []string) {
 	return names
 }
 
-// wantListed asserts what was removed of the corpus.
+// wantListed asserts which items of the corpus are removed.
 func (p place) wantListed(t testing.TB, without ...string) {
 	t.Helper()
 	names := p.listed(t)
@@ -67,7 +67,7 @@ func (p place) wantListed(t testing.TB, without ...string) {
 	}
 }
 
-// hasNar says whether the storage has an item's nar.
+// hasNar reports whether the storage has an item's nar.
 func (p place) hasNar(t testing.TB, base string) bool {
 	t.Helper()
 	_, err := os.Stat(filepath.Join(p.storage, "nar/lzip", base))
@@ -77,7 +77,7 @@ func (p place) hasNar(t testing.TB, base string) bool {
 	return err == nil
 }
 
-// dump identifies all that is in a database, and all files of the storage.
+// dump returns a description of the whole database and all files of the storage.
 func (p place) dump(t testing.TB) string {
 	t.Helper()
 	dump := sha256.New()
@@ -142,8 +142,8 @@ func (p place) dump(t testing.TB) string {
 	return string(dump.Sum(nil))
 }
 
-// TestRemoveDryRun has each way of removing tell what would be, and change
-// nothing. Done then, it tells the same.
+// TestRemoveDryRun: each way of removing prints what would change, without changing it, and
+// prints the same when it does.
 func TestRemoveDryRun(t *testing.T) {
 	t.Parallel()
 	for name, args := range map[string][]string{
@@ -184,8 +184,8 @@ func TestRemoveDryRun(t *testing.T) {
 	}
 }
 
-// TestRemoveWays names items by path, by tag, and by a list.
-func TestRemoveWays(t *testing.T) {
+// TestRemoveByPathTagAndList names items by path, by tag, and by a list.
+func TestRemoveByPathTagAndList(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	p.imports(t, "--tag=set=one", "--tag=also=this", published(deepTree))
@@ -211,19 +211,19 @@ func TestRemoveWays(t *testing.T) {
 	if !strings.Contains(r.out, "\n4 items removed, ") {
 		t.Errorf("stdout: %s", r.out)
 	}
-	// greet and profile stay, and refer to what is gone.
+	// greet and profile stay, with references to removed items.
 	if _, after, _ := strings.Cut(r.out, "2 remaining items refer to them:\n"); len(lines(after)) != 2 || !strings.Contains(after, greet) || !strings.Contains(after, profile) {
 		t.Errorf("stdout: %s", r.out)
 	}
 	p.wantListed(t, deepTree, entropy, gofmtBin, gosrc, libgreet, empty)
 
-	// None of it is done when what is named is no item at all, or nothing is.
+	// Nothing is removed if an argument is not an item, or if there are no arguments.
 	misuse(t, p.args("remove", "--now", greeting, "nonsense"), `"nonsense"`, "/gnu/store/HASH-NAME")
 	misuse(t, p.args("remove"), "--tag", "standard input")
 	p.wantListed(t, deepTree, entropy, gofmtBin, gosrc, libgreet, empty)
 }
 
-// TestRemoveMany has a long list and many that refer to what goes.
+// TestRemoveMany removes a long list of items with many referrers.
 func TestRemoveMany(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -294,7 +294,7 @@ func TestPinCommands(t *testing.T) {
 		t.Errorf("list: %s", out)
 	}
 
-	// The closure stays, the rest goes.
+	// The closure stays, the others are removed.
 	r = runProgram(t, p.args("remove", "--now", greet, libgreet, greeting, profile)...)
 	if r.status != 1 || strings.Count(r.err, "\n") != 3 || !strings.Contains(r.err, "remove "+greet[:32]+": it is pinned: unpin that, or use --force\n") ||
 		!strings.Contains(r.err, "remove "+libgreet[:32]+": it is needed by "+greet+", which is pinned: unpin that") || !strings.Contains(r.out, "\n1 item removed, ") {
@@ -319,8 +319,8 @@ func TestPinCommands(t *testing.T) {
 	p.wantListed(t, profile, libgreet, greet, greeting)
 }
 
-// TestWithdrawn withdraws items beside a running server, which goes on serving
-// their nars until no client can hold their narinfos.
+// TestWithdrawn withdraws items beside a running server, which keeps serving their nars
+// until the grace is over.
 func TestWithdrawn(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -328,22 +328,22 @@ func TestWithdrawn(t *testing.T) {
 	p.imports(t, filepath.Join(testdata, "published"))
 	s := p.serve(t, "--ttl=1d", "--negative-ttl=7s")
 	ask := func(target string) answer { t.Helper(); return get(t, s.addresses[0], target) }
-	for range 3 { // so that what can be is kept in memory
+	for range 3 { // so that answers are cached
 		for _, target := range []string{"/" + narinfoName(greeting), "/" + narinfoName(greeting) + "/info", "/nar/lzip/" + greeting, "/nar/" + greeting} {
 			if got := ask(target); got.StatusCode != 200 {
 				t.Fatalf("%s: %s", target, got.Status)
 			}
 		}
 	}
-	out := succeed(t, "remove", database, greeting, empty, deepTree) // the storage is the server's
+	out := succeed(t, "remove", database, greeting, empty, deepTree) // without the storage
 	due := time.Now().Add(24 * time.Hour).UTC().Format("2006-01-02T15:")
 	if !strings.Contains(out, "withdrew /gnu/store/"+greeting+", 107 B of nars\n") || !strings.Contains(out, "3 items withdrawn, ") || !strings.Contains(out, "from about "+due) && time.Now().Minute() != 0 {
 		t.Errorf("remove: %s", out)
 	}
 	begin := time.Now()
-	until(t, "clients are not told of it", func() bool { return ask("/"+narinfoName(greeting)).StatusCode == 404 })
+	until(t, "it is withdrawn", func() bool { return ask("/"+narinfoName(greeting)).StatusCode == 404 })
 	if took := time.Since(begin); took > 200*time.Millisecond {
-		t.Logf("seen after %v", took)
+		t.Logf("noticed after %v", took)
 	}
 	for _, target := range []string{"/" + narinfoName(greeting), "/" + narinfoName(greeting) + "/info"} {
 		if got := ask(target); got.StatusCode != 404 || got.Header.Get("Cache-Control") != "max-age=7" {
@@ -377,24 +377,24 @@ func TestWithdrawn(t *testing.T) {
 		t.Errorf("once more: %s", out)
 	}
 
-	// One comes back by an import, one by a pin on what needs it, and one goes at
+	// An import restores one item, a pin of a referrer another, and one is deleted at
 	// once.
 	p.imports(t, published(deepTree))
 	if out := succeed(t, "pin", database, greet); !strings.Contains(out, "restored 1 item that it refers to") {
 		t.Errorf("pin: %s", out)
 	}
-	until(t, "clients are told of it again", func() bool {
+	until(t, "it is served again", func() bool {
 		return ask("/"+narinfoName(greeting)).StatusCode == 200 && ask("/"+narinfoName(deepTree)).StatusCode == 200
 	})
 	succeed(t, p.args("remove", "--now", empty)...)
-	until(t, "it is gone", func() bool { return ask("/nar/lzip/"+empty).StatusCode == 404 })
+	until(t, "it is deleted", func() bool { return ask("/nar/lzip/"+empty).StatusCode == 404 })
 	if p.hasNar(t, empty) || !p.hasNar(t, greeting) || !p.hasNar(t, deepTree) {
-		t.Error("not what was named is gone")
+		t.Error("the wrong item is deleted")
 	}
 	p.wantListed(t, empty)
 
-	// Each was told as it happened: withdrawn and removed at once is one removal.
-	// What the server can still give out is not taken away by its restart.
+	// Each change is logged once: an item that is withdrawn and then removed at once
+	// has one removal. After a restart, the server still serves the nar.
 	succeed(t, "remove", database, entropy)
 	s.stop(t, syscall.SIGTERM)
 	s = p.serve(t, "--ttl=1d")
@@ -402,8 +402,8 @@ func TestWithdrawn(t *testing.T) {
 		t.Errorf("after a restart: %s", got.Status)
 	}
 	s.stop(t, syscall.SIGTERM)
-	// Other options don't shorten what clients were promised, also where the server was
-	// killed: what is withdrawn now may have been given out just before.
+	// Other options don't shorten promises to clients, even after the server was
+	// killed: a narinfo may have been sent just before its withdrawal.
 	s = p.serveProcess(t, "--ttl=30d")
 	s.kill(t)
 	s = p.serve(t, "--ttl=1s", "--log-level=INFO")
@@ -421,7 +421,7 @@ func TestWithdrawn(t *testing.T) {
 	}
 	execute(t, p.database, "PRAGMA busy_timeout = 5000", "UPDATE narinfos SET delete_after = withdrawn_at WHERE delete_after < withdrawn_at + 48 * 3600000")
 	until(t, "the server removes it", func() bool { return ask("/nar/lzip/"+entropy).StatusCode == 404 })
-	until(t, "its nar is gone", func() bool { return !p.hasNar(t, entropy) })
+	until(t, "its nar is deleted", func() bool { return !p.hasNar(t, entropy) })
 	s.stop(t, syscall.SIGTERM)
 	if log := s.err.String(); !strings.Contains(log, `level=INFO msg="removed items that were withdrawn" items=1 bytes=3041079`) || strings.Contains(log, "level=ERROR") {
 		t.Errorf("log: %s", log)
@@ -438,7 +438,7 @@ func TestWithdrawn(t *testing.T) {
 	}
 }
 
-// recentRemovals are the paths in the recent changes that were removed, one a line.
+// recentRemovals returns the removed paths of the recent changes, one per line.
 func recentRemovals(t *testing.T, database string) string {
 	t.Helper()
 	db, err := sql.Open("sqlite", database)
@@ -453,13 +453,13 @@ func recentRemovals(t *testing.T, database string) string {
 	return paths.String
 }
 
-// TestRemoveUnderAFault has a disk on which nothing can be deleted: the items are
-// gone, and the errors say what is left.
-func TestRemoveUnderAFault(t *testing.T) {
+// TestRemoveFailedDeletions: on a disk where nothing can be deleted, the items are removed, and
+// the errors name the remaining files.
+func TestRemoveFailedDeletions(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	p.imports(t, filepath.Join(testdata, "published"))
-	succeed(t, p.args("remove", "--now", entropy)...) // makes it this instance's
+	succeed(t, p.args("remove", "--now", entropy)...) // claims the storage
 	stuck := testfs.ReadOnly(t, p.storage)
 	r := runProgram(t, "remove", "--now", "--database="+p.database, "--storage="+stuck, greeting, empty, "00000000000000000000000000000000")
 	if r.status != 1 || strings.Count(r.err, "\n") != 3 || strings.Count(r.err, "the item is removed, but bytes of it are left in storage "+stuck) != 2 ||
@@ -468,21 +468,21 @@ func TestRemoveUnderAFault(t *testing.T) {
 	}
 	p.wantListed(t, greeting, empty, entropy)
 	if !p.hasNar(t, greeting) || !p.hasNar(t, empty) {
-		t.Error("the nars are gone")
+		t.Error("the nars are deleted")
 	}
-	// The rest is as it was.
+	// Everything else is unchanged.
 	succeed(t, p.args("remove", "--now", deepTree)...)
 	p.wantListed(t, greeting, empty, entropy, deepTree)
 }
 
-// TestRemoveInDoubt names an empty directory as the storage, as one whose file system is
-// not mounted, and one that is another instance's: nothing is changed.
-func TestRemoveInDoubt(t *testing.T) {
+// TestRemoveDoubtfulStorage: nothing changes if the storage is an empty directory, as if unmounted,
+// or belongs to another instance.
+func TestRemoveDoubtfulStorage(t *testing.T) {
 	t.Parallel()
 	p, other := newPlace(t), newPlace(t)
 	p.imports(t, filepath.Join(testdata, "published"))
 	other.imports(t, published(greeting))
-	succeed(t, other.args("remove", "--now", greeting)...) // makes it the other's
+	succeed(t, other.args("remove", "--now", greeting)...) // claims the storage
 	before := p.dump(t)
 	unmounted := t.TempDir()
 	for storage, wanted := range map[string]string{unmounted: "is it mounted?", other.storage: "another instance"} {
@@ -492,7 +492,7 @@ func TestRemoveInDoubt(t *testing.T) {
 		}
 	}
 	if p.dump(t) != before {
-		t.Error("something has changed")
+		t.Error("something changed")
 	}
 	if left := must(os.ReadDir(unmounted)); len(left) > 0 {
 		t.Errorf("the empty directory has %v", left)

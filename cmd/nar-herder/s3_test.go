@@ -16,7 +16,7 @@ import (
 	"nar-herder/internal/s3server"
 )
 
-// TestBucket keeps nars in a bucket: all that is done with a directory goes.
+// TestBucket does with a bucket everything that a directory supports.
 func TestBucket(t *testing.T) {
 	t.Parallel()
 	bucket := s3server.New(t)
@@ -47,18 +47,18 @@ func TestBucket(t *testing.T) {
 	}
 	p.check(t, "--verify").want(t, 0)
 
-	// A server that is away is no nar that is not there.
+	// An unreachable server doesn't make a nar 404.
 	bucket.Stop()
 	if got := get(t, address, "/nar/lzip/"+entropy); got.StatusCode < 500 {
-		t.Errorf("nar, while the bucket is away: %s", got.Status)
+		t.Errorf("nar, while the bucket is down: %s", got.Status)
 	}
 	if err := bucket.Start(); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "nars are back", func() bool { return get(t, address, "/nar/lzip/"+entropy).StatusCode == 200 })
+	until(t, "nars are served again", func() bool { return get(t, address, "/nar/lzip/"+entropy).StatusCode == 200 })
 
 	succeed(t, p.args("remove", "--now", entropy)...)
-	until(t, "it is gone", func() bool { return get(t, address, "/nar/lzip/"+entropy).StatusCode == 404 })
+	until(t, "it is deleted", func() bool { return get(t, address, "/nar/lzip/"+entropy).StatusCode == 404 })
 	s.stop(t, syscall.SIGTERM)
 	for _, secret := range []string{s3server.SecretKey, s3server.AccessKey} {
 		if strings.Contains(s.err.String(), secret) {
@@ -68,8 +68,8 @@ func TestBucket(t *testing.T) {
 	p.check(t).want(t, 0)
 }
 
-// TestBucketUnfinished: a server removes what a killed process has left of its uploads,
-// also with a cache in front of the bucket, and nothing of others.
+// TestBucketUnfinished: a server removes the unfinished uploads of killed processes, also
+// with a cache in front of the bucket, but no other uploads.
 func TestBucketUnfinished(t *testing.T) {
 	t.Parallel()
 	bucket := s3server.New(t)
@@ -103,16 +103,16 @@ func TestBucketUnfinished(t *testing.T) {
 	}
 	begin("of/gnu/nar/young")
 	s := p.serve(t, "--storage-cache="+t.TempDir())
-	until(t, "the old upload is gone", func() bool {
+	until(t, "the old upload is removed", func() bool {
 		return slices.Equal(unfinished(), []string{"of/gnu/nar/young", "of/others/nar/old"})
 	})
-	// The bucket is done with it before the server has the answer.
-	until(t, "the log says so", func() bool { return strings.Contains(s.err.String(), "removed an unfinished upload") })
+	// The bucket removes it before the server has the answer.
+	until(t, "the log reports it", func() bool { return strings.Contains(s.err.String(), "removed an unfinished upload") })
 	s.stop(t, syscall.SIGTERM)
 }
 
-// TestBucketOfProviders: the program stores nars at each provider, and says once how
-// they are protected on their way.
+// TestBucketOfProviders: the program stores nars at each provider, and logs once which
+// checksum protects uploads.
 func TestBucketOfProviders(t *testing.T) {
 	t.Parallel()
 	bucket := s3server.New(t)

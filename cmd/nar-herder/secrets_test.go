@@ -17,20 +17,20 @@ import (
 	"nar-herder/storage/index"
 )
 
-// secrets are words that nobody may see.
+// secrets are words that must not be revealed.
 type secrets struct {
 	t     *testing.T
 	words []string
 }
 
-// word makes a secret.
+// word returns a new secret.
 func (s *secrets) word(of string) string {
 	word := "s3cr3t-" + of
 	s.words = append(s.words, word)
 	return word
 }
 
-// none makes sure that a text has no secret in it.
+// none checks that a text has no secret in it.
 func (s *secrets) none(where, text string) {
 	s.t.Helper()
 	for _, word := range s.words {
@@ -40,7 +40,7 @@ func (s *secrets) none(where, text string) {
 	}
 }
 
-// noneIn is none for all files below a directory.
+// noneIn checks all files below a directory.
 func (s *secrets) noneIn(dir string) {
 	s.t.Helper()
 	err := filepath.WalkDir(dir, func(name string, entry os.DirEntry, err error) error {
@@ -54,10 +54,10 @@ func (s *secrets) noneIn(dir string) {
 	}
 }
 
-// guarded is an instance behind a password. Tests can replace what answers in front of it.
+// guarded is an instance behind a password. Tests can replace its handler.
 type guarded struct {
 	*httptest.Server
-	asked   atomic.Int64 // with the right password
+	asked   atomic.Int64 // requests with the right password
 	refused atomic.Int64
 	fault   atomic.Pointer[http.HandlerFunc]
 }
@@ -91,19 +91,19 @@ func newGuarded(t *testing.T, target, user, password string) *guarded {
 	return g
 }
 
-// url is the instance's URL with its password.
+// url returns the instance's URL with its password.
 func (g *guarded) url(user, password string) string {
 	return "http://" + user + ":" + password + "@" + g.Listener.Addr().String()
 }
 
-// TestSecrets gives secrets in all options that take some, has everything go wrong, and
-// looks for them in all that others can read.
+// TestSecrets puts secrets into all options, causes many faults, and looks for the secrets
+// in everything that others can read.
 func TestSecrets(t *testing.T) {
 	t.Parallel()
 	s := &secrets{t: t}
-	const user = "s3cr3t-user" // many a token is a user's name
+	const user = "s3cr3t-user" // some tokens are user names
 	s.words = append(s.words, user)
-	// The parts are words of their own, so that a password that is cut is noticed.
+	// The parts are separate words, so that a truncated password is noticed.
 	password := s.word("password") + "'" + s.word("quoted") + "@" + s.word("at")
 
 	dir, texts, targets := generated(t, 20)
@@ -113,7 +113,7 @@ func TestSecrets(t *testing.T) {
 	mirrored := newGuarded(t, originServer.addresses[0], user, password)
 	copied := newGuarded(t, originServer.addresses[0], user, password)
 
-	// Where it redirects to, nobody may see a password.
+	// Servers to which it redirects must not see the password.
 	var elsewhere strings.Builder
 	var mu sync.Mutex
 	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -125,13 +125,13 @@ func TestSecrets(t *testing.T) {
 	defer other.Close()
 
 	p := newPlace(t)
-	// What an older version has left in the database.
+	// Settings that an older version has left in the database.
 	x, err := index.Open(t.Context(), p.database, index.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	old := s.word("old")
-	for n := range 5 { // some of it in what SQLite takes to be free
+	for n := range 5 { // leaves some of it in SQLite's free pages
 		if err := x.Update(t.Context(), func(tx *index.Tx) error {
 			return tx.SetSetting("removal_relied_on", fmt.Sprintf(`["http://%s:%s@%s"%s]`, user, old, copied.Listener.Addr(), strings.Repeat(`,"http://u:`+old+`@127.0.0.1:1"`, n%3)))
 		}); err != nil {
@@ -168,7 +168,7 @@ func TestSecrets(t *testing.T) {
 	}
 	start()
 
-	// visit asks for everything, and looks at every answer.
+	// visit requests everything, and checks every answer.
 	visit := func(when string) {
 		t.Helper()
 		all := []string{"/", "/health", "/health/ready", "/health/live", "/metrics", "/nix-cache-info", "/recent-changes", "/recent-changes?since=2000-01-01", "/latest-database-dump", "/latest-index-dump", "/nonsense"}
@@ -176,7 +176,7 @@ func TestSecrets(t *testing.T) {
 			n, name := narOf(t, texts[target])
 			all = append(all, target, target+"/info", "/stored-nars/"+n.StorePath.Hash.String()+"?nonce=1", "/"+name, "/nar/"+n.StorePath.BaseName(), "/nar/zstd/"+n.StorePath.BaseName())
 		}
-		var asking sync.WaitGroup // at once, as some answers take their time
+		var asking sync.WaitGroup // concurrent, as some answers are slow
 		for _, target := range all {
 			asking.Go(func() {
 				for _, method := range []string{"GET", "HEAD"} {
@@ -194,7 +194,7 @@ func TestSecrets(t *testing.T) {
 		s.none(when+": mirror-status", out.out+out.err)
 	}
 
-	until(t, "nars are removed as others have them", func() bool {
+	until(t, "nars are removed by stored-on", func() bool {
 		return strings.Contains(get(t, address, "/metrics").body, "narherder_stored_nars 0")
 	})
 	visit("when all is well")
@@ -239,35 +239,35 @@ func TestSecrets(t *testing.T) {
 			g.CloseClientConnections()
 		}
 		visit(when)
-		// After some failures, it would not ask again for a minute.
+		// After some failures, it would pause for a minute.
 		stop()
 		before := mirrored.asked.Load() + mirrored.refused.Load()
 		start()
-		until(t, when+": the mirror asks", func() bool { return mirrored.asked.Load()+mirrored.refused.Load() > before })
+		until(t, when+": the mirror sends requests", func() bool { return mirrored.asked.Load()+mirrored.refused.Load() > before })
 	}
 	mirrored.Close()
 	copied.Close()
 	visit("gone")
 	stop()
 	if mirrored.refused.Load()+copied.refused.Load() > 0 {
-		t.Error("it was asked without the password")
+		t.Error("it got a request without the password")
 	}
 	mu.Lock()
 	defer mu.Unlock()
 	if elsewhere.Len() == 0 {
-		t.Error("no redirection was followed")
+		t.Error("no redirect was followed")
 	}
 	s.none("what another host gets", elsewhere.String())
 	s.noneIn(p.dir)
 	s.noneIn(origin.dir)
 }
 
-// TestSecretsOfSlips mistypes options with secrets in them.
+// TestSecretsOfSlips mistypes options that have secrets in them.
 func TestSecretsOfSlips(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	p.imports(t, filepath.Join(testdata, "published"))
-	// The parts of a password are words of their own, so that one that is cut is noticed.
+	// The parts of a password are separate words, so that a truncated one is noticed.
 	for _, between := range []string{"", "'", `"`, "<", ">", `'"<>`, "@", ":"} {
 		s := &secrets{t: t}
 		at := s.word("user") + ":" + s.word("begin") + between + s.word("end") + "@"
@@ -289,7 +289,7 @@ func TestSecretsOfSlips(t *testing.T) {
 		}
 		s.none(fmt.Sprint(args[0], " ", args[len(args)-1]), r.out+r.err)
 	}
-	// A nar to be fetched again, from an instance that is not there.
+	// A nar to fetch from an unreachable instance.
 	files, err := filepath.Glob(filepath.Join(p.storage, "nar", "lzip", "*greeting*"))
 	if err != nil || len(files) != 1 || os.Remove(files[0]) != nil {
 		t.Fatal(files, err)
@@ -301,7 +301,7 @@ func TestSecretsOfSlips(t *testing.T) {
 	s.none("check --repair", r.out+r.err)
 }
 
-// slips gives a user and password, as they are in a URL, to options that refuse them.
+// slips passes a user and password, as in a URL, to options that refuse them.
 func slips(t *testing.T, s *secrets, p place, at string) {
 	t.Helper()
 	for _, args := range [][]string{
@@ -331,7 +331,7 @@ func slips(t *testing.T, s *secrets, p place, at string) {
 		}
 		s.none(fmt.Sprint(args[0], " ", args[len(args)-1]), r.out+r.err)
 	}
-	// config has no use for a storage or a mirror that answers.
+	// config doesn't need a reachable storage or mirror.
 	r := runProgram(t, "config", "--mirror=http://"+at+"x.example/", "--storage-nar-removal-criteria=stored-on=http://"+at+"x.example", "--cached-compression-nar-source=http://"+at+"x.example")
 	if r.status == 0 && strings.Count(r.out, "x.example") != 3 {
 		t.Errorf("config prints %s", r.out)
@@ -339,7 +339,7 @@ func slips(t *testing.T, s *secrets, p place, at string) {
 	s.none("config", r.out+r.err)
 }
 
-// TestSecretsOfProxies has the environment name proxies with passwords that can't be used.
+// TestSecretsOfProxies sets proxy variables with passwords to invalid values.
 func TestSecretsOfProxies(t *testing.T) {
 	t.Parallel()
 	s := &secrets{t: t}
@@ -350,8 +350,8 @@ func TestSecretsOfProxies(t *testing.T) {
 		t.Fatal(err)
 	}
 	for proxy, wanted := range map[string]string{
-		at + "127.0.0.1:1":    "127.0.0.1:1", // where nobody listens
-		at + " 127.0.0.1/%zz": "x.invalid",   // is ignored, as it is not a URL
+		at + "127.0.0.1:1":    "127.0.0.1:1", // where no server listens
+		at + " 127.0.0.1/%zz": "x.invalid",   // not a URL, so it is ignored
 		"CGI":                 "HTTP_PROXY",
 	} {
 		environment := []string{"HTTP_PROXY=" + proxy}

@@ -46,7 +46,7 @@ func TestPidFile(t *testing.T) {
 	if info, err := os.Stat(file); err != nil || info.Mode() != 0o644 {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
-	// A second one by mistake: it must leave the first one's file alone.
+	// A second server by mistake must not change the first one's file.
 	_, port, _ := net.SplitHostPort(s.addresses[0])
 	fail(t, p.args("run-server", "--port="+port, "--pid-file="+file), "--port="+port, "address already in use")
 	if got, want := read(t, file), strconv.Itoa(s.Process.Pid)+"\n"; got != want {
@@ -62,7 +62,7 @@ func TestPidFile(t *testing.T) {
 		fail(t, p.args("run-server", "--port=0", "--pid-file="+bad), "--pid-file="+bad)
 	}
 
-	// A file that somebody else has written meanwhile is not ours to remove.
+	// A file that another process has written meanwhile must stay.
 	if err := os.WriteFile(file, make([]byte, 5), 0o600); err != nil { // after a loss of power
 		t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func TestPidFile(t *testing.T) {
 	}
 }
 
-// download begins one, and leaves it there.
+// download begins a download, and doesn't finish it.
 func download(t *testing.T, address, target string) *http.Response {
 	t.Helper()
 	conn, err := net.Dial("tcp", address)
@@ -102,7 +102,8 @@ func TestSignals(t *testing.T) {
 	for _, signal := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
 		s := p.serveProcess(t)
 		address := s.addresses[0]
-		// One that is sent as it lies, one decompressed; nobody reads on.
+		// One nar sent as stored, one decompressed; neither client continues to
+		// read.
 		stored, made := download(t, address, "/nar/lzip/"+gosrc), download(t, address, "/nar/"+gosrc)
 		idle, err := net.Dial("tcp", address)
 		if err != nil {
@@ -121,19 +122,19 @@ func TestSignals(t *testing.T) {
 		if n, err := io.Copy(io.Discard, made.Body); err == nil {
 			t.Errorf("the download ended cleanly after %d bytes", n)
 		}
-		_, _ = io.Copy(io.Discard, stored.Body) // may be in the sockets' buffers as a whole
+		_, _ = io.Copy(io.Discard, stored.Body) // the buffers of the sockets may hold all of it
 		log := s.err.String()
 		if !strings.Contains(log, "msg=stopping") || !strings.HasSuffix(log, "msg=stopped\n") {
 			t.Errorf("log: %s", tail(log))
 		}
-		// Nothing is left of the write-ahead log, and the next one can start.
+		// The write-ahead log is removed, and the next server can start.
 		if entries, err := filepath.Glob(p.database + "-*"); err != nil || len(entries) > 0 {
 			t.Errorf("left: %v, %v", entries, err)
 		}
 	}
 }
 
-// TestSignalAtStart has the end come at any moment of the beginning.
+// TestSignalAtStart stops the server at different moments of its start.
 func TestSignalAtStart(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -141,7 +142,7 @@ func TestSignalAtStart(t *testing.T) {
 		file := filepath.Join(p.dir, "pid")
 		s := command(p.args("run-server", "--port=0", "--pid-file="+file)...)
 		s.start(t)
-		time.Sleep(time.Duration(n) * 5 * time.Millisecond) // another moment each
+		time.Sleep(time.Duration(n) * 5 * time.Millisecond) // a different moment each time
 		_ = s.Process.Signal(syscall.SIGTERM)
 		s.wait(t)
 		if _, err := os.Stat(file); err == nil && s.ProcessState.Exited() {
@@ -168,7 +169,7 @@ func TestHosts(t *testing.T) {
 				t.Errorf("--host=%s listens on %s", host, address)
 			}
 		}
-		// What is taken already is refused, by host and port.
+		// An address in use is refused, with host and port.
 		_, port, _ := net.SplitHostPort(s.addresses[0])
 		fail(t, newPlace(t).args("run-server", "--host="+host, "--port="+port), "--host="+strings.Trim(host, "[]"), "--port="+port)
 	}
@@ -182,10 +183,10 @@ func hasIPv6() bool {
 	return err == nil
 }
 
-// TestAddressesOfAName has a name with an address that this machine lacks.
+// TestAddressesOfAName: a name has an address that this machine lacks.
 func TestAddressesOfAName(t *testing.T) {
 	t.Parallel()
-	const lacking = "192.0.2.254" // of a network for documentation
+	const lacking = "192.0.2.254" // from a network for documentation
 	for _, test := range []struct {
 		addresses []string
 		want      int
@@ -219,9 +220,9 @@ func TestUnixSocket(t *testing.T) {
 	}
 	fail(t, p.args("run-server", "--host=unix:"+socket), "--host=unix:"+socket, "another process listens there")
 	if got := get(t, socket, "/nix-cache-info"); got.StatusCode != 200 {
-		t.Errorf("the first one after that: %s", got.Status)
+		t.Errorf("the first server afterwards: %s", got.Status)
 	}
-	// One that dies leaves its socket, which is replaced.
+	// A killed server leaves its socket behind, which is replaced.
 	first.kill(t)
 	if _, err := os.Lstat(socket); err != nil {
 		t.Fatal(err)
@@ -234,7 +235,7 @@ func TestUnixSocket(t *testing.T) {
 	if _, err := os.Lstat(socket); !os.IsNotExist(err) {
 		t.Errorf("the socket is left: %v", err)
 	}
-	// What is no socket is not replaced.
+	// A file that is not a socket is not replaced.
 	for _, file := range []string{filepath.Join(p.dir, "file"), filepath.Join(p.dir, "link")} {
 		if err := os.WriteFile(file, []byte("precious"), 0o644); err != nil {
 			t.Fatal(err)
@@ -246,9 +247,9 @@ func TestUnixSocket(t *testing.T) {
 	}
 }
 
-// TestSystemTest is what Guix's own test of its service does: a storage full of
-// files of others, and a request for "/".
-func TestSystemTest(t *testing.T) {
+// TestGuixSystemTest does the same as Guix's own test of its service: a storage full of other
+// files, and a request for "/".
+func TestGuixSystemTest(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	for name, kind := range map[string]func(string) error{
@@ -276,12 +277,12 @@ func TestSystemTest(t *testing.T) {
 	if got := get(t, s.addresses[0], "/health"); got.StatusCode != 200 {
 		t.Errorf("/health: %s %s", got.Status, got.body)
 	}
-	until(t, "the storage to have its name", func() bool {
+	until(t, "the storage has its name", func() bool {
 		_, err := os.Stat(filepath.Join(p.storage, bytestore.IdentityName))
 		return err == nil
 	})
 	after, err := os.ReadDir(p.storage)
-	// But for what it writes about itself.
+	// Except for the server's own files.
 	after = slices.DeleteFunc(after, func(e fs.DirEntry) bool { return e.Name() == bytestore.OwnerName || e.Name() == bytestore.IdentityName })
 	if err != nil || fmt.Sprint(before) != fmt.Sprint(after) {
 		t.Errorf("before %v, after %v, %v", before, after, err)
@@ -289,7 +290,7 @@ func TestSystemTest(t *testing.T) {
 	s.stop(t, syscall.SIGTERM)
 }
 
-// TestLogLevels has requests logged at DEBUG alone, which is the default.
+// TestLogLevels: requests are only logged at DEBUG, which is the default.
 func TestLogLevels(t *testing.T) {
 	t.Parallel()
 	for _, level := range []string{"", "DEBUG", "debug", "INFO", "WARN", "ERROR"} {
@@ -314,7 +315,7 @@ func TestLogLevels(t *testing.T) {
 	}
 }
 
-// TestTrustedProxies logs the client that a proxy names, where the proxy is trusted.
+// TestTrustedProxies logs the client that a trusted proxy names.
 func TestTrustedProxies(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {

@@ -16,31 +16,33 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// asRoot skips a test that runs the program as several users, unless in CI.
+// asRoot skips a test that runs the program as several users if it has no root, or fails it
+// in CI.
 func asRoot(t *testing.T) {
 	t.Helper()
 	if os.Getuid() == 0 {
 		return
 	}
 	if os.Getenv("CI") == "true" {
-		t.Fatal("run the tests as root: this one uses several users")
+		t.Fatal("run the tests as root: this test uses several users")
 	}
-	t.Skip("run the tests as root for this one")
+	t.Skip("run as root to run this test")
 }
 
-// sharedGroup is the group of which the users of TestTwoUsers are members.
+// sharedGroup is the group of the users of TestTwoUsers.
 const sharedGroup = 60010
 
-// asUser is a run of the program as one of them, who has a group of the own as well.
+// asUser prepares a run of the program as one of the users, who also has a group of its
+// own.
 func asUser(uid uint32, umask, program string, args ...string) *process {
 	cmd := exec.Command("/bin/sh", append([]string{"-c", `umask "$0"; exec "$@"`, umask, program}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid, Groups: []uint32{sharedGroup}}}
 	return commandOf(cmd)
 }
 
-// TestTwoUsers has one user import and another one serve, remove, dump, compress and
-// export, in directories that their group may write to; then the other way round, after
-// the server was killed.
+// TestTwoUsers imports as one user, and serves, removes, dumps, compresses and exports as
+// another, in group-writable directories; then the other way round, after the server was
+// killed.
 func TestTwoUsers(t *testing.T) {
 	t.Parallel()
 	asRoot(t)
@@ -87,7 +89,7 @@ func TestTwoUsers(t *testing.T) {
 					for _, uid := range users {
 						succeeds(uid, "dump", "--database="+p.database, "--database-dump="+filepath.Join(dir, "dump.db"))
 						succeeds(uid, p.args("export", exported)...)
-						// The other one restores its time as well.
+						// The other user restores its time as well.
 						name := filepath.Join(exported, base(first + 2)[:32]+".narinfo")
 						if info, err := os.Stat(name); err != nil || info.ModTime().Year() < 2000 {
 							t.Errorf("an exported narinfo: %v, %v", info, err)
@@ -111,7 +113,7 @@ func TestTwoUsers(t *testing.T) {
 					wantShared(t, dir) // with the files that only exist while a server runs
 					s.kill(t)
 				}
-				// Files of the other server can also be removed.
+				// Files of the other server can be removed, too.
 				for uid := range uint32(2) {
 					if r := asUser(60001+uid, umask, program, p.args("remove", "--now", "/gnu/store/"+base(2+3*int(1-uid)))...).run(t); r.status != 0 {
 						t.Errorf("remove an imported nar: %s", r.err)
@@ -123,9 +125,9 @@ func TestTwoUsers(t *testing.T) {
 	}
 }
 
-// TestSpoolOfAnother has a mirror end in the middle of a nar, and another user start it
-// again.
-func TestSpoolOfAnother(t *testing.T) {
+// TestSpoolOfAnotherUser stops a mirror in the middle of a nar, and starts it again as another
+// user.
+func TestSpoolOfAnotherUser(t *testing.T) {
 	t.Parallel()
 	asRoot(t)
 	p, directory, _ := coldNar(t, 4<<20)
@@ -146,7 +148,7 @@ func TestSpoolOfAnother(t *testing.T) {
 	}
 	args := q.args("run-server", "--port=0", "--log-level=INFO", "--mirror=http://"+source.addresses[0])
 	mirror := serve(t, asUser(60001, "022", program, append(args, "--mirror-bandwidth=100K")...))
-	until(t, "it comes", func() bool { return metricWith(t, mirror.addresses[0], "narherder_mirror_nars_in_flight") == 1 })
+	until(t, "the nar is being fetched", func() bool { return metricWith(t, mirror.addresses[0], "narherder_mirror_nars_in_flight") == 1 })
 	mirror.stop(t, os.Interrupt)
 	if spool, err := os.ReadDir(filepath.Join(q.storage, ".nar-herder-spool")); err != nil || len(spool) != 1 {
 		t.Errorf("the spool: %v, %v", spool, err)
@@ -155,7 +157,7 @@ func TestSpoolOfAnother(t *testing.T) {
 	until(t, "it is stored", func() bool { return metricWith(t, mirror.addresses[0], "narherder_stored_nars") == 1 })
 }
 
-// share makes a directory to which the shared group may write.
+// share makes a directory that is writable for the shared group.
 func share(t *testing.T, name string, mode uint32) string {
 	t.Helper()
 	if err := errors.Join(os.MkdirAll(name, 0o755), os.Chown(name, -1, sharedGroup), syscall.Chmod(name, mode)); err != nil {
@@ -164,7 +166,7 @@ func share(t *testing.T, name string, mode uint32) string {
 	return name
 }
 
-// own gives all below a directory to a user.
+// own gives all files below a directory to a user.
 func own(t *testing.T, directory string, uid uint32) {
 	t.Helper()
 	err := filepath.WalkDir(directory, func(name string, _ fs.DirEntry, err error) error {
@@ -175,8 +177,8 @@ func own(t *testing.T, directory string, uid uint32) {
 	}
 }
 
-// wantShared looks at the group and its permissions of all below a directory: no nar may
-// be written by others than its owner.
+// wantShared checks the group and its permissions of all files below a directory: only
+// their owners may write to nars.
 func wantShared(t *testing.T, directory string) {
 	t.Helper()
 	err := filepath.WalkDir(directory, func(name string, entry fs.DirEntry, err error) error {
@@ -207,15 +209,15 @@ func wantShared(t *testing.T, directory string) {
 	}
 }
 
-// TestSetUpByRoot runs the server as another user than root, who has made the database,
-// all of it or a part: it refuses to start, with the command by which it starts.
+// TestSetUpByRoot: root has made the database, or a part of it, and the server runs as
+// another user. It refuses to start, with the command to run.
 func TestSetUpByRoot(t *testing.T) {
 	t.Parallel()
 	asRoot(t)
 	for _, test := range []struct {
 		name   string
-		killed bool     // the server of root, which then has left its log
-		chown  []string // done before
+		killed bool     // root's server, so that its log is left
+		chown  []string // run before
 	}{
 		{"all", true, nil},
 		{"all but the directory", false, []string{""}},

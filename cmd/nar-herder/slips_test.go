@@ -11,24 +11,23 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// desk is where an operator makes a slip: an instance, and another one beside it that
-// must not suffer. Both have the same items.
+// desk is the workplace of an operator who makes a mistake: an instance, and another one
+// that must not be harmed. Both have the same items.
 type desk struct {
 	place
 	other place
-	root  string // of both, for more
+	root  string // parent directory of both
 }
 
-// slip is a mistake of an operator. Nothing may be lost by it, and it must not go
-// unnoticed.
+// slip is an operator's mistake. It must not lose anything, or go unnoticed.
 type slip struct {
 	name string
-	// args makes what it needs, and returns the command line. Afterwards both instances
-	// are as they were.
+	// args prepares the mistake, and returns the command line. Neither instance may
+	// change.
 	args   func(t *testing.T, d *desk) []string
 	status int
 	says   []string
-	// run is for those that a command alone does not show.
+	// run is for mistakes that need more than one command.
 	run func(t *testing.T, d *desk)
 }
 
@@ -51,7 +50,7 @@ func newDesk(t *testing.T, farm, other place) *desk {
 	return &desk{copied(farm, "farm"), copied(other, "other"), root}
 }
 
-// at are the arguments of a command with another storage.
+// at returns the arguments of a command with another storage.
 func (d *desk) at(storage, command string, more ...string) []string {
 	return place{d.dir, d.database, storage}.args(command, more...)
 }
@@ -66,7 +65,7 @@ func (d *desk) make(t *testing.T, name string) string {
 	return name
 }
 
-// source makes a directory of narinfos and nars that may be imported.
+// source makes a directory of narinfos and nars to import.
 func (d *desk) source(t *testing.T) string {
 	t.Helper()
 	source := d.make(t, "source")
@@ -83,7 +82,7 @@ func (d *desk) source(t *testing.T) string {
 
 func (d *desk) state(t *testing.T) string { return d.dump(t) + d.other.dump(t) }
 
-// runSlip runs a command, and compares both instances.
+// runSlip runs a command, and checks that neither instance changes.
 func (d *desk) runSlip(t *testing.T, args []string, status int, says ...string) result {
 	t.Helper()
 	before := d.state(t)
@@ -102,8 +101,7 @@ func (d *desk) runSlip(t *testing.T, args []string, status int, says ...string) 
 	return r
 }
 
-// TestSlips is the table of what operators do by mistake. Each is refused, or harmless
-// and said.
+// TestSlips makes common mistakes. Each is refused, or harmless and reported.
 func TestSlips(t *testing.T) {
 	t.Parallel()
 	farm, other := newPlace(t), newPlace(t)
@@ -123,7 +121,7 @@ func TestSlips(t *testing.T) {
 	}
 }
 
-// TestSlipsElsewhere makes sure that there still are the tests that show other slips.
+// TestSlipsElsewhere checks that the tests of other slips exist.
 func TestSlipsElsewhere(t *testing.T) {
 	t.Parallel()
 	var all strings.Builder
@@ -134,31 +132,31 @@ func TestSlipsElsewhere(t *testing.T) {
 	}
 	for slip, test := range slipsElsewhere {
 		if !strings.Contains(all.String(), "\nfunc "+test+"(t *testing.T) {") {
-			t.Errorf("%s: there is no %s", slip, test)
+			t.Errorf("%s: no test %s", slip, test)
 		}
 	}
 }
 
-// slipsElsewhere are slips that have a test of their own.
+// slipsElsewhere maps slips to other tests.
 var slipsElsewhere = map[string]string{
-	// Named in the issue, by its sections.
+	// By area: owners, removal, TTLs, commands, disks, users.
 	"A: two servers on one database":                                    "TestOneServer",
 	"A: the cached directory of another instance":                       "TestOneServer",
 	"A: the dump path of another instance":                              "TestOneServer",
 	"A: a copied database beside its original":                          "TestCopiedDatabase",
-	"A: a mirror with a storage that has nars and no owner":             "TestUnowned",
-	"A: a server keeps running after another claims its storage":        "TestLoses",
+	"A: a mirror with a storage that has nars and no owner":             "TestUnownedStorage",
+	"A: a server keeps running after another claims its storage":        "TestOwnershipLost",
 	"B: requests of anybody delay removal":                              "TestAnonymousQuestions",
 	"B: instances that remove by stored-on of each other":               "TestRemovalKilled",
 	"C: a cached compression's TTL is lowered":                          "TestLoweredTTL",
 	"D: export --delete with a typo in --tag":                           "TestExportSlips",
 	"D: export into the directory of another program":                   "TestExportSlips",
-	"D: remove while the storage is not mounted, or another instance's": "TestRemoveInDoubt",
+	"D: remove while the storage is not mounted, or another instance's": "TestRemoveDoubtfulStorage",
 	"D: check --repair while the source can't be reached":               "TestRepairFaults",
 	"D: import without a storage, or with an unset variable":            "TestImportWithoutStorage",
 	"E: the disk is full":                                               "TestFullDisk",
 	"E: the file system of the database is full at the start":           "TestStartFull",
-	"E: a storage that can't be written":                                "TestRemoveUnderAFault",
+	"E: a storage that can't be written":                                "TestRemoveFailedDeletions",
 	"F: commands as another user of the group":                          "TestTwoUsers",
 	"F: all was set up by root, and the server is another user":         "TestSetUpByRoot",
 	"F: minutes as m, in other options":                                 "TestAmbiguousMonths",
@@ -169,7 +167,7 @@ var slipsElsewhere = map[string]string{
 	"a database of a newer version, or of another program":    "TestBadDatabases",
 	"no database, or an empty one":                            "TestNoDatabase",
 	"a migration is stopped half-way":                         "TestServerConvertsKilled",
-	"names of options that are gone":                          "TestOldNames",
+	"removed names of options":                                "TestOldNames",
 	"values of options that make no sense":                    "TestBadOptions",
 	"an option that widens a removal, in the environment":     "TestConfigOfCommands",
 	"storages that overlap are copied to each other":          "TestCopyOptions",
@@ -180,7 +178,7 @@ var slipsElsewhere = map[string]string{
 	"the clock was ahead when items were withdrawn":           "TestWithdrawnAhead",
 	"a TTL was advertised under a wrong clock":                "TestAdvertiseWrongClock",
 	"a source restored from a backup":                         "TestBackupPutBack",
-	"mirrors in a circle":                                     "TestCycle",
+	"a cycle of mirrors":                                      "TestCycle",
 	"an instance that is named in its own stored-on":          "TestRemovalOnSelf",
 	"stored-on names an instance with the same storage":       "TestRemovalSharedStorage",
 	"a storage that is read through a second name":            "TestCopyReadOnly",
@@ -198,7 +196,7 @@ func asDatabase(t *testing.T, d *desk) string {
 
 const typo = "00000000000000000000000000000000-typo"
 
-// commandSlips are those that a command shows.
+// commandSlips are slips of a single command.
 var commandSlips = []slip{
 	{name: "import into a storage that is not mounted", status: 1, says: []string{"none of the stored nars", "is it mounted?"},
 		args: func(t *testing.T, d *desk) []string {
@@ -330,18 +328,18 @@ var commandSlips = []slip{
 		args: func(t *testing.T, d *desk) []string {
 			return []string{"dump", "--database=" + d.database, "--database-dump=" + d.database}
 		}},
-	{name: "the dump path is the database of another instance", status: 1, says: []string{"no dump, and stays as it is"},
+	{name: "the dump path is the database of another instance", status: 1, says: []string{"is not a dump: name another file"},
 		args: func(t *testing.T, d *desk) []string {
 			return []string{"dump", "--database=" + d.database, "--database-dump=" + d.other.database}
 		}},
-	{name: "the dump path is a nar in the storage", status: 1, says: []string{"no dump, and stays as it is"},
+	{name: "the dump path is a nar in the storage", status: 1, says: []string{"is not a dump: name another file"},
 		args: func(t *testing.T, d *desk) []string {
 			return []string{"dump", "--database=" + d.database, "--database-dump=" + d.nar(greeting)}
 		}},
 	{name: "the dump path is the database of another program", run: func(t *testing.T, d *desk) {
 		name := asDatabase(t, d)
 		before := read(t, name)
-		d.runSlip(t, []string{"dump", "--database=" + d.database, "--database-dump=" + name}, 1, "no dump, and stays as it is")
+		d.runSlip(t, []string{"dump", "--database=" + d.database, "--database-dump=" + name}, 1, "is not a dump: name another file")
 		if read(t, name) != before {
 			t.Error("it was overwritten")
 		}

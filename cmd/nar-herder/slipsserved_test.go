@@ -16,19 +16,19 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// refusesToServe is a row where the server must not start.
+// refusesToServe returns a slip with which the server must not start.
 func refusesToServe(name string, status int, says []string, options func(t *testing.T, d *desk) []string) slip {
 	return slip{name: name, status: status, says: says, args: func(t *testing.T, d *desk) []string {
 		return d.args("run-server", append([]string{"--port=0", "--log-level=WARN"}, options(t, d)...)...)
 	}}
 }
 
-// options are always the same.
+// options returns constant options.
 func options(more ...string) func(*testing.T, *desk) []string {
 	return func(*testing.T, *desk) []string { return more }
 }
 
-// wantServed makes sure that an item is served as it was imported.
+// wantServed checks that an item is served as it was imported.
 func wantServed(t *testing.T, s *server) {
 	t.Helper()
 	if got := get(t, s.addresses[0], "/"+narinfoName(greeting)); got.StatusCode != 200 || got.body != read(t, published(greeting)) {
@@ -39,13 +39,13 @@ func wantServed(t *testing.T, s *server) {
 	}
 }
 
-// healthSays waits for a text in the health.
+// healthSays waits until /health has a text.
 func healthSays(t *testing.T, s *server, text string) {
 	t.Helper()
 	until(t, "the health says "+text, func() bool { return strings.Contains(get(t, s.addresses[0], "/health").body, text) })
 }
 
-// servedSlips are those of the server, and those that take several steps.
+// servedSlips are slips of the server, and slips of several steps.
 var servedSlips = []slip{
 	refusesToServe("an empty host", statusUsage, []string{"--host is empty"}, options("--host=")),
 	refusesToServe("an empty host of the control listener", statusUsage, []string{"--control-host is empty"}, options("--control-port=0", "--control-host=")),
@@ -90,7 +90,7 @@ var servedSlips = []slip{
 		dump := d.dir + "/dump.db"
 		succeed(t, "dump", "--database="+d.database, "--database-dump="+dump)
 		before := read(t, dump)
-		d.runSlip(t, []string{"run-server", "--port=0", "--database=" + dump, "--database-dump=" + d.database, "--storage=" + d.storage}, 1, "no dump, and stays as it is")
+		d.runSlip(t, []string{"run-server", "--port=0", "--database=" + dump, "--database-dump=" + d.database, "--storage=" + d.storage}, 1, "is not a dump: name another file")
 		if read(t, dump) != before {
 			t.Error("the dump has changed")
 		}
@@ -121,13 +121,13 @@ var servedSlips = []slip{
 			t.Errorf("a nar: %s", got.Status)
 		}
 		if !strings.Contains(s.err.String(), "lacks 4 of 5 nars") {
-			t.Error("the log does not say it")
+			t.Error("the log doesn't report it")
 		}
 		if _, err := os.Stat(filepath.Join(copied, bytestore.OwnerName)); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("it was claimed: %v", err)
+			t.Errorf("the storage was claimed: %v", err)
 		}
 		s.stop(t, syscall.SIGTERM)
-		// The way out, and the index is right again.
+		// The remedy works, and corrects the index.
 		p := place{d.dir, d.database, copied}
 		succeed(t, p.args("claim-storage")...)
 		if c := p.check(t); c.totals.Findings["missing"] != 0 || c.totals.Findings["unstored"] != 4 {
@@ -144,7 +144,7 @@ var servedSlips = []slip{
 			t.Errorf("the health: %s %s", got.Status, got.body)
 		}
 		if !strings.Contains(s.err.String(), "is it mounted?") {
-			t.Error("the log does not say it")
+			t.Error("the log doesn't report it")
 		}
 		isEmpty(t, unmounted)
 	}},
@@ -179,7 +179,7 @@ var servedSlips = []slip{
 		s := d.serve(t, options...)
 		until(t, "all are withdrawn", func() bool { return strings.Count(s.err.String(), "withdrew an item") == 5 })
 		healthSays(t, s, "limit")
-		// No nar is gone before clients have forgotten it.
+		// No nar is deleted while clients may have its narinfo.
 		if got := get(t, s.addresses[0], "/nar/lzip/"+greeting); got.StatusCode != 200 {
 			t.Errorf("nar: %s", got.Status)
 		}
@@ -251,7 +251,7 @@ var servedSlips = []slip{
 	}},
 }
 
-// importsFrom imports from what others serve, without --keep.
+// importsFrom imports from a directory that others serve, without --keep.
 func importsFrom(t *testing.T, d *desk, from string) {
 	t.Helper()
 	for _, name := range small() {
@@ -265,13 +265,12 @@ func importsFrom(t *testing.T, d *desk, from string) {
 		t.Errorf("import: %+v", r)
 	}
 	if tree(t, from) != before {
-		t.Error("what is served there has changed")
+		t.Error("the served files have changed")
 	}
 	wantServed(t, third.serve(t))
 }
 
-// restoresOld puts an old database in the place of one that has imported and removed
-// since.
+// restoresOld restores an old database, after imports and removals.
 func restoresOld(t *testing.T, d *desk) {
 	old := read(t, d.database)
 	d.imports(t, published(plus))
@@ -281,7 +280,7 @@ func restoresOld(t *testing.T, d *desk) {
 	}
 	s := d.serve(t)
 	if got := get(t, s.addresses[0], "/nar/lzip/"+greeting); got.StatusCode < 500 {
-		t.Errorf("a nar that is gone: %s", got.Status)
+		t.Errorf("a removed nar: %s", got.Status)
 	}
 	if c := d.check(t); c.status != 1 || c.totals.Findings["missing"] != 1 || c.totals.Findings["stranger"] != 1 {
 		t.Errorf("check: status %d, %v", c.status, c.totals.Findings)
@@ -289,7 +288,7 @@ func restoresOld(t *testing.T, d *desk) {
 	if c := d.check(t, "--repair"); c.totals.Repairs["unclaimed"] != 1 {
 		t.Errorf("check --repair: %v", c.totals.Repairs)
 	}
-	// What was imported since is imported again, from the storage itself.
+	// Items imported since are imported again, from the storage itself.
 	if out := succeed(t, d.args("import", published(plus))...); !strings.Contains(out, "1 added") {
 		t.Errorf("import: %s", out)
 	}

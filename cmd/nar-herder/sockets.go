@@ -19,7 +19,8 @@ import (
 // second for it, and a slow name server must not use that up.
 const pidFileWait = 500 * time.Millisecond
 
-// sockets are the listeners of a server, and what answers on them before the server does.
+// sockets are the listeners of a server, and the handlers that answer on them during the
+// start.
 type sockets struct {
 	log  *slog.Logger
 	lock *owner.Lock // on the database
@@ -87,7 +88,7 @@ func (s *sockets) answer(ctx context.Context, c *serverCommand) {
 			s.log.Info("control listener", "address", listener.Addr().String())
 		}
 	} else if c.PublicMetrics == "no" {
-		s.log.Warn("--public-metrics=no without --control-port: nobody can read the metrics and the health of this server")
+		s.log.Warn("--public-metrics=no without --control-port: the metrics and the health of this server can't be read")
 	}
 	s.starting = health.NewStarting(c.PublicMetrics == "no", c.limits(), proxies(c.TrustedProxies), s.log)
 	done, answered := make(chan struct{}), make(chan struct{})

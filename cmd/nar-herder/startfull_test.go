@@ -12,8 +12,8 @@ import (
 	"nar-herder/internal/testfs"
 )
 
-// TestStartFull starts without a byte left on the file system of the database, nor a
-// reserve: what is there is served, and all is as usual when there is room.
+// TestStartFull starts with a full file system of the database and without a reserve: the
+// server serves, and recovers when there is room.
 func TestStartFull(t *testing.T) {
 	t.Parallel()
 	for name, signal := range map[string]syscall.Signal{"stopped": syscall.SIGTERM, "killed": syscall.SIGKILL} {
@@ -32,7 +32,7 @@ func TestStartFull(t *testing.T) {
 				t.Fatal(err)
 			}
 			if signal == syscall.SIGKILL {
-				// As after a loss of power.
+				// As after a power failure.
 				if err := os.Truncate(p.database+"-shm", 0); err != nil {
 					t.Fatal(err)
 				}
@@ -40,7 +40,7 @@ func TestStartFull(t *testing.T) {
 			free := testfs.Fill(t, disk)
 			source := filepath.Join(p.dir, "more")
 			generate(t, source, 3)
-			// Connections of one process share what they can't write.
+			// Connections of one process share pages that they can't write.
 			s = p.serveProcess(t, "--log-level=INFO", "--storage-hard-limit=1T")
 			warns := func() bool {
 				got := get(t, s.addresses[0], "/health")
@@ -62,7 +62,7 @@ func TestStartFull(t *testing.T) {
 					t.Errorf("nar: %s", got.Status)
 				}
 				if got := get(t, s.addresses[0], "/00000000000000000000000000000001.narinfo"); got.StatusCode != 404 {
-					t.Errorf("an item that is not there: %s", got.Status)
+					t.Errorf("an unknown item: %s", got.Status)
 				}
 			}
 			if got := command(p.args("import", "--keep", source)...).run(t); got.status == 0 || !strings.Contains(got.err, "no space left for the database") {
@@ -71,7 +71,7 @@ func TestStartFull(t *testing.T) {
 			free()
 			until(t, "the server writes again", func() bool { return !warns() })
 			p.imports(t, source)
-			until(t, "what was imported is served", func() bool {
+			until(t, "the imported item is served", func() bool {
 				return get(t, s.addresses[0], "/00000000000000000000000000000001.narinfo").StatusCode == 200
 			})
 			s.stop(t, syscall.SIGTERM)

@@ -12,7 +12,7 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// TestExitStatuses: a status means the same in every command.
+// TestExitStatuses: an exit status means the same in every command.
 func TestExitStatuses(t *testing.T) {
 	t.Parallel()
 	const absent = "/gnu/store/00000000000000000000000000000000-x"
@@ -56,7 +56,7 @@ func TestExitStatuses(t *testing.T) {
 		{2, []string{"mirror-status", mirror(`{}`)}},
 		{2, []string{"copy-storage", "--database=none", "--from=" + nowhere, "--to=" + there}},
 
-		// What was wrong, and was repaired, is no finding any more.
+		// A repaired fault is no longer a finding.
 		{0, p.args("check", "--repair", "--from=http://"+from)},
 		{0, p.copyArgs(there)},
 	} {
@@ -76,8 +76,8 @@ func TestExitStatuses(t *testing.T) {
 	}
 }
 
-// TestOldNames: what had another name before the first release is unknown under it, as
-// an argument and in a configuration file, and as a variable it sets nothing.
+// TestOldNames: names from before the first release are unknown as arguments and in a
+// configuration file, and their variables have no effect.
 func TestOldNames(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)

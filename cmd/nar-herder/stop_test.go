@@ -24,11 +24,11 @@ import (
 	"nar-herder/internal/testlog"
 )
 
-// stopLimit is how long a program may take to end once it is told to: a
-// supervisor such as the Shepherd kills it after five seconds.
+// stopLimit is the longest time in which a program must stop: the Shepherd kills it after
+// five seconds.
 const stopLimit = 3 * time.Second
 
-// wantStopped sends the signal to a process and asserts that it ends in time.
+// wantStopped sends the signal to a process, and asserts that it ends in time.
 func wantStopped(t *testing.T, p *process, signal os.Signal, status int) {
 	t.Helper()
 	sent := time.Now()
@@ -38,17 +38,16 @@ func wantStopped(t *testing.T, p *process, signal os.Signal, status int) {
 	got := p.wait(t)
 	took := time.Since(sent)
 	if took > stopLimit {
-		t.Errorf("it took %v to end, want %v at the most", took, stopLimit)
+		t.Errorf("stopped after %v, want at most %v", took, stopLimit)
 	}
 	if got != status {
 		t.Errorf("exit status %d, want %d", got, status)
 	}
-	t.Logf("ended within %v", took)
+	t.Logf("stopped within %v", took)
 }
 
-// lockDatabase takes the write lock of a database, as another process would, for
-// the rest of the test or until unlock is called. The statement begins the
-// transaction.
+// lockDatabase takes the write lock of a database, like another process, until the end of
+// the test or until unlock is called. The statement begins the transaction.
 func lockDatabase(t *testing.T, name, begin string) (unlock func()) {
 	t.Helper()
 	db, err := sql.Open("sqlite", name+"?_pragma=busy_timeout(60000)")
@@ -70,9 +69,8 @@ func lockDatabase(t *testing.T, name, begin string) (unlock func()) {
 	return unlock
 }
 
-// TestStopWhileLocked ends a server while another process has the write lock of
-// the database, with nars on their way to clients and uses that are not written
-// down yet.
+// TestStopWhileLocked stops a server while another process has the write lock of the
+// database, clients download nars, and usage counts are not written yet.
 func TestStopWhileLocked(t *testing.T) {
 	t.Parallel()
 	for _, signal := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
@@ -86,13 +84,13 @@ func TestStopWhileLocked(t *testing.T) {
 		download(t, s.addresses[0], "/nar/lzip/"+entropy)
 		wantStopped(t, s.process, signal, 0)
 		if log := s.err.String(); !strings.Contains(log, "uses=2") || !strings.HasSuffix(log, "msg=stopped\n") {
-			t.Errorf("the log does not say how many uses were dropped, or is not whole: %s", tail(log))
+			t.Errorf("the log doesn't say how many uses were lost, or is incomplete: %s", tail(log))
 		}
 	}
 }
 
-// TestStopWithHangingBucket ends a server while its bucket does not answer any
-// more, the database is locked, clients download, and items are being removed.
+// TestStopWithHangingBucket stops a server while its bucket hangs, the database is locked,
+// clients download, and items are being removed.
 func TestStopWithHangingBucket(t *testing.T) {
 	t.Parallel()
 	for _, locked := range []string{"by another process", "by the removal"} {
@@ -110,7 +108,7 @@ func TestStopWithHangingBucket(t *testing.T) {
 				succeed(t, p.args("remove", greeting)...)
 				until(t, "the removal hangs", func() bool { return line.held() > 0 })
 				if n := count(t, p.database, "SELECT count(*) FROM leftovers"); n == 0 {
-					t.Error("nothing is noted that is to be deleted")
+					t.Error("no pending delete is recorded")
 				}
 			} else {
 				line.hangAt("")
@@ -136,8 +134,8 @@ func TestStopWithHangingBucket(t *testing.T) {
 	}
 }
 
-// line passes connections on to an address until it hangs. Then they stay open, and
-// nothing comes through any more.
+// line forwards connections to an address until it hangs. Then they stay open, and no bytes
+// are forwarded.
 type line struct {
 	address string
 	ended   chan struct{}
@@ -175,7 +173,7 @@ func newLine(t *testing.T, target string) *line {
 			})
 		}
 	})
-	t.Cleanup(func() { // after the context has ended
+	t.Cleanup(func() { // runs after the context has ended
 		listener.Close()
 		close(l.ended)
 		passing.Wait()
@@ -183,15 +181,14 @@ func newLine(t *testing.T, target string) *line {
 	return l
 }
 
-// hangAt has the line hang from the next bytes of a client on that begin with the
-// text.
+// hangAt makes the line hang as soon as a client sends bytes that begin with the text.
 func (l *line) hangAt(trigger string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.armed, l.trigger = true, trigger
 }
 
-// held is how many connections have bytes that don't come through.
+// held returns the number of connections with bytes that are not forwarded.
 func (l *line) held() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -225,11 +222,11 @@ func (l *line) pass(to, from net.Conn, isRequest bool) {
 	}
 }
 
-// TestStopAtStart ends programs that wait for the database at their start.
+// TestStopAtStart stops programs that wait for the database at their start.
 func TestStopAtStart(t *testing.T) {
 	t.Parallel()
 	for name, begin := range map[string]string{
-		// In exclusive mode, nobody else can even read.
+		// In exclusive mode, other processes can't even read.
 		"exclusive": "PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE",
 		"write":     "BEGIN IMMEDIATE",
 	} {
@@ -245,7 +242,7 @@ func TestStopAtStart(t *testing.T) {
 			{"migrate", "--database=" + p.database},
 		} {
 			if name == "write" && (args[0] == "migrate" || args[0] == "dump" || args[0] == "check" || args[0] == "claim-storage") {
-				continue // they have nothing to wait for
+				continue // they don't wait
 			}
 			t.Run(name+" "+strings.Join(args[:1], " "), func(t *testing.T) {
 				t.Parallel()
@@ -278,8 +275,8 @@ func TestStopAtStart(t *testing.T) {
 	}
 }
 
-// TestAnswersAtStart has a server that waits for the database at its start answer all the
-// same, on a connection that is then the server's.
+// TestAnswersAtStart: a server that waits for the database at its start answers, on a
+// connection that it keeps afterwards.
 func TestAnswersAtStart(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -322,7 +319,7 @@ func TestAnswersAtStart(t *testing.T) {
 		t.Errorf("a narinfo: %s", got.Status)
 	}
 	if strings.Contains(s.err.String(), "msg=listening") {
-		t.Error("it did not wait for the database")
+		t.Error("it didn't wait for the database")
 	}
 	unlock()
 	until(t, "it serves", func() bool { return get("/"+narinfoName(greeting)).StatusCode == 200 })
@@ -343,7 +340,7 @@ func count(t testing.TB, name, query string) (n int) {
 	return n
 }
 
-// isOpen says whether a process has a file open.
+// isOpen reports whether a process has a file open.
 func isOpen(t testing.TB, pid int, name string) bool {
 	t.Helper()
 	for _, fd := range must(filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))) {
@@ -354,7 +351,7 @@ func isOpen(t testing.TB, pid int, name string) bool {
 	return false
 }
 
-// TestUntilStopped has a server that does not end with its context.
+// TestUntilStopped: a server that doesn't stop with its context.
 func TestUntilStopped(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

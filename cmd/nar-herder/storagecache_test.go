@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestStorageCache: what was read once is served out of the cache, while the storage is
-// away as well, and after a restart; and one cache has one server.
+// TestStorageCache: nars that were read once are served from the cache, also while the
+// storage is unavailable and after a restart. A cache belongs to one server.
 func TestStorageCache(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -43,7 +43,7 @@ func TestStorageCache(t *testing.T) {
 		}
 	}
 	same()
-	// Not a storage without the nar, but none at all: it is not known to be gone.
+	// The storage is missing as a whole, so the nar is not known to be missing.
 	away := p.storage + "-away"
 	if err := os.Rename(p.storage, away); err != nil {
 		t.Fatal(err)

@@ -69,7 +69,7 @@ func (s *subsystems) open(ctx context.Context, c *serverCommand, config *serverC
 }
 
 // build makes the subsystems. Each depends only on those before it, except that the remover
-// later asks the server how many requests it has answered.
+// later queries the number of requests that the server has answered.
 func (s *subsystems) build(ctx context.Context, c *serverCommand, config *serverConfig, starting *health.Starting, log *slog.Logger) (err error) {
 	store := s.store
 	s.uses = uses.New(store.index, log)

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// withSockets runs the program as systemd does, with open sockets and its own
-// process id in the environment, which only a shell in between can know.
+// withSockets runs the program as systemd does, with open sockets and its own process id in
+// the environment, which only a shell in between can set.
 func withSockets(files []*os.File, environment []string, args ...string) *process {
 	p := commandOf(exec.Command("/bin/sh", append([]string{"-c", `export LISTEN_PID=$$; exec "$@"`, "sh", binary}, args...)...))
 	p.ExtraFiles = files
@@ -43,7 +43,7 @@ func TestSocketActivation(t *testing.T) {
 		defer file.Close()
 		files = append(files, file)
 	}
-	// A client that comes before the server is served.
+	// A client that connects before the server starts is served.
 	early := make(chan error, 1)
 	go func() {
 		got, err := tryGet(tcp.Addr().String(), "/nix-cache-info")
@@ -62,15 +62,15 @@ func TestSocketActivation(t *testing.T) {
 		}
 	}
 	s.stop(t, syscall.SIGTERM)
-	// They are systemd's, which goes on listening for the next one.
+	// systemd keeps the sockets open for the next server.
 	if _, err := os.Stat(unix.Addr().String()); err != nil {
 		t.Errorf("the socket of systemd: %v", err)
 	}
 }
 
-// TestSocketsOfOthers has the variables of a process further up, which are not
-// meant for this one.
-func TestSocketsOfOthers(t *testing.T) {
+// TestForeignSocketVariables sets the variables for a parent process, which this process must
+// ignore.
+func TestForeignSocketVariables(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	cmd := command(p.args("run-server", "--port=0")...)
@@ -81,7 +81,7 @@ func TestSocketsOfOthers(t *testing.T) {
 	}
 }
 
-// TestDatagramSocket has a unit file with ListenDatagram.
+// TestDatagramSocket: a unit with ListenDatagram.
 func TestDatagramSocket(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -105,7 +105,7 @@ func TestDatagramSocket(t *testing.T) {
 	}
 }
 
-// TestReadiness has systemd told when requests are answered, and when no more.
+// TestReadiness notifies systemd when the server is ready, and when it stops.
 func TestReadiness(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -133,7 +133,7 @@ func TestReadiness(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	if got := get(t, host+":"+instancePort, "/health"); got.StatusCode != 200 {
-		t.Errorf("when it says that it is ready: %s", got.Status)
+		t.Errorf("after the notification: %s", got.Status)
 	}
 	s := &server{process: cmd}
 	s.stop(t, syscall.SIGTERM)
@@ -142,8 +142,8 @@ func TestReadiness(t *testing.T) {
 	}
 }
 
-// TestNobodyListens has a NOTIFY_SOCKET that is gone: no reason not to serve.
-func TestNobodyListens(t *testing.T) {
+// TestNotifySocketMissing: a missing NOTIFY_SOCKET doesn't stop the server.
+func TestNotifySocketMissing(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	cmd := command(p.args("run-server", "--port=0")...)
@@ -155,7 +155,7 @@ func TestNobodyListens(t *testing.T) {
 	s.stop(t, syscall.SIGTERM)
 }
 
-// TestSocketActivate has the program of systemd that does the same.
+// TestSocketActivate uses systemd-socket-activate.
 func TestSocketActivate(t *testing.T) {
 	t.Parallel()
 	activate := required(t, "systemd-socket-activate")

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// publicPlace is a place that other users can get into, with the program, and with a
+// publicPlace returns a place that other users can access, with the program, and with a
 // storage and a directory for the database that they can write to.
 func publicPlace(t testing.TB) (p place, program string) {
 	t.Helper()
@@ -30,20 +30,19 @@ func publicPlace(t testing.TB) (p place, program string) {
 	return p, program
 }
 
-// asNobody is a run of the program as a user who may do little.
+// asNobody prepares a run of the program as an unprivileged user.
 func asNobody(program string, args ...string) *process {
 	cmd := exec.Command(program, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	return commandOf(cmd)
 }
 
-// TestUndeletable has directories that another user has made, by an import with umask
-// 022: the server can delete none of their files. No item goes for that, however often it
-// is started, until it can.
+// TestUndeletable: an import with umask 022 has made directories from which the server
+// can't delete. It removes no item, however often it is started, until it can.
 func TestUndeletable(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {
-		t.Skip("run the tests as root for this one")
+		t.Skip("run as root to run this test")
 	}
 	const count = 20
 	p, program := publicPlace(t)
@@ -87,14 +86,14 @@ func TestUndeletable(t *testing.T) {
 		}
 	}
 	if n := files(); n != count {
-		t.Errorf("%d files are left of %d", n, count)
+		t.Errorf("%d of %d files are left", n, count)
 	}
-	// What was withdrawn before stays as well, and is said to.
+	// Items that were withdrawn before also stay, with a warning.
 	item := fmt.Sprintf("/gnu/store/%032d-item", 1)
 	succeed(t, p.args("remove", item)...)
 	s := serve(t, asNobody(program, args...))
 	until(t, "the health warns of the withdrawn item", func() bool {
-		return strings.Contains(get(t, s.addresses[0], "/health").body, "withdrawn can't be removed")
+		return strings.Contains(get(t, s.addresses[0], "/health").body, "withdrawn items can't be removed")
 	})
 	if out := succeed(t, "list", "--database="+p.database, "--withdrawn"); !strings.Contains(out, item) {
 		t.Errorf("%s", out)
@@ -108,6 +107,6 @@ func TestUndeletable(t *testing.T) {
 	until(t, "the health is good", func() bool { return !strings.Contains(get(t, s.addresses[0], "/health").body, "warnings") })
 	s.stop(t, syscall.SIGTERM)
 	if _, err := os.Stat(filepath.Join(folder, filepath.Base(item))); !errors.Is(err, fs.ErrNotExist) {
-		t.Error("the withdrawn item's file is still there")
+		t.Error("the withdrawn item's file still exists")
 	}
 }

@@ -25,7 +25,7 @@ func optionsOfCommands(t testing.TB) map[string][]*kong.Flag {
 	return options
 }
 
-// decodesOne returns what is wrong with a value of an option.
+// decodesOne returns the error of an option's value.
 func decodesOne(flag *kong.Flag, value string) error {
 	into := reflect.New(flag.Target.Type()).Elem()
 	if into.Kind() == reflect.Pointer {
@@ -35,8 +35,7 @@ func decodesOne(flag *kong.Flag, value string) error {
 	return flag.Mapper.Decode(&kong.DecodeContext{Value: flag.Value, Scan: scanner}, into)
 }
 
-// TestMonths tries m in each option that takes a duration: only those of the original
-// accept it.
+// TestMonths tries m in each option with a duration: only those of the original accept it.
 func TestMonths(t *testing.T) {
 	t.Parallel()
 	original := []string{
@@ -82,7 +81,7 @@ func TestMonths(t *testing.T) {
 	}
 }
 
-// TestHelpOfUnits reads the help of each command, which ends with the units of its options.
+// TestHelpOfUnits checks that the help of each command ends with the units of its options.
 func TestHelpOfUnits(t *testing.T) {
 	t.Parallel()
 	for command, flags := range optionsOfCommands(t) {
@@ -115,7 +114,7 @@ func TestHelpOfUnits(t *testing.T) {
 	}
 }
 
-// TestAmbiguousMonths gives durations with m in each way that options can be set.
+// TestAmbiguousMonths gives durations with m in each way of setting options.
 func TestAmbiguousMonths(t *testing.T) {
 	t.Parallel()
 	misuse(t, []string{"mirror-status", "--max-lag=10m", "http://127.0.0.1:1"}, "--max-lag", `"10m"`, "10min", "10mo")
@@ -131,8 +130,8 @@ func TestAmbiguousMonths(t *testing.T) {
 	}
 }
 
-// TestOptionsInEffect starts a server: its log has the options in effect, and warns of
-// months. config shows the same.
+// TestOptionsInEffect: the log of a server begins with the options in effect, and warns of
+// months. config prints the same.
 func TestOptionsInEffect(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)

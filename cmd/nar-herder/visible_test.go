@@ -11,7 +11,7 @@ import (
 	"nar-herder/internal/redact"
 )
 
-// wantVisible asserts that nothing but lines that show as themselves is printed.
+// wantVisible asserts that the output has only printable lines.
 func wantVisible(t *testing.T, args []string, got result) {
 	t.Helper()
 	for _, line := range strings.Split(got.out+got.err, "\n") {
@@ -21,8 +21,8 @@ func wantVisible(t *testing.T, args []string, got result) {
 	}
 }
 
-// TestControlCharacters has them in names of files and in texts: none reaches a terminal,
-// and none begins a line.
+// TestControlCharacters puts control characters into names of files and texts: none reaches
+// a terminal, and none begins a line.
 func TestControlCharacters(t *testing.T) {
 	t.Parallel()
 	const evil = "evil\x1b[2J\u009b2J\x7f\rnar-herder: all is well\nnar-herder: all is well\xff"
@@ -80,8 +80,8 @@ func TestControlCharacters(t *testing.T) {
 	}
 }
 
-// TestImportLinks: a link that leads out of the directory is not followed, and nothing of
-// what it leads to is shown. One within the directory is.
+// TestImportLinks: a link that leads out of the directory is not followed, and its target
+// is not shown. A link within the directory is followed.
 func TestImportLinks(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
