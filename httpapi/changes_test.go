@@ -127,7 +127,7 @@ func TestManyChanges(t *testing.T) {
 	server, s := startTelling(t)
 	at := time.Date(2040, 1, 1, 0, 0, 0, 0, time.UTC)
 	err := s.index.Update(t.Context(), func(tx *index.Tx) error {
-		for n := range 5*peerapi.ChangesAtOnce + 3 {
+		for n := range 5*peerapi.PageSize + 3 {
 			path, err := narinfo.ParseBaseName(fmt.Sprintf("%032d-x", n))
 			if err != nil {
 				return err
@@ -150,7 +150,7 @@ func TestManyChanges(t *testing.T) {
 		n++
 		return nil
 	})
-	if err != nil || n != 5*peerapi.ChangesAtOnce+3 {
+	if err != nil || n != 5*peerapi.PageSize+3 {
 		t.Errorf("%d changes, %v", n, err)
 	}
 }

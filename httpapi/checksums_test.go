@@ -268,9 +268,9 @@ func TestSameTagInBucket(t *testing.T) {
 	}
 }
 
-// TestSameTagElsewhere: a nar that is passed through has the tag that it has where it is
+// TestSameTagRemote: a nar that is passed through has the tag that it has where it is
 // stored, once that is by its checksum.
-func TestSameTagElsewhere(t *testing.T) {
+func TestSameTagRemote(t *testing.T) {
 	t.Parallel()
 	for _, compression := range []string{"none", "gzip"} {
 		t.Run(compression, func(t *testing.T) {
@@ -279,7 +279,7 @@ func TestSameTagElsewhere(t *testing.T) {
 			s := newStore(t, m.write(t, t.TempDir()))
 			there := startSummed(t, s)
 			front := without(t, m)
-			here := dial(t, start(t, front, elsewhereAt(t, front, there.address)).address)
+			here := dial(t, start(t, front, remoteAt(t, front, there.address)).address)
 			target := "/" + m.url()
 			before := here.ask("GET", target).Header.Get("ETag")
 			_, tag := tags(t, dial(t, there.address), target)

@@ -106,7 +106,7 @@ func TestComparedOnce(t *testing.T) {
 	m := make1(t, "source", plainContents[1], "none")
 	server := startWith(t, newStore(t, m.write(t, t.TempDir())), options(), func(s *Server) {
 		s.checker.Options.Wait = time.Millisecond
-		for range verify.AtOnce {
+		for range verify.Concurrency {
 			s.checker.Slots <- struct{}{}
 		}
 	})
@@ -117,7 +117,7 @@ func TestComparedOnce(t *testing.T) {
 			t.Errorf("%s, %v, %q, %d comparisons", got.Status, got.Header, got.body, running())
 		}
 	}
-	for range verify.AtOnce {
+	for range verify.Concurrency {
 		<-server.checker.Slots
 	}
 	until(t, "it is compared", func() bool { return running() == 0 })

@@ -294,7 +294,7 @@ func TestFollow(t *testing.T) {
 	check("polling works again", a, once)
 	check("polling works again", b, once)
 	log := s.log.String()
-	if strings.Count(log, "none is kept until this is over") != 1 || strings.Count(log, "answers are kept again") != 1 {
+	if strings.Count(log, "keeping none in memory until this works again") != 1 || strings.Count(log, "keeping answers in memory again") != 1 {
 		t.Errorf("the log says: %s", log)
 	}
 }

@@ -75,7 +75,7 @@ func TestGrowing(t *testing.T) {
 	} {
 		a := without(t, m)
 		opts := options()
-		opts.Elsewhere = growing(func(offset int64) *growingFile {
+		opts.Remote = growing(func(offset int64) *growingFile {
 			file, err := os.Open(name)
 			if err != nil {
 				t.Error(err)

@@ -20,21 +20,21 @@ import (
 	"nar-herder/storage/index"
 )
 
-// unsizedElsewhere has nars whose size is known only once they have been read.
+// unsizedRemote has nars whose size is known only once they have been read.
 // The last Read returns end.
-type unsizedElsewhere struct {
+type unsizedRemote struct {
 	content string
 	end     error
 }
 
-func (e unsizedElsewhere) OpenFile(_ context.Context, _ *storage.Item, _ int, _, length int64, _ []string) (io.ReadCloser, int64, error) {
+func (e unsizedRemote) OpenFile(_ context.Context, _ *storage.Item, _ int, _, length int64, _ []string) (io.ReadCloser, int64, error) {
 	if length == 0 {
 		return nothing{}, -1, nil
 	}
 	return io.NopCloser(io.MultiReader(strings.NewReader(e.content), failingReader{e.end})), -1, nil
 }
 
-func (unsizedElsewhere) Locate(context.Context, *storage.Item, int, []string) (string, [16]byte, error) {
+func (unsizedRemote) Locate(context.Context, *storage.Item, int, []string) (string, [16]byte, error) {
 	return "http://elsewhere.example/nar", [16]byte{}, nil
 }
 
@@ -48,7 +48,7 @@ func startUnsized(t *testing.T, m *made, end error) *started {
 		t.Fatal(err)
 	}
 	opts := options()
-	opts.Elsewhere = unsizedElsewhere{string(m.file), end}
+	opts.Remote = unsizedRemote{string(m.file), end}
 	return start(t, &fakeItems{item: func(narinfo.PathHash) (*storage.Item, error) { return item, nil }}, opts)
 }
 

@@ -303,7 +303,7 @@ func TestChangesLimit(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if pages := changes.pages.Load(); pages > (peerapi.ClientBurst+11*peerapi.ClientRate)/peerapi.ChangesAtOnce {
+		if pages := changes.pages.Load(); pages > (peerapi.ClientBurst+11*peerapi.ClientRate)/peerapi.PageSize {
 			t.Errorf("%d pages in ten seconds", pages)
 		}
 	})

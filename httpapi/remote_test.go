@@ -59,8 +59,8 @@ func (s *store) evict(t *testing.T, items ...*made) {
 	}
 }
 
-// elsewhereAt are instances at addresses, for the options of one that asks them.
-func elsewhereAt(t *testing.T, s *store, addresses ...string) Options {
+// remoteAt are instances at addresses, for the options of one that asks them.
+func remoteAt(t *testing.T, s *store, addresses ...string) Options {
 	t.Helper()
 	opts := options()
 	opts.Identity = s.Storage
@@ -70,12 +70,12 @@ func elsewhereAt(t *testing.T, s *store, addresses ...string) Options {
 			Instance: s.Instance(), Storage: s.Identity, AnswerTimeout: patience, ProgressTimeout: 200 * time.Millisecond,
 		}))
 	}
-	opts.Elsewhere = passing.New(peers, 0)
+	opts.Remote = passing.New(peers, 0)
 	return opts
 }
 
-// TestElsewhere has nars that only another instance has.
-func TestElsewhere(t *testing.T) {
+// TestRemote has nars that only another instance has.
+func TestRemote(t *testing.T) {
 	t.Parallel()
 	content := strings.Repeat("0123456789", 20_000)
 	plain, packed := make1(t, "plain.tar", content, "none"), make1(t, "packed.tar", content+"!", "gzip")
@@ -83,7 +83,7 @@ func TestElsewhere(t *testing.T) {
 	b := newStore(t, plain.write(t, dir), packed.write(t, dir))
 	there := start(t, b, options())
 	a := without(t, plain, packed)
-	here := start(t, a, elsewhereAt(t, a, there.address))
+	here := start(t, a, remoteAt(t, a, there.address))
 	c := dial(t, here.address)
 	for _, m := range []*made{plain, packed} {
 		whole := string(m.file)
@@ -130,8 +130,8 @@ func TestElsewhere(t *testing.T) {
 	}
 	c.stillOpen()
 	// Sent there instead.
-	opts := elsewhereAt(t, a, there.address)
-	opts.RedirectElsewhere = true
+	opts := remoteAt(t, a, there.address)
+	opts.RedirectRemote = true
 	c = dial(t, start(t, a, opts).address)
 	for _, method := range []string{"GET", "HEAD"} {
 		got := c.ask(method, "/"+plain.url())
@@ -148,9 +148,9 @@ func TestElsewhere(t *testing.T) {
 	isFault(t, dial(t, here.address).ask("GET", "/"+plain.url()), 404)
 }
 
-// TestElsewhereFails has the other instance send a nar in one wrong way after
+// TestRemoteFails has the other instance send a nar in one wrong way after
 // the other. No answer ends well that is not the nar.
-func TestElsewhereFails(t *testing.T) {
+func TestRemoteFails(t *testing.T) {
 	t.Parallel()
 	content := strings.Repeat("0123456789abcdef", 1<<16)
 	plain, packed := make1(t, "plain.tar", content, "none"), make1(t, "packed.tar", content+"!", "gzip")
@@ -203,7 +203,7 @@ func TestElsewhereFails(t *testing.T) {
 				there.CloseClientConnections()
 				there.Close()
 			})
-			server := start(t, a, elsewhereAt(t, a, there.Listener.Addr().String()))
+			server := start(t, a, remoteAt(t, a, there.Listener.Addr().String()))
 			for _, target := range []string{
 				"/" + plain.url(), "/" + packed.url(), "/nar/" + packed.path.BaseName(),
 				"/file/" + plain.path.Name + "/sha256/" + plain.digest, "/file/" + packed.path.Name + "/sha256/" + packed.digest,
@@ -239,17 +239,17 @@ func TestElsewhereFails(t *testing.T) {
 	}
 }
 
-// TestElsewhereAround has two instances ask each other for what neither has.
-func TestElsewhereAround(t *testing.T) {
+// TestRemoteLoop has two instances ask each other for what neither has.
+func TestRemoteLoop(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "nowhere", "content", "gzip")
 	a, b := without(t, m), without(t, m)
 	// The address of the second is only known once it listens.
 	front := httptest.NewUnstartedServer(nil)
-	there := start(t, b, elsewhereAt(t, b, front.Listener.Addr().String()))
+	there := start(t, b, remoteAt(t, b, front.Listener.Addr().String()))
 	requests := 0
 	var mu sync.Mutex
-	opts := elsewhereAt(t, a, there.address)
+	opts := remoteAt(t, a, there.address)
 	here := start(t, a, opts)
 	front.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
@@ -306,7 +306,7 @@ func TestStoredNars(t *testing.T) {
 	}
 	states := peer.Statement{"B": 1, "C": 2, peer.Unknown: 2}
 	opts := options()
-	opts.Identity, opts.ReliesOn = s.Storage, func() peer.Statement { return states }
+	opts.Identity, opts.DependsOn = s.Storage, func() peer.Statement { return states }
 	server := start(t, s, opts)
 	c := dial(t, server.address)
 	asked := []string{nobody}
@@ -394,7 +394,7 @@ func TestFrontEndAsks(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.Storage = storage.New(a.index, bytes, storage.Options{ReadOnly: true})
-	c := dial(t, start(t, a, elsewhereAt(t, a, there.address)).address)
+	c := dial(t, start(t, a, remoteAt(t, a, there.address)).address)
 	for _, m := range []*made{plain, packed} {
 		for target, want := range map[string]string{"/" + m.url(): string(m.file), "/nar/" + m.path.BaseName(): string(m.nar)} {
 			if got := c.ask("GET", target); got.StatusCode != 200 || got.body != want || got.err != nil {

@@ -52,9 +52,9 @@ func TestDamageBeforeStatus(t *testing.T) {
 	}
 }
 
-// TestWrongElsewhere has another instance send other bytes of the right length: what
+// TestWrongRemote has another instance send other bytes of the right length: what
 // passes through is never given out whole.
-func TestWrongElsewhere(t *testing.T) {
+func TestWrongRemote(t *testing.T) {
 	t.Parallel()
 	for _, content := range []string{strings.Repeat("0123456789", 1000), strings.Repeat("0123456789", 100_000)} {
 		m := make1(t, "secret", content, "none")
@@ -64,7 +64,7 @@ func TestWrongElsewhere(t *testing.T) {
 			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(wrong))
 		}))
 		t.Cleanup(there.Close)
-		server := start(t, a, elsewhereAt(t, a, there.Listener.Addr().String()))
+		server := start(t, a, remoteAt(t, a, there.Listener.Addr().String()))
 		isShort := len(content) < 64<<10
 		for _, at := range []int{0, len(m.file) / 2, len(m.file) - 1} {
 			wrong = bytes.Clone(m.file)

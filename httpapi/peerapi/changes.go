@@ -19,9 +19,9 @@ import (
 )
 
 const (
-	// ChangesAtOnce is how many changes are read at a time, which bounds the
+	// PageSize is how many changes are read at a time, which bounds the
 	// memory for each who follows.
-	ChangesAtOnce = 200
+	PageSize = 200
 	// mostStreams bounds those who follow at the same time, and ClientStreams those of
 	// one client: several mirrors may share an address.
 	mostStreams   = 1000
@@ -49,7 +49,7 @@ func (s *API) ServeChanges(ctx *fasthttp.RequestCtx) {
 		ctx.Response.SkipBody = true
 		return
 	}
-	if !s.admit(ctx, ChangesAtOnce) {
+	if !s.admit(ctx, PageSize) {
 		return
 	}
 	ctx.Response.Header.SetContentType("application/json")
@@ -66,9 +66,9 @@ func parseSince(text string) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// toldAs is a change in the form in which it is published. A follower that goes by time would get
+// published is a change in the form in which it is published. A follower that goes by time would get
 // nothing more behind one that is dated ahead.
-func toldAs(change index.Told) peer.Change {
+func published(change index.Told) peer.Change {
 	c := peer.Change{ID: change.ID, Datetime: stamp.Past(change.At, time.Now().UTC()).Format(time.DateTime), Change: peer.Addition, Data: string(change.Text)}
 	if change.Kind == index.Removed {
 		c.Change, c.Data = peer.Removal, change.StorePath
@@ -96,12 +96,12 @@ func (b *changesSince) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		if b.paged { // the first was admitted with the request
-			if err := b.s.awaitTurn(b.ctx, b.client, ChangesAtOnce); err != nil {
+			if err := b.s.awaitTurn(b.ctx, b.client, PageSize); err != nil {
 				return 0, err
 			}
 		}
 		b.paged = true
-		changes, more, err := b.s.options.Changes.ChangesFrom(b.ctx, &b.place, ChangesAtOnce)
+		changes, more, err := b.s.options.Changes.ChangesFrom(b.ctx, &b.place, PageSize)
 		if err != nil {
 			b.s.options.Faults.Log.Error("can't tell another instance what has changed", "error", err)
 			return 0, err
@@ -112,7 +112,7 @@ func (b *changesSince) Read(p []byte) (int, error) {
 		for _, change := range changes {
 			b.pending.WriteString(map[bool]string{false: `{"recent_changes":[`, true: ","}[b.begun])
 			b.begun = true
-			c := toldAs(change)
+			c := published(change)
 			c.ID = 0 // which the original doesn't have
 			if err := respond.WriteJSON(&b.pending, c); err != nil {
 				return 0, err
@@ -152,10 +152,10 @@ func (s *API) pageAfter(ctx *fasthttp.RequestCtx) (page index.Page, after int64,
 		respond.Fail(ctx, fasthttp.StatusBadRequest, "?after=NUMBER must be that of a change, or 0")
 		return page, 0, false
 	}
-	if !s.admit(ctx, ChangesAtOnce) {
+	if !s.admit(ctx, PageSize) {
 		return page, 0, false
 	}
-	page, err = s.options.Changes.ChangesAfter(s.options.Live, after, ChangesAtOnce)
+	page, err = s.options.Changes.ChangesAfter(s.options.Live, after, PageSize)
 	if err != nil {
 		s.options.Faults.Answer(ctx, "read the recent changes", err)
 		return page, 0, false
@@ -183,7 +183,7 @@ func (s *API) pageAfter(ctx *fasthttp.RequestCtx) (page index.Page, after int64,
 func (s *API) sealed(page *index.Page, told int64) ([]peer.Change, int64) {
 	changes := make([]peer.Change, len(page.Changes))
 	for i, change := range page.Changes {
-		changes[i] = toldAs(change)
+		changes[i] = published(change)
 		changes[i].Previous, changes[i].Mark = told, change.Mark()
 		changes[i].Seal(s.options.Identity.Instance())
 		told = change.ID
@@ -281,7 +281,7 @@ func (b *changeStream) Read(p []byte) (int, error) {
 		}
 		// Before the page is read: what comes meanwhile is news again.
 		b.news = b.s.news.wait()
-		page, err := b.s.options.Changes.ChangesAfter(b.ctx, b.position, ChangesAtOnce)
+		page, err := b.s.options.Changes.ChangesAfter(b.ctx, b.position, PageSize)
 		if err != nil {
 			b.s.options.Faults.Log.Error("can't tell another instance what has changed", "error", err)
 			return 0, err

@@ -55,7 +55,7 @@ type ChangeLog interface {
 type Options struct {
 	Items    Items
 	Identity Identity
-	ReliesOn func() peer.Statement // on whom this instance relies
+	DependsOn func() peer.Statement // on whom this instance relies
 	Changes  ChangeLog
 	Chain    func() []string // the instances that this one mirrors, itself or through others
 	// Dumps are what other instances begin with. While there are none and DumpsExpected is

@@ -109,8 +109,8 @@ func (s *API) ServeStored(request *fasthttp.RequestCtx, list string) {
 		reply.Storage, err = s.options.Identity.StorageName(ctx)
 		reply.StorageUnknown = err != nil
 	}
-	if s.options.ReliesOn != nil {
-		reply.ReliesOn = s.options.ReliesOn()
+	if s.options.DependsOn != nil {
+		reply.ReliesOn = s.options.DependsOn()
 	}
 	hashes := make([]narinfo.PathHash, len(asked))
 	for i, text := range asked {

@@ -30,8 +30,8 @@ const (
 	mostCompared = 1 << 16
 	// DamagedFor is how long requests for a damaged file are refused without reading it again.
 	DamagedFor = time.Minute
-	// AtOnce is how many large files are read at a time to compare them.
-	AtOnce = 2
+	// Concurrency is how many large files are read at a time to compare them.
+	Concurrency = 2
 )
 
 // ErrComparing says that a part of a nar can't be sent yet.
@@ -93,7 +93,7 @@ func New(options Options) *Checker {
 	if err := errors.Join(goodErr, badErr); err != nil {
 		panic(err) // only the size can be wrong
 	}
-	return &Checker{Options: options, Now: time.Now, good: good, bad: bad, Slots: make(chan struct{}, AtOnce), running: make(map[comparedPart]*comparison)}
+	return &Checker{Options: options, Now: time.Now, good: good, bad: bad, Slots: make(chan struct{}, Concurrency), running: make(map[comparedPart]*comparison)}
 }
 
 // Good returns how many files are remembered as good.

@@ -121,9 +121,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 		}
 		if c.read.ready.Swap(false) {
 			if c.yield != nil {
-				if c.turns++; c.turns > mostTurns {
-					c.yield(nextTurn)
-					p = p[:min(len(p), c.turn)]
+				if c.reads++; c.reads > maxReads {
+					c.yield(requeue)
+					p = p[:min(len(p), c.readLimit)]
 				}
 			}
 			if err := c.begin(); err != nil {

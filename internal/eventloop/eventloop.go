@@ -32,13 +32,13 @@ const (
 	// longest is how long connections wait for those that became ready together with
 	// them: the rest are resumed in goroutines of their own then.
 	longest = time.Millisecond
-	// mostTurns is how many reads a connection may do before the others are resumed.
-	mostTurns = 2
-	// queuedReads is how many bytes those in the queue may read in one turn of each, and
-	// leastQueuedRead and mostQueuedRead bound the turn of one: the more clients pipeline, the
+	// maxReads is how many reads a connection may do before the others are resumed.
+	maxReads = 2
+	// queueBytes is how many bytes those in the queue may read in one turn of each, and
+	// minReadBytes and maxReadBytes bound the turn of one: the more clients pipeline, the
 	// less of each one's requests others wait for.
-	queuedReads                     = 64 << 10
-	leastQueuedRead, mostQueuedRead = 1 << 10, 4 << 10
+	queueBytes                     = 64 << 10
+	minReadBytes, maxReadBytes = 1 << 10, 4 << 10
 	// most bounds how many events are asked for at a time.
 	most = 128
 )
@@ -149,8 +149,8 @@ func (l *loop) remove(c *Conn) {
 }
 
 func (l *loop) run() {
-	var events [most]unix.EpollEvent
-	var ready [most]*Conn
+	var events [maxEvents]unix.EpollEvent
+	var ready [maxEvents]*Conn
 	queued := false
 	for {
 		n, err := l.poll(events[:], queued)
@@ -231,7 +231,7 @@ func (l *loop) dequeue() *Conn {
 		return nil
 	}
 	c := l.queue[0]
-	c.turn = max(leastQueuedRead, min(queuedReads/len(l.queue), mostQueuedRead))
+	c.readLimit = max(minReadBytes, min(queueBytes/len(l.queue), maxReadBytes))
 	l.queue[0] = nil
 	l.queue = l.queue[1:]
 	return c
@@ -249,7 +249,7 @@ type step int
 const (
 	untilReadable step = iota
 	leave
-	nextTurn
+	requeue
 	enterPool
 )
 
@@ -273,7 +273,7 @@ func (c *Conn) Serve(f func()) {
 // run resumes the coroutine until it waits, on the loop or not. It returns false if the
 // coroutine has left the loop.
 func (c *Conn) run(onLoop bool) bool {
-	c.turns = 0
+	c.reads = 0
 	for {
 		c.onLoop = onLoop
 		what, ok := c.next()
@@ -287,7 +287,7 @@ func (c *Conn) run(onLoop bool) bool {
 		case enterPool:
 			c.pool.enter(c)
 			return false
-		case nextTurn:
+		case requeue:
 			c.pool = nil
 			c.loop.enqueue(c, onLoop)
 			return true
