@@ -12,7 +12,7 @@ import (
 type cacheControls struct {
 	narinfo string
 	nar     string
-	missing string // of a 404 for a narinfo, nar or file
+	missing string            // of a 404 for a narinfo, nar or file
 	cached  map[string]string // of cached nars, by type
 }
 

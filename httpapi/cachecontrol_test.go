@@ -148,7 +148,7 @@ func TestCacheControlUnsure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	opts := elsewhereAt(t, s, there.address)
+	opts := remoteAt(t, s, there.address)
 	opts.TTL = seconds(1000)
 	c := dial(t, start(t, s, opts).address)
 	for _, target := range []string{

@@ -136,7 +136,7 @@ func TestStoredHanging(t *testing.T) {
 		if took := time.Since(begun); stored != 10 || faults != peer.MostAsked-10 || took > peerapi.StoredTime {
 			t.Errorf("%d stored, %d unknown after %s", stored, faults, took)
 		}
-		if got := strings.Count(s.log.String(), "can't tell another instance"); got != 1 {
+		if got := strings.Count(s.log.String(), "can't look up nars for another instance"); got != 1 {
 			t.Errorf("%d lines in the log:\n%s", got, s.log.String())
 		}
 	})

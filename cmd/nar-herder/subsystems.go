@@ -135,7 +135,7 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, startin
 		Identity: s.store, DependsOn: s.reliesOn(c),
 		Uses: s.uses, Checksums: s.checksums, Changes: s.store.index,
 		Dumps: s.dumps.Published(), DumpsExpected: c.DatabaseDumpInterval > 0,
-		Health:            s.health(location.Directory(c.Storage)),
+		Health:         s.health(location.Directory(c.Storage)),
 		RedirectRemote: c.ServeRemoteNars == redirect,
 
 		Decompress: compression.NewReaderWithin, Decoders: decoderBudget(),

@@ -84,7 +84,7 @@ func (b *fileBody) WriteTo(engine io.Writer) (total int64, err error) {
 		}
 		return total, nil
 	}
-	// The file system does not support sendfile, or a growing file has no local file any more.
+	// The file system does not support sendfile, or a growing file has failed and has other sources.
 	copied, err := io.CopyN(engine, b.LocalFile, b.length-total)
 	return total + copied, err
 }

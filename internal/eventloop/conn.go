@@ -14,37 +14,37 @@ import (
 	"nar-herder/internal/rawio"
 )
 
-// Conn is a connection that the loop has taken over. It implements [net.Conn]. Where
-// [Conn.Serve] was called, Read, Write and Leave are for the function that it has called,
-// or once that has left the loop, for another goroutine in its place.
+// Conn is a connection that the loop has taken over. It implements [net.Conn]. After
+// [Conn.Serve], only the served function may call Read, Write and Leave, or another goroutine
+// to which it has passed the connection.
 type Conn struct {
 	loop          *loop
 	fd            int
 	local, remote net.Addr
 
 	next  func() (step, bool)
-	yield func(step) bool // nil of a connection without a coroutine
-	// onLoop is whether the coroutine runs on the loop, and turns how many reads it has
+	yield func(step) bool // nil without a coroutine
+	// onLoop is whether the coroutine runs on the loop, and reads how many reads it has
 	// done since it was resumed.
-	onLoop bool
-	turns  int
-	turn   int   // how many bytes it may read when it comes from the queue
-	pool   *Pool // the one that it enters or is in; nil for none
+	onLoop    bool
+	reads     int
+	readLimit int   // how many bytes it may read after waiting in the queue
+	pool      *Pool // the pool that it enters or is in; nil for none
 
 	read, write side
-	// ending is whether the peer sends no more, or the connection is broken.
+	// ending is whether the peer has closed its side, or the connection is broken.
 	ending atomic.Bool
 
-	// users counts calls that use the descriptor, and closing is added by Close: who
-	// finds closing alone closes the descriptor.
+	// users counts calls that use the descriptor. Close adds closing, and the last user
+	// after that closes the descriptor.
 	users  atomic.Int64
 	closer sync.Once
 
 	mu      sync.Mutex
-	woken   sync.Cond // waiting is over for those outside the loop
-	waiting int       // of them, how many there are
-	parked  bool      // the coroutine waits for something to read,
-	since   time.Time // from then on
+	woken   sync.Cond // wakes goroutines that wait outside the loop
+	waiting int       // number of these goroutines
+	parked  bool      // the coroutine waits to read
+	since   time.Time // when it was parked
 	closed  bool
 }
 
@@ -52,17 +52,16 @@ const closing = 1 << 32
 
 // side is the state of reading, or of writing.
 type side struct {
-	// ready is false once there was nothing to read, or no room, until an event says
-	// otherwise.
+	// ready is false after EAGAIN, until the next event.
 	ready atomic.Bool
-	// passed is whether the deadline has passed. Its timer is kept, since deadlines are
-	// moved often.
+	// passed is whether the deadline has passed. The timer is kept, as deadlines move
+	// often.
 	passed   atomic.Bool
 	deadline time.Time
 	timer    *time.Timer
 }
 
-// begin counts a user of the descriptor, who must call end.
+// begin counts a user of the descriptor, which must call end.
 func (c *Conn) begin() error {
 	if c.users.Add(1) >= closing {
 		c.end()
@@ -140,8 +139,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 				c.read.ready.Store(true)
 				return 0, io.EOF
 			default:
-				// Less than there was room for is all that there was, as epoll(7) says:
-				// of TCP's urgent bytes that is not true, which HTTP has no use for.
+				// A short read means that the socket is empty, see epoll(7). (This is
+				// wrong for TCP's urgent data, which HTTP doesn't use.)
 				if n == len(p) || c.ending.Load() {
 					c.read.ready.Store(true)
 				}
@@ -179,8 +178,8 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 	return n, err
 }
 
-// Leave resumes the connection in a goroutine of its own, until the next time that it
-// waits for something to read. Call it before what may wait, or take a millisecond.
+// Leave continues the connection in its own goroutine, until it waits to read again. Call it
+// before work that may wait, or take a millisecond.
 func (c *Conn) Leave() {
 	if c.onLoop || c.pool != nil {
 		c.pool = nil
@@ -188,15 +187,14 @@ func (c *Conn) Leave() {
 	}
 }
 
-// Waiting reports whether the connection waits for its peer to send something, and since
-// when it does.
+// Waiting returns since when the connection has waited to read, and whether it does.
 func (c *Conn) Waiting() (since time.Time, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.since, c.parked && !c.closed
 }
 
-// CloseWrite is that of [net.TCPConn].
+// CloseWrite is like that of [net.TCPConn].
 func (c *Conn) CloseWrite() error {
 	if err := c.begin(); err != nil {
 		return err
@@ -240,8 +238,8 @@ func (c *Conn) setDeadline(s *side, t time.Time) error {
 	return nil
 }
 
-// isDue notes whether the deadline has passed, and sets the timer otherwise. It reports
-// whether the coroutine is to be resumed, which is the caller's then. The mutex is held.
+// isDue records whether the deadline has passed, and sets the timer otherwise. It reports
+// whether the caller must resume the coroutine. The mutex is held.
 func (c *Conn) isDue(s *side) (resume bool) {
 	left := time.Until(s.deadline)
 	passed := !s.deadline.IsZero() && left <= 0
@@ -256,7 +254,7 @@ func (c *Conn) isDue(s *side) (resume bool) {
 	case s.timer == nil:
 		s.timer = time.AfterFunc(left, func() {
 			c.mu.Lock()
-			resume := !c.closed && c.isDue(s) // it may have been moved in this moment
+			resume := !c.closed && c.isDue(s) // the deadline may just have moved
 			c.mu.Unlock()
 			if resume {
 				c.run(false)
@@ -280,11 +278,10 @@ func (c *Conn) wait(s *side) {
 	c.waiting--
 }
 
-// isOver reports whether there is nothing to wait for. The mutex of the connection is
-// held.
+// isOver reports whether the wait is over. The mutex of the connection is held.
 func (s *side) isOver(c *Conn) bool { return s.ready.Load() || s.passed.Load() || c.closed }
 
-// SetLinger is that of [net.TCPConn].
+// SetLinger is like that of [net.TCPConn].
 func (c *Conn) SetLinger(seconds int) error {
 	linger := unix.Linger{Onoff: 1, Linger: int32(seconds)}
 	if seconds < 0 {
@@ -326,7 +323,7 @@ func (c rawConn) Read(f func(fd uintptr) (done bool)) error {
 		done := f(uintptr(c.fd))
 		c.end()
 		if done {
-			c.read.ready.Store(true) // perhaps
+			c.read.ready.Store(true) // there may be more to read
 			return nil
 		}
 		c.Leave()

@@ -1,13 +1,12 @@
-// Package eventloop serves the connections of a server on one goroutine, as long as what
-// each asks for takes little time.
+// Package eventloop serves the connections of a server on one goroutine while answers are quick.
 //
-// With a goroutine for each connection that package net wakes, two requests that arrive
-// together have the runtime start a second thread, although the first is done with both in
-// some 20 µs. Here one goroutine waits for all connections with epoll(7), and each
-// connection is a coroutine that it resumes when there is something to read. What takes some
-// microseconds of a processor or disk enters a [Pool], and what may take long calls
-// [Conn.Leave] and continues in a goroutine of its own. Clients that pipeline wait in a queue
-// after their first reads, so that the others never wait for more than one turn of them.
+// If package net wakes a goroutine for each connection, the runtime starts a second thread for
+// two requests that arrive together, although one thread answers both in some 20 µs. Here
+// one goroutine waits for all connections with epoll(7), and each connection is a coroutine that
+// it resumes when the connection is readable. Short work on a processor or disk enters a [Pool].
+// Before work that may take long, a coroutine calls [Conn.Leave] and continues in its own
+// goroutine. Clients that pipeline wait in a queue after their first reads, so that other clients
+// wait for at most one read of them.
 package eventloop
 
 import (
@@ -29,30 +28,29 @@ import (
 )
 
 const (
-	// longest is how long connections wait for those that became ready together with
-	// them: the rest are resumed in goroutines of their own then.
-	longest = time.Millisecond
-	// maxReads is how many reads a connection may do before the others are resumed.
+	// roundTime is how long connections wait for others that became readable with them. After
+	// that, the rest are resumed in their own goroutines.
+	roundTime = time.Millisecond
+	// maxReads is how many reads a connection may do before it is queued.
 	maxReads = 2
-	// queueBytes is how many bytes those in the queue may read in one turn of each, and
-	// minReadBytes and maxReadBytes bound the turn of one: the more clients pipeline, the
-	// less of each one's requests others wait for.
-	queueBytes                     = 64 << 10
+	// queueBytes is how many bytes all connections in the queue may read in one round, and
+	// minReadBytes and maxReadBytes bound the share of one connection: the more clients
+	// pipeline, the less each may read at a time.
+	queueBytes                 = 64 << 10
 	minReadBytes, maxReadBytes = 1 << 10, 4 << 10
-	// most bounds how many events are asked for at a time.
-	most = 128
+	// maxEvents is the number of events per call of epoll_wait.
+	maxEvents = 128
 )
 
-// loop is the one of the process, as package net has one poller. It never ends.
+// loop is the event loop of the process. It never ends.
 type loop struct {
 	epoll int
 	wake  int       // an eventfd, readable when connections were queued outside the loop
-	begun time.Time // when the last events came; only for what runs on the loop
+	begun time.Time // when the last events arrived; used only on the loop
 
 	mu    sync.Mutex
 	conns []*Conn // by descriptor
-	// queue are connections that have more to read and have had their turn. Clients that
-	// pipeline wait here for each other, and never keep others waiting for more than one turn.
+	// queue are connections that have more to read and have done maxReads reads.
 	queue []*Conn
 }
 
@@ -87,9 +85,8 @@ func getLoop() (*loop, error) {
 	return theLoop.loop, nil
 }
 
-// Take takes a connection of package net over, which is closed then: the socket itself
-// stays open, and belongs to the Conn. It fails with [errors.ErrUnsupported] if conn is
-// not a socket.
+// Take takes the socket of conn over. It closes conn, but the socket stays open and belongs to
+// the Conn. The error is [errors.ErrUnsupported] if conn is not a socket.
 func Take(conn net.Conn) (*Conn, error) {
 	socket, ok := conn.(syscall.Conn)
 	if !ok {
@@ -114,7 +111,7 @@ func Take(conn net.Conn) (*Conn, error) {
 	c.woken.L = &c.mu
 	c.read.ready.Store(true)
 	c.write.ready.Store(true)
-	// Before it is watched here, or package net's poller would be woken for it as well.
+	// First, or package net's poller would be woken for it as well.
 	if err := conn.Close(); err != nil {
 		unix.Close(fd)
 		return nil, err
@@ -158,14 +155,14 @@ func (l *loop) run() {
 			if err == unix.EINTR {
 				continue
 			}
-			panic(fmt.Sprintf("eventloop: epoll_wait: %v", err)) // nothing of ours can be wrong but the descriptor
+			panic(fmt.Sprintf("eventloop: epoll_wait: %v", err)) // the descriptor must be wrong
 		}
 		l.begun = time.Now()
 		l.mu.Lock()
 		for i := range n {
-			// An event of a descriptor that was closed and opened again since costs
-			// the new connection a read too many.
-			// The eventfd has none: there is nothing to read from it, as it is edge-triggered.
+			// After an event of a descriptor that was closed and reused since, the new
+			// connection only reads once too often. The eventfd has no Conn, and needs no
+			// read as it is edge-triggered.
 			ready[i] = nil
 			if fd := int(events[i].Fd); fd < len(l.conns) {
 				ready[i] = l.conns[fd]
@@ -182,7 +179,7 @@ func (l *loop) run() {
 			resume, woken := c.note(events[i].Events)
 			started = started || woken
 			if resume {
-				if i > 0 && time.Since(l.begun) > longest {
+				if i > 0 && time.Since(l.begun) > roundTime {
 					go c.run(false)
 					started = true
 				} else if !c.run(true) {
@@ -190,21 +187,21 @@ func (l *loop) run() {
 				}
 			}
 		}
-		// One at a time: those that became ready meanwhile come first.
+		// One at a time, as connections with new events come first.
 		if c := l.dequeue(); c != nil && !c.run(true) {
 			started = true
 		}
 		queued = l.hasQueued()
 		if started && runtime.GOMAXPROCS(0) == 1 {
-			// With one processor, they would wait until the runtime sees that this
-			// goroutine is in a system call for long. With more, another thread takes them.
+			// With one processor, started goroutines would wait until the runtime retakes
+			// it from the system call. With more, another thread runs them.
 			runtime.Gosched()
 		}
 	}
 }
 
-// poll asks for events, and waits for them unless others are queued. Without waiting it
-// does not notify the runtime, which would give the processor to another goroutine.
+// poll returns events, and waits for them unless connections are queued. Without waiting it
+// bypasses the runtime, which would give the processor to another goroutine.
 func (l *loop) poll(events []unix.EpollEvent, queued bool) (int, error) {
 	if !queued {
 		return unix.EpollWait(l.epoll, events, -1)
@@ -212,14 +209,14 @@ func (l *loop) poll(events []unix.EpollEvent, queued bool) (int, error) {
 	return rawio.Poll(l.epoll, events)
 }
 
-// enqueue adds a connection to the queue when its turn is over. It is the loop's then.
+// enqueue adds a connection to the queue. The loop resumes it.
 func (l *loop) enqueue(c *Conn, onLoop bool) {
 	l.mu.Lock()
 	l.queue = append(l.queue, c)
 	first := len(l.queue) == 1
 	l.mu.Unlock()
 	if first && !onLoop {
-		_, _ = unix.Write(l.wake, binary.NativeEndian.AppendUint64(nil, 1)) // its counter takes 2^64-2
+		_, _ = unix.Write(l.wake, binary.NativeEndian.AppendUint64(nil, 1)) // fails only after 2^64-2
 	}
 }
 
@@ -243,7 +240,7 @@ func (l *loop) hasQueued() bool {
 	return len(l.queue) > 0
 }
 
-// step is what a connection's coroutine hands control back for.
+// step is what a coroutine waits for when it yields.
 type step int
 
 const (
@@ -253,14 +250,14 @@ const (
 	enterPool
 )
 
-// Serve calls f, which reads from the connection and writes to it, in a goroutine of its
-// own and on the loop by turns. f must close the connection, or leave the loop before it
-// passes the connection on to another goroutine, and must not read in that.
+// Serve calls f in a coroutine, which runs on the loop or in its own goroutine. f reads from the
+// connection, writes to it, and must close it. Before it passes the connection on to another
+// goroutine, it must leave the loop, and not read any more.
 func (c *Conn) Serve(f func()) {
 	c.next, _ = iter.Pull(func(yield func(step) bool) {
 		c.yield = yield
 		defer func() {
-			// The coroutine's stack would be lost.
+			// iter.Pull would lose the stack.
 			if fault := recover(); fault != nil {
 				panic(fmt.Sprintf("%v\n\n%s", fault, debug.Stack()))
 			}
@@ -270,7 +267,7 @@ func (c *Conn) Serve(f func()) {
 	c.loop.enqueue(c, false)
 }
 
-// run resumes the coroutine until it waits, on the loop or not. It returns false if the
+// run resumes the coroutine until it waits for bytes or in the queue. It returns false if the
 // coroutine has left the loop.
 func (c *Conn) run(onLoop bool) bool {
 	c.reads = 0
@@ -298,7 +295,7 @@ func (c *Conn) run(onLoop bool) bool {
 	}
 }
 
-// park lets the next event resume the coroutine, unless there was one already.
+// park makes the next event resume the coroutine. It returns false if there was one already.
 func (c *Conn) park() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -313,8 +310,8 @@ func (c *Conn) park() bool {
 	return c.parked
 }
 
-// note notes an event. It reports whether the coroutine is to be resumed, which is the
-// caller's then, and whether somebody outside the loop was woken.
+// note records an event. It reports whether the caller must resume the coroutine, and whether a
+// goroutine outside the loop was woken.
 func (c *Conn) note(events uint32) (resume, woken bool) {
 	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 		c.ending.Store(true)
@@ -330,8 +327,8 @@ func (c *Conn) note(events uint32) (resume, woken bool) {
 	return c.wake(), c.waiting > 0
 }
 
-// wake wakes who waits outside the loop, and reports whether the coroutine is to be
-// resumed, which is the caller's then. The mutex is held.
+// wake wakes goroutines that wait outside the loop, and reports whether the caller must resume
+// the coroutine. The mutex is held.
 func (c *Conn) wake() bool {
 	c.woken.Broadcast()
 	if !c.parked || !c.read.isOver(c) {
