@@ -6,8 +6,8 @@ import (
 )
 
 const (
-	// inMargin is what must lie in the input buffer for a symbol to be decoded without looking: a match takes at most
-	// 22 modelled bits, each of at most 6.1 bits of information, and 26 direct ones, so 20 bytes.
+	// inMargin is how much input must be buffered to decode a symbol without checks: a match takes at most 22 modelled
+	// bits, each of at most 6.1 bits of information, and 26 direct ones, so 20 bytes.
 	inMargin = 32
 
 	// The window is laid out as lead bytes, size bytes, slack bytes. The lead holds copies of the last bytes of the
@@ -24,7 +24,7 @@ const (
 	runBytes = 1 << 16
 )
 
-// status says why decoder.run came back.
+// status is why decoder.run returned.
 type status int
 
 const (
@@ -112,7 +112,7 @@ func (d *decoder) start(b [5]byte) bool {
 // Steps of the range decoder. They pass values rather than a struct so that the compiler inlines them and run keeps
 // everything in registers.
 
-// normalize takes in a byte if the range has become small.
+// normalize reads a byte if the range has become small.
 func normalize(rng, code uint32, in []byte, ip int) (uint32, uint32, int) {
 	if rng < rangeTop {
 		return rng << 8, code<<8 | uint32(in[ip]), ip + 1
