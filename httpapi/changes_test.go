@@ -16,7 +16,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// change has the store tell of an item of its own, at a time.
+// change records a change of an item at a time.
 func (s *store) change(t testing.TB, base string, kind index.ChangeKind, at time.Time) {
 	t.Helper()
 	path, err := narinfo.ParseBaseName(base)
@@ -32,7 +32,7 @@ func (s *store) change(t testing.TB, base string, kind index.ChangeKind, at time
 	}
 }
 
-// startTelling serves a store with a greeting, and tells its changes.
+// startTelling serves a store with a greeting, and its changes.
 func startTelling(t *testing.T) (*started, *store) {
 	s := newStore(t, published+"/"+hashOf(greeting)+".narinfo")
 	o := options()
@@ -121,7 +121,7 @@ func TestRecentChanges(t *testing.T) {
 	}
 }
 
-// TestManyChanges: an answer in many parts is one list.
+// TestManyChanges: an answer of several pages is one list.
 func TestManyChanges(t *testing.T) {
 	t.Parallel()
 	server, s := startTelling(t)
@@ -155,8 +155,8 @@ func TestManyChanges(t *testing.T) {
 	}
 }
 
-// TestStream: changes are told as they come, whichever process has made them, and a
-// server that stops does not wait for those who listen.
+// TestStream: the stream has changes as they happen, whichever process makes them, and a
+// server that stops does not wait for its readers.
 func TestStream(t *testing.T) {
 	t.Parallel()
 	server, s := startTelling(t)
@@ -219,8 +219,8 @@ func TestStream(t *testing.T) {
 	until(t, "the stream to be counted as ended", func() bool { return server.peers.Streams() == 0 })
 }
 
-// TestChangesAhead: a change that is dated ahead, as after the clock was, is told as of
-// now, so that nobody who goes by time waits for what comes behind it.
+// TestChangesAhead: a change with a time in the future is published with the current time, so
+// that mirrors that follow by time don't miss later changes.
 func TestChangesAhead(t *testing.T) {
 	t.Parallel()
 	server, s := startTelling(t)

@@ -20,8 +20,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// unsizedRemote has nars whose size is known only once they have been read.
-// The last Read returns end.
+// unsizedRemote has nars of unknown size. The last Read returns end.
 type unsizedRemote struct {
 	content string
 	end     error
@@ -38,8 +37,8 @@ func (unsizedRemote) Locate(context.Context, *storage.Item, int, []string) (stri
 	return "http://elsewhere.example/nar", [16]byte{}, nil
 }
 
-// startUnsized serves an item that is stored elsewhere, with a size that nobody
-// has noted. The end of its nar is an error, or io.EOF.
+// startUnsized serves an item of another instance with a nar of unknown size. The end of the
+// nar is an error, or io.EOF.
 func startUnsized(t *testing.T, m *made, end error) *started {
 	t.Helper()
 	text := strings.Replace(string(m.text()), "FileSize: "+strconv.Itoa(len(m.file))+"\n", "", 1)
@@ -57,7 +56,7 @@ type failingReader struct{ err error }
 
 func (r failingReader) Read([]byte) (int, error) { return 0, r.err }
 
-// rawHead is the head of an answer, as it was sent.
+// rawHead is the raw head of an answer.
 type rawHead struct {
 	status int
 	header http.Header
@@ -79,7 +78,7 @@ func readHead(t *testing.T, r *bufio.Reader) rawHead {
 		t.Fatalf("%q: %v", raw.String(), err)
 	}
 	header := response.Header
-	// Which net/http takes out of the header.
+	// net/http removes it from the header.
 	if response.TransferEncoding != nil {
 		header["Transfer-Encoding"] = response.TransferEncoding
 	}
@@ -94,8 +93,8 @@ func request10(method, target string, header ...string) string {
 	return strings.Replace(request(method, target, header...), " HTTP/1.1\r\n", " HTTP/1.0\r\n", 1)
 }
 
-// TestHTTP10 asks for everything by HTTP/1.0, whose clients know no chunks: the
-// length of the answer is given, or the connection's end is that of the answer.
+// TestHTTP10 sends each request by HTTP/1.0, which has no chunks: answers have a length, or
+// end with the connection.
 func TestHTTP10(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, published)
@@ -206,8 +205,7 @@ func TestHTTP10(t *testing.T) {
 	}
 }
 
-// TestHTTP10Cut makes sure that a client doesn't take a part of an answer
-// without a length for all of it: the connection is reset.
+// TestHTTP10Cut: the connection is reset after an incomplete answer without a length.
 func TestHTTP10Cut(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "remote", strings.Repeat("remote ", 5000), "gzip")
@@ -219,7 +217,7 @@ func TestHTTP10Cut(t *testing.T) {
 	}
 }
 
-// TestHTTP10Stream follows the changes by HTTP/1.0, until the server ends.
+// TestHTTP10Stream follows the changes by HTTP/1.0 until the server stops.
 func TestHTTP10Stream(t *testing.T) {
 	t.Parallel()
 	server, _ := startTelling(t)
