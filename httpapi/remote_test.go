@@ -27,7 +27,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// without is a store that knows items whose nars it has no more.
+// without makes a store with an item but without its nars.
 func without(t *testing.T, items ...*made) *store {
 	t.Helper()
 	s := newStore(t)
@@ -38,7 +38,7 @@ func without(t *testing.T, items ...*made) *store {
 	return s
 }
 
-// evict deletes the nars and leaves their rows.
+// evict deletes the nars and keeps their rows.
 func (s *store) evict(t *testing.T, items ...*made) {
 	t.Helper()
 	since, err := s.index.LastChange(t.Context())
@@ -59,7 +59,7 @@ func (s *store) evict(t *testing.T, items ...*made) {
 	}
 }
 
-// remoteAt are instances at addresses, for the options of one that asks them.
+// remoteAt returns options with instances at addresses.
 func remoteAt(t *testing.T, s *store, addresses ...string) Options {
 	t.Helper()
 	opts := options()
@@ -74,7 +74,7 @@ func remoteAt(t *testing.T, s *store, addresses ...string) Options {
 	return opts
 }
 
-// TestRemote has nars that only another instance has.
+// TestRemote requests nars that only another instance has.
 func TestRemote(t *testing.T) {
 	t.Parallel()
 	content := strings.Repeat("0123456789", 20_000)
@@ -129,7 +129,7 @@ func TestRemote(t *testing.T) {
 		}
 	}
 	c.stillOpen()
-	// Sent there instead.
+	// With a redirect instead.
 	opts := remoteAt(t, a, there.address)
 	opts.RedirectRemote = true
 	c = dial(t, start(t, a, opts).address)
@@ -142,14 +142,14 @@ func TestRemote(t *testing.T) {
 	if got := c.ask("GET", "/nar/"+packed.path.BaseName()); got.StatusCode != 200 || got.body != string(packed.nar) {
 		t.Errorf("what only this instance can make is not sent: %s", got.Status)
 	}
-	// Nobody has it any more.
+	// No instance has it any more.
 	b.evict(t, plain)
 	isFault(t, c.ask("GET", "/"+plain.url()), 404)
 	isFault(t, dial(t, here.address).ask("GET", "/"+plain.url()), 404)
 }
 
-// TestRemoteFails has the other instance send a nar in one wrong way after
-// the other. No answer ends well that is not the nar.
+// TestRemoteFails: the other instance sends a nar in each wrong way. No complete answer has
+// wrong bytes.
 func TestRemoteFails(t *testing.T) {
 	t.Parallel()
 	content := strings.Repeat("0123456789abcdef", 1<<16)
@@ -163,7 +163,7 @@ func TestRemoteFails(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		answer http.HandlerFunc
-		status int // 200 for a body that is cut
+		status int // 200 for a cut body
 	}{
 		"cut": {func(w http.ResponseWriter, r *http.Request) {
 			file := fileOf(r)
@@ -220,7 +220,7 @@ func TestRemoteFails(t *testing.T) {
 					continue // cut before anything was sent
 				}
 				if response.StatusCode == http.StatusBadGateway {
-					continue // noticed before anything was sent
+					continue // detected before anything was sent
 				}
 				body, err := io.ReadAll(response.Body)
 				if got := (&answer{response, string(body), err}); got.StatusCode != 200 || got.err == nil {
@@ -239,12 +239,12 @@ func TestRemoteFails(t *testing.T) {
 	}
 }
 
-// TestRemoteLoop has two instances ask each other for what neither has.
+// TestRemoteLoop: two instances ask each other for a nar that neither has.
 func TestRemoteLoop(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "nowhere", "content", "gzip")
 	a, b := without(t, m), without(t, m)
-	// The address of the second is only known once it listens.
+	// The address of the second is known only once it listens.
 	front := httptest.NewUnstartedServer(nil)
 	there := start(t, b, remoteAt(t, b, front.Listener.Addr().String()))
 	requests := 0
@@ -284,8 +284,7 @@ func TestRemoteLoop(t *testing.T) {
 	}
 }
 
-// TestStoredNars asks which of many nars are stored, of which each is in another
-// state.
+// TestStoredNars requests the states of many nars, each in another state.
 func TestStoredNars(t *testing.T) {
 	t.Parallel()
 	names := []string{"stored", "withdrawn", "evicted", "missing", "short"}
@@ -313,7 +312,7 @@ func TestStoredNars(t *testing.T) {
 	for _, name := range names {
 		asked = append(asked, made[name].path.Hash.String())
 	}
-	asked = append(asked, asked[1]) // once more
+	asked = append(asked, asked[1]) // a duplicate
 	got := c.ask("GET", peer.StoredPath+strings.Join(asked, ",")+"?nonce=N%20N")
 	var reply peer.StoredReply
 	if err := json.Unmarshal([]byte(got.body), &reply); err != nil || got.StatusCode != 200 || got.Header.Get("Cache-Control") != "no-store" {
@@ -337,7 +336,7 @@ func TestStoredNars(t *testing.T) {
 	if !strings.Contains(c.ask("GET", "/metrics").body, "narherder_faults_total 2\n") {
 		t.Error("what could not be told is not counted")
 	}
-	// The original's question about the same.
+	// The original's request for one item.
 	for name, want := range map[string]string{"stored": `{"stored": true}`, "evicted": `{"stored": false}`} {
 		if got := c.ask("GET", "/"+made[name].path.Hash.String()+".narinfo/info"); got.StatusCode != 200 || got.body != want ||
 			got.Header.Get(peer.InstanceHeader) != s.Instance() || got.Header.Get(peer.StorageHeader) != storageName || got.Header.Get("Cache-Control") != "no-store" {
@@ -366,7 +365,7 @@ func TestStoredNars(t *testing.T) {
 	}
 }
 
-// withdraw has clients no longer be told of an item.
+// withdraw withdraws an item.
 func (s *store) withdraw(t *testing.T, m *made) {
 	t.Helper()
 	err := s.index.Update(context.Background(), func(tx *index.Tx) error {
@@ -378,8 +377,8 @@ func (s *store) withdraw(t *testing.T, m *made) {
 	}
 }
 
-// TestFrontEndAsks: what a front end thinks is in its storage, and turns out not to
-// be, comes from the owner of the storage.
+// TestFrontEndAsks: a front end fetches a nar that is missing from its storage from the owner
+// of the storage.
 func TestFrontEndAsks(t *testing.T) {
 	t.Parallel()
 	plain := make1(t, "plain.tar", strings.Repeat("0123456789", 1000), "none")
@@ -408,24 +407,24 @@ func TestFrontEndAsks(t *testing.T) {
 			t.Errorf("it vouches for a nar: %s", got.body)
 		}
 	}
-	// Without the owner, it does not say that there is no such nar.
+	// If the owner can't be reached, the answer is not 404.
 	there.stop()
-	there.ended <- <-there.ended // and has stopped
+	there.ended <- <-there.ended // restores the result
 	if got := c.ask("GET", "/"+plain.url()); got.StatusCode != 502 {
 		t.Errorf("without the owner: %s", got.Status)
 	}
 	c.stillOpen()
 }
 
-// presigner is a store that hands out URLs.
+// presigner makes presigned URLs.
 type presigner struct{ err error }
 
 func (p presigner) Presign(_ context.Context, name string, lifetime time.Duration) (string, error) {
 	return fmt.Sprintf("https://bucket.example/%s?for=%v", name, lifetime), p.err
 }
 
-// TestPresigned has clients sent to the byte store: only for what is there, and only
-// with a method that the URL is good for.
+// TestPresigned: clients are redirected to the byte store only for stored nars, and only with
+// the method that the URL is valid for.
 func TestPresigned(t *testing.T) {
 	t.Parallel()
 	plain, gone := make1(t, "plain.tar", "content", "none"), make1(t, "gone.tar", "gone", "none")

@@ -33,8 +33,8 @@ func (e *watchedRemote) OpenFile(ctx context.Context, item *storage.Item, n int,
 	return e.Remote.OpenFile(ctx, item, n, offset, length, via)
 }
 
-// TestDecodedOnce: a nar of another instance that is decompressed here is compared by that,
-// and not on its way as well. A wrong one is never given out whole.
+// TestDecodedOnce: a nar of another instance that is decompressed here is compared only after
+// that. A wrong one is never sent completely.
 func TestDecodedOnce(t *testing.T) {
 	t.Parallel()
 	for _, content := range plainContents {
@@ -71,8 +71,8 @@ func TestDecodedOnce(t *testing.T) {
 	}
 }
 
-// TestPartComparedRemote: the end of a file that turns out not to be stored here is not given out when
-// the file is wrong there.
+// TestPartComparedRemote: a range of a file that turns out not to be stored here is not sent
+// if the file at the other instance is wrong.
 func TestPartComparedRemote(t *testing.T) {
 	t.Parallel()
 	for _, content := range plainContents {

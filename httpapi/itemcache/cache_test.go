@@ -9,7 +9,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// hashNumbered returns a hash; those of one part differ by cacheParts.
+// hashNumbered returns a hash. Those that differ by cacheParts are of the same part.
 func hashNumbered(n int) (hash narinfo.PathHash) {
 	binary.LittleEndian.PutUint64(hash[:], uint64(n))
 	return hash
@@ -24,7 +24,7 @@ func (c *Cache[V]) has(hash narinfo.PathHash) bool {
 	return ok
 }
 
-// fill puts a value in, as a request does that finds none.
+// fill adds a value after a miss, as a request does.
 func (c *Cache[V]) fill(hash narinfo.PathHash, value V) {
 	_, _, generation := c.Get(hash)
 	c.Put(hash, value, generation)
@@ -66,7 +66,7 @@ func TestCacheTickets(t *testing.T) {
 	}
 }
 
-// TestCachePutTwice has two requests that read the same item at once.
+// TestCachePutTwice: two requests read the same item concurrently.
 func TestCachePutTwice(t *testing.T) {
 	t.Parallel()
 	c := newBodyCache(1 << 20)
@@ -90,10 +90,10 @@ func TestCacheBounds(t *testing.T) {
 	for _, maximum := range []int64{0, 1, 1000, cacheParts * cacheOverhead, 100_000, 1 << 20} {
 		c := newBodyCache(maximum)
 		random := rand.New(rand.NewPCG(1, uint64(maximum)))
-		for n := range 5_000 { // ten times what fits into the largest
+		for n := range 5_000 { // ten times as many as fit into the largest
 			body := make([]byte, random.IntN(5000))
 			if n%3 == 0 {
-				body = body[:len(body)/2] // the rest is taken as well
+				body = body[:len(body)/2] // its capacity counts
 			}
 			c.fill(hashNumbered(n), body)
 			if n%100 == 0 {
@@ -114,7 +114,7 @@ func TestCacheBounds(t *testing.T) {
 	}
 }
 
-// TestCacheKeepsTheLatest has what is asked for stay.
+// TestCacheKeepsTheLatest: recently used values stay.
 func TestCacheKeepsTheLatest(t *testing.T) {
 	t.Parallel()
 	c := newBodyCache(1 << 20)
@@ -127,7 +127,7 @@ func TestCacheKeepsTheLatest(t *testing.T) {
 	if c.has(hashNumbered(1)) || !c.has(hashNumbered(19_999)) {
 		t.Error("not the oldest was pushed out")
 	}
-	// One large value is not worth all the others.
+	// One large value must not evict all others.
 	before, _ := c.Usage()
 	c.fill(hashNumbered(30_000), make([]byte, 1<<15))
 	if after, _ := c.Usage(); after != before || c.has(hashNumbered(30_000)) {
@@ -135,20 +135,20 @@ func TestCacheKeepsTheLatest(t *testing.T) {
 	}
 }
 
-// TestCacheAgrees has many goroutines read, change and forget: what is found is
-// never older than what was there when the change was told.
+// TestCacheAgrees: many goroutines read, change and invalidate. A value is never older than
+// the last invalidation.
 func TestCacheAgrees(t *testing.T) {
 	t.Parallel()
 	const items = 64
 	var mu sync.Mutex
-	var truth [items]int // versions, in the place of an index
+	var truth [items]int // versions, instead of an index
 	read := func(n int) int {
 		mu.Lock()
 		defer mu.Unlock()
 		return truth[n]
 	}
 	c := New(1<<20, func(int) int64 { return 8 })
-	var told [items]int // versions that nothing older than may be found
+	var told [items]int // no older version may be found
 	var toldMu sync.RWMutex
 	var group sync.WaitGroup
 	for seed := range 6 {
@@ -156,7 +156,7 @@ func TestCacheAgrees(t *testing.T) {
 			random := rand.New(rand.NewPCG(uint64(seed), 0))
 			for range 3000 {
 				n := random.IntN(items)
-				if random.IntN(4) == 0 { // a change, which is then told
+				if random.IntN(4) == 0 { // a change, and its invalidation
 					mu.Lock()
 					truth[n]++
 					version := truth[n]

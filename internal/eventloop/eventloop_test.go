@@ -16,10 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience bounds what would wait for ever.
+// patience is the timeout of waits.
 const patience = 30 * time.Second
 
-// pair returns both ends of a connection, the first of which is the loop's.
+// pair returns both ends of a connection, the first one taken over by the loop.
 func pair(t *testing.T, network string) (*Conn, net.Conn) {
 	t.Helper()
 	address := "127.0.0.1:0"
@@ -53,7 +53,7 @@ func pair(t *testing.T, network string) (*Conn, net.Conn) {
 	return c, peer
 }
 
-// TestConn has the suite for connections of package net pass.
+// TestConn runs the test suite for connections of package net.
 func TestConn(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
 		t.Run(network, func(t *testing.T) {
@@ -77,7 +77,7 @@ func TestTakeUnsupported(t *testing.T) {
 	}
 }
 
-// echo answers each line with itself, and calls before with it first.
+// echo echoes each line, and calls before with it first.
 func echo(c *Conn, before func(line string)) {
 	defer c.Close()
 	r := bufio.NewReader(c)
@@ -93,7 +93,7 @@ func echo(c *Conn, before func(line string)) {
 	}
 }
 
-// ask sends a line and wants it back.
+// ask sends a line and expects it back.
 func ask(t *testing.T, peer net.Conn, line string) {
 	t.Helper()
 	if _, err := io.WriteString(peer, line); err != nil {
@@ -106,7 +106,7 @@ func ask(t *testing.T, peer net.Conn, line string) {
 	}
 }
 
-// TestServe has many connections ask at the same time, again and again.
+// TestServe sends requests on many connections at the same time.
 func TestServe(t *testing.T) {
 	t.Parallel()
 	for _, network := range []string{"tcp", "unix"} {
@@ -124,8 +124,8 @@ func TestServe(t *testing.T) {
 	}
 }
 
-// TestLeave has connections wait for each other: those that have left the loop hold up no
-// other, and are back on it for their next request.
+// TestLeave: connections that wait for each other outside the loop don't block others, and are
+// back on it for their next request.
 func TestLeave(t *testing.T) {
 	t.Parallel()
 	const count = 10
@@ -167,7 +167,7 @@ func TestLeave(t *testing.T) {
 	}
 }
 
-// TestFullOnLoop has an answer that its client does not take yet: others are served.
+// TestFullOnLoop: a client that does not read its answer doesn't block others.
 func TestFullOnLoop(t *testing.T) {
 	t.Parallel()
 	c, peer := pair(t, "tcp")
@@ -184,7 +184,7 @@ func TestFullOnLoop(t *testing.T) {
 	}
 }
 
-// TestGreedy has a client that sends without an end: others are served.
+// TestGreedy: a client that never stops sending doesn't block others.
 func TestGreedy(t *testing.T) {
 	t.Parallel()
 	c, peer := pair(t, "tcp")
@@ -206,8 +206,9 @@ func TestGreedy(t *testing.T) {
 	}
 }
 
-// TestPool has more connections enter a pool than it has places: the others wait, the loop
-// serves who doesn't enter it, and a connection that leaves the pool gives up its place.
+// TestPool: more connections enter a pool than it has room for. The others wait, the loop
+// serves connections outside the pool, and a connection that leaves the pool releases its
+// room.
 func TestPool(t *testing.T) {
 	t.Parallel()
 	const width, count = 2, 10
@@ -260,7 +261,7 @@ func TestPool(t *testing.T) {
 	for range count - width {
 		<-entered
 	}
-	// What waits after it has left keeps nobody out.
+	// Connections that wait after leaving don't take room.
 	release = make(chan struct{})
 	for _, peer := range peers {
 		if _, err := io.WriteString(peer, "leave\n"); err != nil {
@@ -273,7 +274,7 @@ func TestPool(t *testing.T) {
 	close(release)
 }
 
-// TestServeEnds has a connection that waits for a request end in each way.
+// TestServeEnds ends a waiting connection in each way.
 func TestServeEnds(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -320,8 +321,8 @@ func TestServeEnds(t *testing.T) {
 	}
 }
 
-// TestTakeLacking: a connection that can't be taken over for lack of descriptors stays as
-// it is, and can be taken over later.
+// TestTakeLacking: a connection that can't be taken over for lack of descriptors stays usable,
+// and can be taken over later.
 func TestTakeLacking(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -359,8 +360,7 @@ func TestTakeLacking(t *testing.T) {
 	ask(t, peer, "later\n")
 }
 
-// TestCloseWrite: the peer reads the end, and can still send. Meanwhile the connection
-// waits.
+// TestCloseWrite: the peer reads the end of the stream, and can still send.
 func TestCloseWrite(t *testing.T) {
 	t.Parallel()
 	for _, network := range []string{"tcp", "unix"} {
@@ -391,7 +391,7 @@ func TestCloseWrite(t *testing.T) {
 				t.Fatal("it doesn't wait")
 			}
 		}
-		// The loop's round may have begun before.
+		// The loop's round may have begun earlier.
 		if begun.Sub(since) > patience || since.After(time.Now()) {
 			t.Errorf("%s: it waits since %v", network, since)
 		}
