@@ -20,5 +20,3 @@ func FuzzParseSince(f *testing.F) {
 		}
 	})
 }
-
-// FuzzParseForwarded: a parsed address is in canonical form.
