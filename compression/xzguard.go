@@ -54,7 +54,7 @@ func (g *xzGuard) Read(p []byte) (int, error) {
 		return 0, g.err
 	}
 	if len(p) > 1 && g.skip == 0 {
-		p = p[:1] // headers are short; the decoder asks again
+		p = p[:1] // headers are short; the decoder reads again
 	} else if int64(len(p)) > g.skip && g.skip > 0 {
 		p = p[:g.skip]
 	}

@@ -58,7 +58,7 @@ var storedSegment = strings.Trim(peer.StoredPath, "/")
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	defer func() {
 		if fault := recover(); fault != nil {
-			s.log.Error("a fault of the program while answering a request; please report it",
+			s.log.Error("panic while answering a request; please report it",
 				"path", string(ctx.RequestURI()), "fault", fault, "stack", string(debug.Stack()))
 			ctx.Response.Reset()
 			respond.Fail(ctx, fasthttp.StatusInternalServerError, "internal error")

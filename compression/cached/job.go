@@ -78,7 +78,7 @@ func (c *Cache) make(ctx context.Context, t task) (size int64, err error) {
 	defer func() {
 		// Codecs read untrusted input.
 		if fault := recover(); fault != nil {
-			err = fmt.Errorf("a fault of the program, please report it: %v\n%s", fault, debug.Stack())
+			err = fmt.Errorf("panic; please report it: %v\n%s", fault, debug.Stack())
 		}
 	}()
 	row, err := c.index.Item(ctx, t.hash)

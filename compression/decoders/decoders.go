@@ -332,6 +332,6 @@ func closeRecovered(c io.Closer) {
 // released. The input may come from other machines.
 func recovered(err *error) {
 	if fault := recover(); fault != nil {
-		*err = fmt.Errorf("a fault of the decompressor, please report it: %v\n%s", fault, debug.Stack())
+		*err = fmt.Errorf("panic in the decompressor; please report it: %v\n%s", fault, debug.Stack())
 	}
 }

@@ -71,7 +71,7 @@ func (d *decoder) reset(dict uint32) {
 	d.win[windowLead-1] = 0
 }
 
-// setWindow gives the decoder a window of n bytes that begins with what the old one holds.
+// setWindow makes a window of n bytes that begins with the contents of the old one.
 func (d *decoder) setWindow(n int) {
 	w := make([]byte, windowLead+n+windowSlack)
 	copy(w, d.win)
@@ -79,8 +79,8 @@ func (d *decoder) setWindow(n int) {
 	d.end = windowLead + n
 }
 
-// makeRoom moves on where the window is full: it grows, or goes back to its beginning. All output must have been taken.
-// It returns false where the window would have to grow and allow refuses its size in bytes; a nil allow sets no limit.
+// makeRoom enlarges a full window, or continues at its beginning. All output must have been returned. The result is false
+// if the window must grow and allow refuses its size in bytes; a nil allow sets no limit.
 func (d *decoder) makeRoom(allow func(window int) bool) bool {
 	if d.pos < d.end {
 		return true

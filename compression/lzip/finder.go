@@ -134,8 +134,8 @@ func (f *treeFinder) advance() {
 	}
 }
 
-// descend makes the position the root of its tree in place of p, and on the way notes matches longer than best.
-// The old tree comes apart into what is smaller and what is greater than the new root.
+// descend makes the position the root of its tree in place of p, and records matches longer than best on the way.
+// It splits the old tree into smaller and greater nodes than the new root.
 func (f *treeFinder) descend(p, limit, best int, found []candidate) []candidate {
 	data, sons, pos, slot := f.data, f.sons, f.pos, f.slot
 	smaller, greater := 2*slot, 2*slot+1 // where the next smaller and greater nodes hang

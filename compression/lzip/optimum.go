@@ -13,7 +13,7 @@ const (
 //	a match, a literal, a match at the same    rep0After, first is the match of firstLen
 //	distance
 //
-// The latter two are worth a look because what follows a byte that differs is coded cheaply.
+// The latter two are tried because a match after a differing byte is cheap to code.
 type node struct {
 	price     uint32
 	from      int32

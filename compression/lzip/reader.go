@@ -147,8 +147,8 @@ func (z *Reader) advance() error {
 	d.in = z.in
 	d.limit = z.inEnd - inMargin
 	if z.srcErr == io.EOF {
-		// Zeros stand for what is missing, so that the last symbols need no other path; whether they were used
-		// shows in ip. A complete file never comes so far, as its trailer follows.
+		// Pad the input with zeros, so that the last symbols need no special case; ip shows whether they were used.
+		// That never happens in a complete file, as its trailer follows.
 		clear(z.in[z.inEnd : z.inEnd+inMargin])
 		d.limit = z.inEnd
 	}
