@@ -100,12 +100,12 @@ func TestReaderPrograms(t *testing.T) {
 				} {
 					got, err := decode(name, r)
 					if err != nil || !bytes.Equal(got, in) {
-						t.Errorf("%d bytes, %s: %d bytes came back, %v", len(in), kind, len(got), err)
+						t.Errorf("%d bytes, %s: %d bytes read, %v", len(in), kind, len(got), err)
 					}
 				}
 				twice, err := decode(name, io.MultiReader(bytes.NewReader(z), bytes.NewReader(z)))
 				if err != nil || !bytes.Equal(twice, append(append([]byte{}, in...), in...)) {
-					t.Errorf("two of %d bytes: %d bytes came back, %v", len(in), len(twice), err)
+					t.Errorf("two of %d bytes: %d bytes read, %v", len(in), len(twice), err)
 				}
 				r, err := NewReader(name, bytes.NewReader(z))
 				if err != nil {

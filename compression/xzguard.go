@@ -149,7 +149,7 @@ func (g *xzGuard) blockHeader() error {
 		return errors.New("xz: filters other than LZMA2 are not supported")
 	}
 	if !g.allow(max(size, minXzDict)) {
-		return fmt.Errorf("%w: the xz block asks for %d bytes", ErrTooLarge, size)
+		return fmt.Errorf("%w: the xz block needs %d bytes", ErrTooLarge, size)
 	}
 	// Otherwise, clearing memory for a megabyte of tiny blocks would take minutes.
 	if g.allocated += size; g.allocated > xzMostIdle && g.allocated/xzIdleShare > g.decoded {

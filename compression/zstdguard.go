@@ -83,7 +83,7 @@ func (g *zstdGuard) frame() error {
 	}
 	window := zstdWindowOf(&h)
 	if !g.allow(window) {
-		return fmt.Errorf("%w: the zstd frame asks for %d bytes", ErrTooLarge, window)
+		return fmt.Errorf("%w: the zstd frame needs %d bytes", ErrTooLarge, window)
 	}
 	g.largest = max(g.largest, window)
 	g.skip, g.inFrame, g.checked = int64(h.HeaderSize), true, h.HasCheckSum

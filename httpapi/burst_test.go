@@ -204,7 +204,7 @@ func TestBurstTooLarge(t *testing.T) {
 		_, err = io.WriteString(c.Conn, raw)
 	}
 	if err == nil {
-		t.Error("all was taken in")
+		t.Error("the server accepted all requests")
 	}
 	dial(t, s.address).stillOpen()
 }

@@ -32,8 +32,8 @@ func (s *store) change(t testing.TB, base string, kind index.ChangeKind, at time
 	}
 }
 
-// startTelling serves a store with a greeting, and its changes.
-func startTelling(t *testing.T) (*started, *store) {
+// startPublishing serves a store with a greeting, and its changes.
+func startPublishing(t *testing.T) (*started, *store) {
 	s := newStore(t, published+"/"+hashOf(greeting)+".narinfo")
 	o := options()
 	o.Changes, o.Identity = s.index, s
@@ -58,7 +58,7 @@ func startTelling(t *testing.T) (*started, *store) {
 
 func TestRecentChanges(t *testing.T) {
 	t.Parallel()
-	server, s := startTelling(t)
+	server, s := startPublishing(t)
 	text := contents(t, published, hashOf(greeting)+".narinfo")
 	at := time.Now().UTC().Add(time.Hour).Truncate(time.Second)
 	s.change(t, hello, index.Removed, at)
@@ -124,7 +124,7 @@ func TestRecentChanges(t *testing.T) {
 // TestManyChanges: an answer of several pages is one list.
 func TestManyChanges(t *testing.T) {
 	t.Parallel()
-	server, s := startTelling(t)
+	server, s := startPublishing(t)
 	at := time.Date(2040, 1, 1, 0, 0, 0, 0, time.UTC)
 	err := s.index.Update(t.Context(), func(tx *index.Tx) error {
 		for n := range 5*peerapi.PageSize + 3 {
@@ -159,7 +159,7 @@ func TestManyChanges(t *testing.T) {
 // server that stops does not wait for its readers.
 func TestStream(t *testing.T) {
 	t.Parallel()
-	server, s := startTelling(t)
+	server, s := startPublishing(t)
 	base := &url.URL{Scheme: "http", Host: server.address}
 	stream, err := peer.New(base, peer.Self{}).Changes(t.Context(), peer.Known{Instance: s.Instance()})
 	if err != nil {
@@ -178,7 +178,7 @@ func TestStream(t *testing.T) {
 		}
 	}
 	if c := next(); c.ID != 1 || c.Data != contents(t, published, hashOf(greeting)+".narinfo") {
-		t.Errorf("first came %+v", c)
+		t.Errorf("the first change: %+v", c)
 	}
 	other, err := index.Open(t.Context(), s.database, index.Options{})
 	if err != nil {
@@ -197,7 +197,7 @@ func TestStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	if c := next(); c.ID != 2 || c.Change != peer.Removal || c.Data != "/gnu/store/"+hello {
-		t.Errorf("then came %+v", c)
+		t.Errorf("the next change: %+v", c)
 	}
 	t.Logf("told after %v", time.Since(begun))
 	if c, err := stream.Next(); err != nil || c != nil || stream.State().Position != 2 || stream.State().Last != 2 {
@@ -214,7 +214,7 @@ func TestStream(t *testing.T) {
 		t.Fatal("the server waits for the stream")
 	}
 	if c, err := stream.Next(); err == nil {
-		t.Errorf("after the end came %+v", c)
+		t.Errorf("after the end: %+v", c)
 	}
 	until(t, "the stream to be counted as ended", func() bool { return server.peers.Streams() == 0 })
 }
@@ -223,7 +223,7 @@ func TestStream(t *testing.T) {
 // that mirrors that follow by time don't miss later changes.
 func TestChangesAhead(t *testing.T) {
 	t.Parallel()
-	server, s := startTelling(t)
+	server, s := startPublishing(t)
 	s.change(t, hello, index.Removed, time.Now().AddDate(1, 0, 0))
 	c := dial(t, server.address)
 	for _, query := range []string{"?after=1", "?since=" + url.QueryEscape(time.Now().UTC().Format(time.DateTime))} {

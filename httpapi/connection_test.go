@@ -52,9 +52,9 @@ func slowAnswers(t *testing.T) map[string]func() (listener net.Listener, items I
 	}
 }
 
-// TestSlowReaderGoesOn: clients that read a little at a time may take much longer than the
+// TestSlowReaderContinues: clients that read a little at a time may take much longer than the
 // progress timeout.
-func TestSlowReaderGoesOn(t *testing.T) {
+func TestSlowReaderContinues(t *testing.T) {
 	t.Parallel()
 	const timeout = time.Second
 	for name, answer := range slowAnswers(t) {

@@ -108,7 +108,7 @@ func TestDumps(t *testing.T) {
 				name := fmt.Sprintf("%s %s, %s, %v", method, test.target, test.accept, part.header)
 				body := want[part.start:part.end]
 				if got.StatusCode != part.status || got.ContentLength != int64(len(body)) || method == "GET" && got.body != body {
-					t.Errorf("%s: %s, %d bytes announced, %d came", name, got.Status, got.ContentLength, len(got.body))
+					t.Errorf("%s: %s, %d bytes announced, got %d", name, got.Status, got.ContentLength, len(got.body))
 				}
 				header := map[string]string{
 					"Content-Type": "application/vnd.sqlite3", "Accept-Ranges": "bytes", "Last-Modified": time.Unix(1_700_000_002, 0).UTC().Format(http.TimeFormat),

@@ -71,8 +71,8 @@ func TestIndexFails(t *testing.T) {
 	}
 }
 
-// TestStoreDisagrees: files that differ from the index never get a 200.
-func TestStoreDisagrees(t *testing.T) {
+// TestStoreMismatch: files that differ from the index never get a 200.
+func TestStoreMismatch(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]func(file string) error{
 		"missing":   os.Remove,

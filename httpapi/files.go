@@ -112,7 +112,7 @@ func flatLength(nar io.Reader, item *storage.Item) (int64, error) {
 		return 0, err
 	}
 	if size := item.Narinfo.NarSize; size >= 0 && narinfo.FlatNarSize(length) != size {
-		return 0, fmt.Errorf("a file of %d bytes in a nar of %d, which don't fit", length, size)
+		return 0, fmt.Errorf("a file of %d bytes doesn't match a nar of %d", length, size)
 	}
 	return length, nil
 }

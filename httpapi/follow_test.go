@@ -336,7 +336,7 @@ func TestFollowNars(t *testing.T) {
 	})
 	changes.pass(t)
 	if got := c.ask("GET", "/"+m.url()); got.StatusCode != 200 {
-		t.Errorf("after it came into the storage: %s", got.Status)
+		t.Errorf("after it was stored: %s", got.Status)
 	}
 }
 

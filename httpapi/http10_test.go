@@ -220,7 +220,7 @@ func TestHTTP10Cut(t *testing.T) {
 // TestHTTP10Stream follows the changes by HTTP/1.0 until the server stops.
 func TestHTTP10Stream(t *testing.T) {
 	t.Parallel()
-	server, _ := startTelling(t)
+	server, _ := startPublishing(t)
 	c := dial(t, server.address)
 	c.send(request10("GET", peer.StreamPath+"?after=0", "Connection: keep-alive"))
 	head := readHead(t, c.r)

@@ -227,7 +227,7 @@ func TestUnread(t *testing.T) {
 // TestStreamsOfOneClient: one address can't use up all streams.
 func TestStreamsOfOneClient(t *testing.T) {
 	t.Parallel()
-	s, _ := startTelling(t)
+	s, _ := startPublishing(t)
 	for n := range peerapi.ClientStreams + 2 {
 		c := dial(t, s.address)
 		c.send(request("GET", "/recent-changes/stream?after=0"))

@@ -22,25 +22,25 @@ import (
 	"nar-herder/storage/index"
 )
 
-// distantItems are as many items as hashes, each with one file in a slow byte store.
-type distantItems struct {
+// remoteItems are as many items as hashes, each with one file in a slow byte store.
+type remoteItems struct {
 	fakeItems
 	look       func(context.Context) error
 	now, most  atomic.Int32
 	concurrent int
 }
 
-func newDistantItems(t *testing.T, look func(context.Context) error) *distantItems {
+func newDistantItems(t *testing.T, look func(context.Context) error) *remoteItems {
 	m := make1(t, "x", "content", "none")
-	d := &distantItems{look: look, concurrent: 32}
+	d := &remoteItems{look: look, concurrent: 32}
 	item := m.item(t)
 	d.item = func(narinfo.PathHash) (*storage.Item, error) { return item, nil }
 	return d
 }
 
-func (d *distantItems) Concurrency() int { return d.concurrent }
+func (d *remoteItems) Concurrency() int { return d.concurrent }
 
-func (d *distantItems) LookFor(ctx context.Context, _ *storage.Item, _ int) error {
+func (d *remoteItems) LookFor(ctx context.Context, _ *storage.Item, _ int) error {
 	d.most.Store(max(d.most.Load(), d.now.Add(1)))
 	defer d.now.Add(-1)
 	return d.look(ctx)
@@ -80,9 +80,9 @@ func after(d time.Duration) func(context.Context) error {
 	}
 }
 
-// TestStoredDistant requests as many items as allowed at a time, from a bucket that takes 100
+// TestStoredRemote requests as many items as allowed at a time, from a bucket that takes 100
 // ms for each: several callers together don't exceed its concurrency.
-func TestStoredDistant(t *testing.T) {
+func TestStoredRemote(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		items := newDistantItems(t, after(100*time.Millisecond))

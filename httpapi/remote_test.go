@@ -334,7 +334,7 @@ func TestStoredNars(t *testing.T) {
 		}
 	}
 	if !strings.Contains(c.ask("GET", "/metrics").body, "narherder_faults_total 2\n") {
-		t.Error("what could not be told is not counted")
+		t.Error("failed look-ups are not counted")
 	}
 	// The original's request for one item.
 	for name, want := range map[string]string{"stored": `{"stored": true}`, "evicted": `{"stored": false}`} {

@@ -71,7 +71,7 @@ func TestRetired(t *testing.T) {
 				time.Sleep(time.Millisecond)
 				retire()
 				if b.names(hello, "gzip") || !there() {
-					t.Fatal("not withdrawn, or gone")
+					t.Fatal("not withdrawn, or deleted")
 				}
 				time.Sleep(test.grace - time.Millisecond)
 				retire()

@@ -104,7 +104,7 @@ func TestDecodersSuspended(t *testing.T) {
 					k, err := io.ReadFull(z, piece)
 					got = append(got, piece[:k]...)
 					if d.Memory() > d.budget.Total() {
-						t.Errorf("%d bytes are taken of %d", d.Memory(), d.budget.Total())
+						t.Errorf("%d of %d bytes are reserved", d.Memory(), d.budget.Total())
 					}
 					if err == io.EOF {
 						break

@@ -93,7 +93,7 @@ func TestReaderPrograms(t *testing.T) {
 				z := filter(t, in, program, append(args, "-c")...)
 				got, err := io.ReadAll(NewReader(bytes.NewReader(z)))
 				if err != nil || !bytes.Equal(got, in) {
-					t.Errorf("%s %v: %d of %d bytes came back, %v", program, args, len(got), len(in), err)
+					t.Errorf("%s %v: %d of %d bytes read, %v", program, args, len(got), len(in), err)
 				}
 			}
 		}
@@ -129,7 +129,7 @@ func TestReaderReset(t *testing.T) {
 		data := sample(n)
 		z.Reset(bytes.NewReader(filter(t, data, "lzip", "-c", "-s100000")))
 		if got, err := io.ReadAll(z); err != nil || !bytes.Equal(got, data) {
-			t.Errorf("%d bytes: %d came back, %v", n, len(got), err)
+			t.Errorf("%d bytes: %d read, %v", n, len(got), err)
 		}
 	}
 }

@@ -56,7 +56,7 @@ func TestWriterRoundTrip(t *testing.T) {
 			z := compress(t, data, level, 1)
 			got, err := io.ReadAll(NewReader(bytes.NewReader(z)))
 			if err != nil || !bytes.Equal(got, data) {
-				t.Errorf("%s at level %d: %d of %d bytes came back, %v", name, level, len(got), len(data), err)
+				t.Errorf("%s at level %d: %d of %d bytes read, %v", name, level, len(got), len(data), err)
 			}
 		}
 	}
@@ -190,7 +190,7 @@ func FuzzWriter(f *testing.F) {
 		z := compress(t, data, int(level)%(MaxLevel+1), 1)
 		got, err := io.ReadAll(NewReader(bytes.NewReader(z)))
 		if err != nil || !bytes.Equal(got, data) {
-			t.Fatalf("%d of %d bytes came back, %v", len(got), len(data), err)
+			t.Fatalf("%d of %d bytes read, %v", len(got), len(data), err)
 		}
 	})
 }

@@ -134,7 +134,7 @@ func TestKeptFile(t *testing.T) {
 		}
 		o.reader(t, wholeFile, plainFile).Close()
 		if o.opened != 2 {
-			t.Errorf("the file was opened %d times, want anew after a moment", o.opened)
+			t.Errorf("the file was opened %d times, want once more after keepOpen", o.opened)
 		}
 		time.Sleep(keepOpen)
 		synctest.Wait()

@@ -76,10 +76,10 @@ func TestRoomClientGone(t *testing.T) {
 		select {
 		case err := <-waited:
 			if err == nil {
-				t.Errorf("gone before: %v: there is room", before)
+				t.Errorf("closed before: %v: reported room", before)
 			}
 		case <-time.After(30 * time.Second):
-			t.Fatalf("gone before: %v: waits for ever", before)
+			t.Fatalf("closed before: %v: still waiting", before)
 		}
 	}
 }

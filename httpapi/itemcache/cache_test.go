@@ -121,7 +121,7 @@ func TestCacheKeepsTheLatest(t *testing.T) {
 	for n := range 20_000 {
 		c.fill(hashNumbered(n), make([]byte, 1000))
 		if !c.has(hashNumbered(0)) {
-			t.Fatalf("one that is asked for all the time was pushed out by %d others", n)
+			t.Fatalf("a popular value was evicted by %d others", n)
 		}
 	}
 	if c.has(hashNumbered(1)) || !c.has(hashNumbered(19_999)) {
@@ -135,9 +135,9 @@ func TestCacheKeepsTheLatest(t *testing.T) {
 	}
 }
 
-// TestCacheAgrees: many goroutines read, change and invalidate. A value is never older than
+// TestCacheConsistent: many goroutines read, change and invalidate. A value is never older than
 // the last invalidation.
-func TestCacheAgrees(t *testing.T) {
+func TestCacheConsistent(t *testing.T) {
 	t.Parallel()
 	const items = 64
 	var mu sync.Mutex
@@ -148,8 +148,8 @@ func TestCacheAgrees(t *testing.T) {
 		return truth[n]
 	}
 	c := New(1<<20, func(int) int64 { return 8 })
-	var told [items]int // no older version may be found
-	var toldMu sync.RWMutex
+	var invalidated [items]int // no older version may be found
+	var invalidatedMu sync.RWMutex
 	var group sync.WaitGroup
 	for seed := range 6 {
 		group.Go(func() {
@@ -162,21 +162,21 @@ func TestCacheAgrees(t *testing.T) {
 					version := truth[n]
 					mu.Unlock()
 					c.Forget(hashNumbered(n))
-					toldMu.Lock()
-					told[n] = max(told[n], version)
-					toldMu.Unlock()
+					invalidatedMu.Lock()
+					invalidated[n] = max(invalidated[n], version)
+					invalidatedMu.Unlock()
 					continue
 				}
-				toldMu.RLock()
-				least := told[n]
-				toldMu.RUnlock()
+				invalidatedMu.RLock()
+				least := invalidated[n]
+				invalidatedMu.RUnlock()
 				version, ok, generation := c.Get(hashNumbered(n))
 				if !ok {
 					version = read(n)
 					c.Put(hashNumbered(n), version, generation)
 				}
 				if version < least {
-					t.Errorf("version %d found, %d was told", version, least)
+					t.Errorf("found version %d after the invalidation of %d", version, least)
 					return
 				}
 			}
