@@ -43,8 +43,8 @@ func TestBudget(t *testing.T) {
 	file := gzipFile(t)
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudget(4 * gzipMemory)
-		told := 0
-		b.Notify(func() { told++ })
+		notified := 0
+		b.Notify(func() { notified++ })
 		first, second, third := open(t, b, file)(), open(t, b, file)(), open(t, b, file)
 		if first == nil || second == nil || third() != nil {
 			t.Fatal("not half of the budget is for background work")
@@ -53,7 +53,7 @@ func TestBudget(t *testing.T) {
 			t.Fatal("clients don't get the other half")
 		}
 		first.Close()
-		if third() != nil && b.Background() != 2*gzipMemory || told != 1 {
+		if third() != nil && b.Background() != 2*gzipMemory || notified != 1 {
 			t.Error("the third got no memory of the first")
 		}
 		if got, err := io.ReadAll(second); string(got) != "data" || err != nil {

@@ -65,7 +65,7 @@ func TestRecentChanges(t *testing.T) {
 	s.change(t, greeting, index.Added, at.Add(1500*time.Millisecond))
 	s.change(t, greeting, index.StorageChanged, at.Add(2*time.Second))
 	c := dial(t, server.address)
-	type told struct {
+	type listed struct {
 		Changes []map[string]any `json:"recent_changes"`
 	}
 	first := map[string]any{"datetime": at.Format(time.DateTime), "change": "removal", "data": "/gnu/store/" + hello}
@@ -78,7 +78,7 @@ func TestRecentChanges(t *testing.T) {
 	} {
 		for _, query := range []string{strings.ReplaceAll(url.QueryEscape(since), "+", "%20"), url.QueryEscape(since)} {
 			a := c.ask("GET", "/recent-changes?since="+query)
-			var got told
+			var got listed
 			if err := json.Unmarshal([]byte(a.body), &got); err != nil || a.StatusCode != http.StatusOK || a.err != nil || a.Header.Get("Content-Type") != "application/json" {
 				t.Fatalf("%s: %s %q, %v, %v", query, a.Status, a.body, err, a.err)
 			}
@@ -199,7 +199,7 @@ func TestStream(t *testing.T) {
 	if c := next(); c.ID != 2 || c.Change != peer.Removal || c.Data != "/gnu/store/"+hello {
 		t.Errorf("the next change: %+v", c)
 	}
-	t.Logf("told after %v", time.Since(begun))
+	t.Logf("published after %v", time.Since(begun))
 	if c, err := stream.Next(); err != nil || c != nil || stream.State().Position != 2 || stream.State().Last != 2 {
 		t.Errorf("then %+v, %v, %+v; want the state", c, err, stream.State())
 	}
@@ -233,8 +233,8 @@ func TestChangesAhead(t *testing.T) {
 			t.Fatalf("%s: %s %q, %v", query, a.Status, a.body, err)
 		}
 		for _, change := range reply.Changes {
-			if told, err := time.Parse(time.DateTime, change.Datetime); err != nil || told.After(time.Now().Add(time.Hour)) {
-				t.Errorf("%s: a change of %s, %v", query, told, err)
+			if at, err := time.Parse(time.DateTime, change.Datetime); err != nil || at.After(time.Now().Add(time.Hour)) {
+				t.Errorf("%s: a change of %s, %v", query, at, err)
 			}
 		}
 	}
