@@ -9,23 +9,23 @@ import (
 	"sync"
 )
 
-// Budget is memory that all decoders of a process share. Those for clients reserve it with Reserve; for background work,
-// NewReader reserves it, and waits for it.
-// Reservations exceed the budget only by one decoder for clients and one of background work: each gets its memory if there
-// is no other of its kind, so that even one that needs more than the budget gets its turn.
+// Budget is memory that all decoders of a process share. Reserve reserves it for decoders of clients; NewReader reserves it
+// for background work, and waits for it.
+// A decoder that needs more than the budget gets its memory when there is no other of its kind, so reservations may exceed
+// the budget by one decoder for clients and one of background work.
 // A nil Budget has no limit for background work.
 type Budget struct {
 	total int64
 
 	mu         sync.Mutex
-	queue      list.List     // of the *share values of background work that waits
+	queue      list.List     // of *share: background work that waits
 	clients    int64         // reserved for clients
 	background int64         // reserved for background work
-	changed    chan struct{} // closed, and made anew, when something was released
+	changed    chan struct{} // closed and replaced when memory is released
 	notify     func()
 }
 
-// NewBudget makes a budget of so many bytes.
+// NewBudget makes a budget of a number of bytes.
 func NewBudget(bytes int64) *Budget {
 	return &Budget{total: bytes, changed: make(chan struct{}), notify: func() {}}
 }
@@ -40,14 +40,14 @@ func (b *Budget) Background() int64 {
 	return b.background
 }
 
-// Notify sets a function to call when background work has released memory.
+// Notify sets the function that is called when background work has released memory.
 func (b *Budget) Notify(f func()) {
 	b.mu.Lock()
 	b.notify = f
 	b.mu.Unlock()
 }
 
-// Reserve reserves memory for a client if it is free, or in any case with anyway.
+// Reserve reserves memory for a client and returns true, if the memory is free or anyway is set.
 func (b *Budget) Reserve(bytes int64, anyway bool) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -75,8 +75,8 @@ func (b *Budget) change() {
 // background work gets no more than half. Callers that need little may overtake one that needs much. size is that of the
 // decompressed data, -1 if unknown. Streams that need more later get it if it is free, else the error is an [ErrTooLarge].
 //
-// Between the call and Close, a caller must not wait for another such reader, nor for anything that is held by a caller of
-// NewReader while it waits, such as room for the parts of an upload.
+// To avoid deadlocks, a caller must not wait between the call and Close for another such reader, or for a resource that
+// callers of NewReader hold, such as room for the parts of an upload.
 func (b *Budget) NewReader(ctx context.Context, name string, r io.Reader, size int64) (io.ReadCloser, error) {
 	if b == nil || name == None || !Known(name) {
 		return NewReader(name, r)
@@ -103,11 +103,11 @@ func (b *Budget) NewReader(ctx context.Context, name string, r io.Reader, size i
 	return &sharing{z, share}, nil
 }
 
-// share is the part of a budget that a reader of background work has.
+// share is the part of a budget of a reader of background work.
 type share struct {
 	budget *Budget
 	bytes  int64
-	// wanted is how much it waits for, and overtaken how much the readers have that overtook it.
+	// wanted is how much it has waited for, and overtaken how much memory the readers that overtook it have.
 	wanted, overtaken int64
 	overtook          *share
 }
@@ -118,10 +118,10 @@ func (s *share) wait(ctx context.Context, bytes int64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s.wanted = bytes
-	place := b.queue.PushBack(s)
+	element := b.queue.PushBack(s)
 	defer func() {
-		b.queue.Remove(place)
-		b.change() // which may be the turn of others
+		b.queue.Remove(element)
+		b.change() // others may be first now
 	}()
 	for !s.grow(bytes) {
 		changed := b.changed
@@ -138,12 +138,12 @@ func (s *share) wait(ctx context.Context, bytes int64) error {
 	return nil
 }
 
-// grow enlarges the share if the bytes are free. Readers that fit beside the first in the queue may overtake it, so that it
-// waits only for those that were there before it. The mutex is held.
+// grow enlarges the share if the memory is free. Readers may overtake the first in the queue if they fit beside it, so that
+// it waits only for older readers. The mutex is held.
 func (s *share) grow(bytes int64) bool {
 	b, more := s.budget, bytes-s.bytes
 	fits := func(background int64) bool { return background <= b.total/2 && b.clients+background <= b.total }
-	if b.background != s.bytes && !fits(b.background+more) { // else it is alone
+	if b.background != s.bytes && !fits(b.background+more) { // else there is no other
 		return false
 	}
 	if front := b.queue.Front(); s.bytes == 0 && front != nil && front.Value != s {
@@ -159,7 +159,7 @@ func (s *share) grow(bytes int64) bool {
 	return true
 }
 
-// allow reports whether the reader may hold that many bytes.
+// allow reports whether the reader may use that many bytes.
 func (s *share) allow(needed int64) bool {
 	b := s.budget
 	b.mu.Lock()
@@ -181,7 +181,7 @@ func (s *share) release() {
 	notify()
 }
 
-// sharing is a reader with a share, which Close returns.
+// sharing is a reader with a share, which Close releases.
 type sharing struct {
 	io.ReadCloser
 	share *share

@@ -13,10 +13,10 @@ import (
 	"time"
 )
 
-// gzipFile is a small one: its decoder takes gzipMemory.
+// gzipFile is a small gzip file. Its decoder takes gzipMemory.
 func gzipFile(t *testing.T) []byte { return encode(t, Gzip, 1, []byte("data")) }
 
-// open opens a reader in the background, and says whether it got one yet.
+// open opens a reader in the background, and reports whether it is open already.
 func open(t *testing.T, b *Budget, file []byte) (reader func() io.ReadCloser) {
 	got := make(chan io.ReadCloser, 1)
 	go func() {
@@ -37,13 +37,14 @@ func open(t *testing.T, b *Budget, file []byte) (reader func() io.ReadCloser) {
 	}
 }
 
-// TestBudget: background work gets half, waits for more, and leaves room for clients; the first of it never waits.
+// TestBudget: background work gets half of the budget, waits for more, and leaves memory for
+// clients. The first reader never waits.
 func TestBudget(t *testing.T) {
 	file := gzipFile(t)
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudget(4 * gzipMemory)
-		told := 0
-		b.Notify(func() { told++ })
+		notified := 0
+		b.Notify(func() { notified++ })
 		first, second, third := open(t, b, file)(), open(t, b, file)(), open(t, b, file)
 		if first == nil || second == nil || third() != nil {
 			t.Fatal("not half of the budget is for background work")
@@ -52,7 +53,7 @@ func TestBudget(t *testing.T) {
 			t.Fatal("clients don't get the other half")
 		}
 		first.Close()
-		if third() != nil && b.Background() != 2*gzipMemory || told != 1 {
+		if third() != nil && b.Background() != 2*gzipMemory || notified != 1 {
 			t.Error("the third got no memory of the first")
 		}
 		if got, err := io.ReadAll(second); string(got) != "data" || err != nil {
@@ -91,7 +92,8 @@ func TestBudget(t *testing.T) {
 	})
 }
 
-// TestBudgetOvertaken: while a large one waits for memory, those get theirs that fit beside it, and no others.
+// TestBudgetOvertaken: while a large reader waits for memory, only readers that fit beside it
+// get theirs.
 func TestBudgetOvertaken(t *testing.T) {
 	small := gzipFile(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -153,7 +155,7 @@ func TestBudgetOvertaken(t *testing.T) {
 	})
 }
 
-// TestBudgetGrows: a second stream with a larger window gets its memory where there is some.
+// TestBudgetGrows: a second stream with a larger window gets its memory if it is free.
 func TestBudgetGrows(t *testing.T) {
 	data := sample(3 << 20)
 	compressed(t, data, func(name string, args []string, large []byte) {
@@ -193,7 +195,7 @@ func TestBudgetGrows(t *testing.T) {
 	})
 }
 
-// TestBudgetFails: readers that fail leave nothing reserved.
+// TestBudgetFails: readers that fail release their memory.
 func TestBudgetFails(t *testing.T) {
 	b := NewBudget(1 << 20)
 	broken := errors.New("broken")
@@ -214,8 +216,9 @@ func TestBudgetFails(t *testing.T) {
 	}
 }
 
-// TestBudgetTogether: as many decoders of large windows as one likes, in the background and for clients that reserve what
-// Memory says, hold little more than the budget: 64 MiB, where all of them would take 3.4 GiB.
+// TestBudgetTogether: any number of decoders with large windows, in the background and for
+// clients that reserve Memory, stay near the budget of 64 MiB. Without it, they would take 3.4
+// GiB.
 func TestBudgetTogether(t *testing.T) {
 	data := bytes.Repeat(sample(1<<20), 20)
 	file := filter(t, data, "zstd", "-1", "-c", "--long=24")

@@ -1,7 +1,7 @@
 // Package compression reads and writes nars in the compressions that narinfos name.
 //
-// Everything here works on streams in bounded memory: NewReader and NewWriter say how much.
-// LZMA in lzip's framing is in the subpackage lzip.
+// All codecs work on streams in bounded memory; NewReader and NewWriter document how much.
+// The subpackage lzip implements lzip.
 package compression
 
 import (
@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// Names of compressions, as in the Compression field of a narinfo. None is the default there.
+// Names of compressions, as in the Compression field of a narinfo. None is the default.
 const (
 	None  = "none"
 	Gzip  = "gzip"
@@ -27,8 +27,8 @@ var (
 
 // ErrUnknown is the error for a compression that is unknown, or can't be written.
 type ErrUnknown struct {
-	Name    string   // what was asked for
-	Allowed []string // what could have been
+	Name    string
+	Allowed []string
 }
 
 func (e ErrUnknown) Error() string {

@@ -11,7 +11,7 @@ import (
 	"testing/iotest"
 )
 
-// xzFile is an xz file in the making, with right checksums whatever it says.
+// xzFile builds an xz file with correct checksums and arbitrary contents.
 type xzFile struct {
 	bytes.Buffer
 	records [][2]uint64 // of the stream: unpadded and uncompressed sizes of the blocks
@@ -29,7 +29,8 @@ func (f *xzFile) stream() *xzFile {
 	return f
 }
 
-// block adds one with a dictionary of the given code, of LZMA2 chunks with size bytes of data.
+// block adds a block with the code of a dictionary size, and LZMA2 chunks with size bytes of
+// data.
 func (f *xzFile) block(dict byte, size uint64, chunks []byte) *xzFile {
 	head := []byte{2, 0, 0x21, 1, dict, 0, 0, 0}
 	f.Write(head)
@@ -69,15 +70,15 @@ func plainChunk(data string) []byte {
 	return append(append([]byte{1, byte((len(data) - 1) >> 8), byte(len(data) - 1)}, data...), 0)
 }
 
-// TestHostile decodes files that ask for far more memory than there is, in all ways that the formats have. The largest
-// that is allowed is 128 MiB, for each stream.
+// TestHostile decodes files that need far more memory than is available, in all ways of the
+// formats. The limit is 128 MiB for each stream.
 func TestHostile(t *testing.T) {
 	data := "some data"
 	second := new(xzFile).block(hugeDict, uint64(len(data)), plainChunk(data)).Bytes()
 	// LZMA2 made by the program, with one compressed chunk and the end.
 	lzma2 := filter(t, bytes.Repeat([]byte("abcd"), 1000), "xz", "-c", "--format=raw", "--lzma2=dict=4KiB")
-	// The chunk claims to go on behind what its data need, up to the end of the file: what is there is neither read as its
-	// data nor known as the end of the block and the beginning of another.
+	// The chunk claims to extend behind its data, up to the end of the file: the rest must
+	// be neither read as its data nor parsed as the end of the block and another one.
 	covered := bytes.Clone(lzma2)
 	rest := append(make([]byte, -len(lzma2)&3), second...)
 	binary.BigEndian.PutUint16(covered[3:], uint16(len(lzma2)-6-1-1+1+len(rest)))
@@ -85,7 +86,8 @@ func TestHostile(t *testing.T) {
 	hidden.Write(second)
 	hidden.Write(make([]byte, 100))
 
-	// So few symbols that they are the same with other properties: lc 8 and lp 4 have 6 MiB of probabilities.
+	// So few symbols that they decode to the same with other properties: lc 8 and lp 4
+	// have 6 MiB of probabilities.
 	literals := filter(t, bytes.Repeat([]byte("a"), 250), "xz", "-c", "--format=raw", "--lzma2=dict=4KiB")
 	literals[5] = (2*5+4)*9 + 8
 	many := new(xzFile).stream()
@@ -111,7 +113,7 @@ func TestHostile(t *testing.T) {
 	for _, test := range []struct {
 		what, kind string
 		file       []byte
-		// tooLarge says that the error is to be ErrTooLarge.
+		// tooLarge is whether the error must be ErrTooLarge.
 		tooLarge bool
 	}{
 		{"a dictionary of 4 GiB", Xz, new(xzFile).stream().block(hugeDict, 9, plainChunk(data)).end(nil).Bytes(), true},
@@ -143,7 +145,7 @@ func TestHostile(t *testing.T) {
 				runtime.ReadMemStats(&after)
 				most := uint64(200 << 20)
 				if test.kind == Xz && test.tooLarge {
-					most = 2 << 30 // in all, not at a time
+					most = 2 << 30 // in total, not at a time
 				}
 				if took := after.TotalAlloc - before.TotalAlloc; took > most {
 					t.Errorf("%s: %d MiB were allocated for %d bytes", name, took>>20, len(test.file))

@@ -10,10 +10,10 @@ import (
 	"nar-herder/compression/lzip"
 )
 
-// HeadBytes is how much of the beginning of compressed data Memory looks at.
+// HeadBytes is the length of the beginning of compressed data that Memory needs.
 const HeadBytes = 64
 
-// What readers hold beside a dictionary or window, in bytes, with the input buffer; TestMemory measures it.
+// Memory of readers beside the dictionary or window, in bytes, including the input buffer. TestMemory measures it.
 const (
 	gzipMemory  = 192 << 10
 	bzip2Memory = 256 << 10 // and four times the block
@@ -22,10 +22,10 @@ const (
 	zstdMemory  = 1 << 20
 )
 
-// Memory returns how many bytes of memory a reader of compressed data holds at most, according to head: the first
+// Memory returns how many bytes of memory a reader of compressed data uses at most, according to head: the first
 // HeadBytes bytes of the data, or all of it if it is shorter. size is that of the decompressed data, -1 if unknown.
 // Later streams in the same file may need more: see [NewReaderWithin]. A damaged head may give any result up
-// to [MaxMemory]. Unknown compressions need none, as they are not read.
+// to [MaxMemory]. The result for unknown compressions is 0.
 func Memory(name string, head []byte, size int64) int64 {
 	switch name {
 	case Gzip:
@@ -51,7 +51,7 @@ func Memory(name string, head []byte, size int64) int64 {
 	}
 }
 
-// MaxMemory returns how much memory a reader holds at most: data that need more are refused.
+// MaxMemory returns how much memory a reader uses at most. Readers refuse data that needs more.
 func MaxMemory(name string) int64 {
 	switch name {
 	case Xz:
@@ -65,8 +65,7 @@ func MaxMemory(name string) int64 {
 	}
 }
 
-// zstdWindow is the window of the first frame, in bytes. An unknown one, as behind a skippable frame, counts as the
-// largest.
+// zstdWindow returns the window of the first frame, in bytes, or the largest if unknown, as behind a skippable frame.
 func zstdWindow(head []byte) int64 {
 	var h zstd.Header
 	if err := h.Decode(head); err != nil || h.Skippable {
@@ -75,7 +74,7 @@ func zstdWindow(head []byte) int64 {
 	return zstdWindowOf(&h)
 }
 
-// zstdWindowOf is the window of a frame. One that is a single segment has no window size: the data are the window.
+// zstdWindowOf returns the window of a frame, which for a single segment is the size of the data.
 func zstdWindowOf(h *zstd.Header) int64 {
 	window := h.WindowSize
 	if h.SingleSegment {
@@ -84,7 +83,7 @@ func zstdWindowOf(h *zstd.Header) int64 {
 	return int64(min(max(window, zstd.MinWindowSize), math.MaxInt64))
 }
 
-// xzDict is the dictionary of the first block, in bytes.
+// xzDict returns the dictionary size of the first block.
 func xzDict(head []byte) int64 {
 	const streamHeader = 12
 	if len(head) <= streamHeader || head[streamHeader] == 0 {
@@ -96,8 +95,8 @@ func xzDict(head []byte) int64 {
 	return maxDict
 }
 
-// xzBlockDict reads a block header after its first byte, and returns the size of the dictionary, in bytes. The decoder
-// supports LZMA2 as the only filter; ok is false for others.
+// xzBlockDict parses a block header after its first byte, and returns the dictionary size in bytes. The decoder supports
+// only a single LZMA2 filter; ok is false for others.
 func xzBlockDict(header []byte) (size int64, ok bool) {
 	if len(header) == 0 {
 		return 0, false
@@ -114,7 +113,7 @@ func xzBlockDict(header []byte) (size int64, ok bool) {
 	if flags&3 != 0 || len(b) < 3 || b[0] != 0x21 || b[1] != 1 {
 		return 0, false
 	}
-	// Dictionary sizes are 2^n and 2^n + 2^(n-1), beginning with 4 KiB.
+	// Dictionary sizes are 2^n and 2^n + 2^(n-1), from 4 KiB.
 	code := b[2]
 	return int64(2|code&1) << (min(code, 40)/2 + 11), true
 }

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// held is the live memory of the process, in bytes.
+// held returns the live memory of the process, in bytes.
 func held() int64 {
 	runtime.GC()
 	runtime.GC()
@@ -20,7 +20,7 @@ func held() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// compressed makes files with all kinds of windows out of data.
+// compressed compresses data with all kinds of windows.
 func compressed(t *testing.T, data []byte, yield func(name string, args []string, z []byte)) {
 	for _, c := range [][]string{
 		{Gzip}, {Bzip2, "-1"}, {Bzip2, "-9"},
@@ -32,7 +32,7 @@ func compressed(t *testing.T, data []byte, yield func(name string, args []string
 	}
 }
 
-// TestMemory compares what Memory says with what is allocated, at several places in the data.
+// TestMemory compares Memory with the allocated memory, at several positions in the data.
 func TestMemory(t *testing.T) {
 	defer drainPool() // idle decoders don't count
 	for _, size := range []int{1000, 300 << 10, 17 << 20} {
@@ -84,7 +84,8 @@ func drainPool() {
 	}
 }
 
-// TestMemoryWithin: a second stream that asks for more than the first is refused before its window is allocated.
+// TestMemoryWithin: a second stream that needs more than the first is refused before its
+// window is allocated.
 func TestMemoryWithin(t *testing.T) {
 	data := make([]byte, 3<<20)
 	rand.NewChaCha8([32]byte{}).Read(data)
@@ -96,7 +97,7 @@ func TestMemoryWithin(t *testing.T) {
 		file := append(bytes.Clone(first), small...)
 		limit := Memory(name, first[:min(len(first), HeadBytes)], 10)
 		if limit >= Memory(name, small[:HeadBytes], int64(len(data))) {
-			return // the second asks for no more
+			return // the second needs no more
 		}
 		before := held()
 		r, err := NewReaderWithin(name, bytes.NewReader(file), limit)
@@ -121,13 +122,13 @@ func TestMemoryWithin(t *testing.T) {
 	})
 }
 
-// encodeTiny is a stream of ten bytes with the smallest window.
+// encodeTiny makes a stream of ten bytes with the smallest window.
 func encodeTiny(t *testing.T, name string) []byte {
 	args := map[string][]string{Xz: {"--lzma2=preset=0,dict=4KiB"}, Lzip: {"-s4KiB"}, Zstd: {"-1"}}[name]
 	return filter(t, []byte("ten bytes!"), programs[name], append(args, "-c")...)
 }
 
-// TestMemoryOfDamaged: whatever the head is, Memory says something that is possible.
+// TestMemoryOfDamaged: Memory is within its bounds for any head.
 func TestMemoryOfDamaged(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for _, name := range readable {
@@ -160,7 +161,7 @@ func TestMemoryOfDamaged(t *testing.T) {
 	}
 }
 
-// TestXzTooLarge: a dictionary that is refused is not allocated before.
+// TestXzTooLarge: a refused dictionary is not allocated.
 func TestXzTooLarge(t *testing.T) {
 	z := filter(t, sample(3000), "xz", "-c", "--lzma2=preset=0,dict=1GiB")
 	var before, after runtime.MemStats

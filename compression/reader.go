@@ -14,11 +14,11 @@ import (
 )
 
 const (
-	// maxDict is the largest dictionary that is accepted of xz and lzip, in bytes: 64 MiB is that of xz -9; lzip -9
-	// has 32 MiB. Guix needs no larger one, and a file of a few bytes must not choose how much memory we allocate.
+	// maxDict is the largest dictionary that is accepted in xz and lzip files, in bytes. xz -9 uses 64 MiB, and lzip -9
+	// 32 MiB. Guix needs no larger one, and a small file must not control how much memory is allocated.
 	maxDict = 64 << 20
-	// maxWindow is the largest zstd window, in bytes: 128 MiB is what the zstd program itself writes at most
-	// (--ultra -22) and reads without an option (--long=27).
+	// maxWindow is the largest zstd window, in bytes: 128 MiB is the most that the zstd program writes (--ultra -22) and
+	// reads without an option (--long=27).
 	maxWindow = 128 << 20
 
 	inputBuffer = 64 << 10
@@ -27,38 +27,37 @@ const (
 // ErrClosed is the error of a Read after Close.
 var ErrClosed = errors.New("compression: read after Close")
 
-// NewReader returns the decompressed bytes of r, which holds a nar in the compression that a narinfo calls name; for
-// an unknown one the error is an ErrUnknown. It may read the beginning of r at once, and reads beyond the end of the
-// compressed data, as that has to be the end of r. Close releases the reader's memory; it does not close r. The
-// result also implements io.WriterTo if that is faster.
-// Checksums are verified; io.EOF means that they match. Input that ends too early, empty input included, gives
-// an error that is io.ErrUnexpectedEOF for errors.Is, never io.EOF. Several streams (members, frames) one after the
-// other are read as one, as the programs do. Anything after the last is an error, where gzip, bzip2 and lzip
-// (the programs) would warn and go on; xz's padding and zstd's skippable frames belong to those formats and are
-// accepted.
+// NewReader returns a reader that decompresses r, in the compression that a narinfo calls name. The error for an unknown
+// one is an ErrUnknown. NewReader may read the beginning of r. The compressed data must end at the end of r. Close releases
+// the reader's memory; it does not close r. The result also implements io.WriterTo if that is faster.
+//
+// Checksums are verified; io.EOF means that they match. Input that ends too early, including empty input, gives
+// an error that is io.ErrUnexpectedEOF for errors.Is, never io.EOF. Several concatenated streams (members, frames) are
+// read as one, as the programs do. Trailing data is an error, although gzip, bzip2 and lzip (the programs) only warn.
+// xz's padding and zstd's skippable frames belong to the formats and are accepted.
 //
 // Memory while reading, besides 64 KiB of input buffer:
 //   - none: nothing; the bytes of r.
 //   - gzip: 50 KiB.
 //   - bzip2: 5 MiB.
-//   - xz: the dictionary that the stream asks for, refused above 64 MiB.
-//   - lzip: the dictionary, but no more than four times the data; refused above 64 MiB.
-//   - zstd: the window, but no more than the data, and 1 MiB; refused above 128 MiB. The next
-//     reader uses it unless it was collected before.
+//   - xz: the dictionary, refused above 64 MiB.
+//   - lzip: the dictionary, but at most four times the data; refused above 64 MiB.
+//   - zstd: the window, but at most the data, and 1 MiB; refused above 128 MiB. The next reader reuses the memory
+//     unless it was garbage-collected.
 //
-// [Memory] has the same per file. No reader starts goroutines or uses more than one core.
+// [Memory] returns the memory for a file. Readers don't start goroutines, and use one core.
 func NewReader(name string, r io.Reader) (io.ReadCloser, error) {
 	return NewReaderWithin(name, r, MaxMemory(name))
 }
 
-// NewReaderWithin is NewReader with a limit of memory, in bytes as [Memory] counts them. Data that need more, such as a
-// later stream with a larger window, give an [ErrTooLarge] before it is allocated; a reader with a higher limit, up to
-// [MaxMemory], can read them.
+// NewReaderWithin is NewReader with a memory limit in bytes, as [Memory] counts them. Data that needs more, such as a
+// later stream with a larger window, gives an [ErrTooLarge] before the memory is allocated. A reader with a higher limit,
+// up to [MaxMemory], may read it.
 func NewReaderWithin(name string, r io.Reader, memory int64) (io.ReadCloser, error) {
 	return newReader(name, r, func(needed int64) bool { return needed <= memory })
 }
 
-// newReader is NewReaderWithin with a function that decides whether the reader may hold that many bytes.
+// newReader is NewReaderWithin with a function that decides whether the reader may use that much memory.
 func newReader(name string, r io.Reader, allow func(needed int64) bool) (io.ReadCloser, error) {
 	if !Known(name) {
 		return nil, ErrUnknown{Name: name, Allowed: slices.Clone(readable)}
@@ -68,7 +67,7 @@ func newReader(name string, r io.Reader, allow func(needed int64) bool) (io.Read
 	}
 	in := bufio.NewReaderSize(r, inputBuffer)
 	if _, err := in.Peek(1); err != nil {
-		// Some of the decoders take empty input for an empty file; none of the formats has such files.
+		// Some decoders accept empty input, which is invalid in all formats.
 		return nil, fmt.Errorf("%s: %w", name, unexpected(err))
 	}
 	var z *reader
@@ -110,11 +109,11 @@ func unexpected(err error) error {
 	return err
 }
 
-// reader adds the name of the compression to the errors of a decoder, makes them sticky, and refuses calls after Close.
+// reader adds the name of the compression to the errors of a decoder, makes them sticky, and fails after Close.
 type reader struct {
 	src     io.Reader
 	name    string
-	release func() // gives src back; may be nil
+	release func() // returns src to its pool; may be nil
 	err     error
 }
 

@@ -24,7 +24,8 @@ import (
 // The programs of these formats, by the compression's name in a narinfo.
 var programs = map[string]string{Gzip: "gzip", Bzip2: "bzip2", Xz: "xz", Lzip: "lzip", Zstd: "zstd"}
 
-// filter runs a program over data. Without the program the test is skipped, but not where everything has to be tested.
+// filter runs a program over data. It skips the test if the program is missing, unless
+// everything must be tested.
 func filter(t testing.TB, data []byte, program string, args ...string) []byte {
 	t.Helper()
 	path, err := exec.LookPath(program)
@@ -99,12 +100,12 @@ func TestReaderPrograms(t *testing.T) {
 				} {
 					got, err := decode(name, r)
 					if err != nil || !bytes.Equal(got, in) {
-						t.Errorf("%d bytes, %s: %d bytes came back, %v", len(in), kind, len(got), err)
+						t.Errorf("%d bytes, %s: %d bytes read, %v", len(in), kind, len(got), err)
 					}
 				}
 				twice, err := decode(name, io.MultiReader(bytes.NewReader(z), bytes.NewReader(z)))
 				if err != nil || !bytes.Equal(twice, append(append([]byte{}, in...), in...)) {
-					t.Errorf("two of %d bytes: %d bytes came back, %v", len(in), len(twice), err)
+					t.Errorf("two of %d bytes: %d bytes read, %v", len(in), len(twice), err)
 				}
 				r, err := NewReader(name, bytes.NewReader(z))
 				if err != nil {
@@ -173,7 +174,7 @@ func TestReaderClosed(t *testing.T) {
 	}
 }
 
-// TestZstdWindowReused: the window of a reader that was closed is used by the next.
+// TestZstdWindowReused: the next reader reuses the window of a closed one.
 func TestZstdWindowReused(t *testing.T) {
 	const readers, window = 16, 128 << 20
 	z := filter(t, sample(100000), "zstd", "-c", "--long=27")
@@ -196,7 +197,7 @@ func TestZstdWindowReused(t *testing.T) {
 	}
 }
 
-// TestZstdWindowFits: a reader holds no more than Memory says when it uses the decoder of another.
+// TestZstdWindowFits: a reader that reuses a decoder uses no more than Memory.
 func TestZstdWindowFits(t *testing.T) {
 	data := sample(2 << 20)
 	skippable := append([]byte("\x50\x2a\x4d\x18\x64\x00\x00\x00"), make([]byte, 100)...)
@@ -234,7 +235,7 @@ func TestZstdWindowFits(t *testing.T) {
 	}
 }
 
-// TestZstdIdleIsGarbage: what closed readers of all windows leave is gone with one garbage collection.
+// TestZstdIdleIsGarbage: one garbage collection frees the idle decoders of closed readers.
 func TestZstdIdleIsGarbage(t *testing.T) {
 	data := sample(2 << 20)
 	drainPool()
@@ -257,7 +258,7 @@ func TestZstdIdleIsGarbage(t *testing.T) {
 	}
 }
 
-// Streams that ask for more memory than they are given are refused before it is allocated.
+// Streams that need more memory than allowed are refused before it is allocated.
 func TestReaderMemory(t *testing.T) {
 	data := sample(3000)
 	t.Run("zstd", func(t *testing.T) {
@@ -296,7 +297,8 @@ func TestReaderMemory(t *testing.T) {
 	})
 }
 
-// nixBase32 is the text of a hash in a narinfo: 5 bits a digit, the last of the hash first.
+// nixBase32 returns the text of a hash in a narinfo: 5 bits per digit, the last of the hash
+// first.
 func nixBase32(b []byte) string {
 	const digits = "0123456789abcdfghijklmnpqrsvwxyz"
 	var s strings.Builder
@@ -311,7 +313,7 @@ func nixBase32(b []byte) string {
 	return s.String()
 }
 
-// Every published nar decodes to what its signed narinfo says.
+// Every published nar decodes to the nar of its signed narinfo.
 func TestReaderPublished(t *testing.T) {
 	narHash := regexp.MustCompile(`(?m)^NarHash: sha256:(\w+)$`)
 	seen := 0
@@ -377,7 +379,7 @@ func FuzzReader(f *testing.F) {
 	})
 }
 
-// checkReader reads data, which may be anything, and compares the result with that of others.
+// checkReader reads arbitrary data, and compares the result with that of other decoders.
 func checkReader(t *testing.T, name string, data []byte) {
 	const limit = 1 << 20
 	var before, after runtime.MemStats
@@ -391,7 +393,7 @@ func checkReader(t *testing.T, name string, data []byte) {
 	if err != nil || len(got) == limit {
 		return
 	}
-	// The decoders themselves, without what bounds and checks them here.
+	// The decoders without the guards.
 	var plain io.Reader
 	switch name {
 	case Bzip2:
@@ -424,9 +426,10 @@ func readSome(z io.ReadCloser, err error) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(z, 1<<20))
 }
 
-// FuzzXzFile makes xz files with right checksums, of arbitrary blocks. Each byte of plan is one: the lower six
-// bits are the code of its dictionary, the next says that its chunk is made of what is next in chunks, not of plain data,
-// and the last ends the stream after it.
+// FuzzXzFile makes xz files with correct checksums, of arbitrary blocks. Each byte of plan is
+// a block: the lower six bits are the code of its dictionary, the next bit means that its
+// chunk has the next bytes of chunks instead of plain data, and the last bit ends the stream
+// after it.
 func FuzzXzFile(f *testing.F) {
 	f.Add([]byte{smallDict, 1, 0x80 | 2}, []byte(nil), []byte(nil))
 	f.Add([]byte{0x80 | smallDict, hugeDict}, []byte(nil), []byte(nil))

@@ -9,7 +9,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// TestRefused tells data that ask for too much from data that are wrong.
+// TestRefused distinguishes data that needs too much memory from wrong data.
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	frame := func(window int) string {
@@ -18,7 +18,7 @@ func TestRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Flushed, so that it does not know that so little is coming.
+		// Flushed, so that the encoder does not know the size.
 		_, _ = w.Write([]byte("data"))
 		_ = w.Flush()
 		_ = w.Close()

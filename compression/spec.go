@@ -12,16 +12,16 @@ import (
 // Spec is a compression with its level, as in --enable-cached-compression=TYPE[:LEVEL].
 type Spec struct {
 	Name  string // Zstd, Lzip or Gzip
-	Level int    // as the codec's own program counts
+	Level int    // of the codec's own program
 }
 
 // String returns the form that ParseSpec reads, with the level.
 func (s Spec) String() string { return s.Name + ":" + strconv.Itoa(s.Level) }
 
-// levelRange is what levels a codec's program has, and its default.
+// levelRange is the range of levels of a codec's program, and its default.
 type levelRange struct{ min, max, standard int }
 
-// The levels are those of the programs' manuals; zstd's from 20 on are the ones it calls ultra.
+// levelRanges are from the programs' manuals. zstd calls levels from 20 on ultra.
 var levelRanges = map[string]levelRange{
 	Zstd: {1, 22, 3},
 	Gzip: {1, 9, 6},
@@ -31,7 +31,7 @@ var levelRanges = map[string]levelRange{
 // ErrLevel is the error for a level that a compression does not have.
 type ErrLevel struct {
 	Name     string
-	Level    string // as it was given
+	Level    string // as given
 	Min, Max int
 }
 
@@ -39,9 +39,8 @@ func (e ErrLevel) Error() string {
 	return fmt.Sprintf("%s has no level %q, only %d to %d", e.Name, e.Level, e.Min, e.Max)
 }
 
-// ParseSpec reads TYPE or TYPE:LEVEL, with TYPE zstd, lzip or gzip and LEVEL what the program of that name calls it:
-// 1 to 22 for zstd, 0 to 9 for lzip, 1 to 9 for gzip. Without a level it is the program's default. The error is an
-// ErrUnknown or an ErrLevel and names what is allowed.
+// ParseSpec parses TYPE or TYPE:LEVEL. TYPE is zstd, lzip or gzip, and LEVEL a level of the program of that name: 1 to 22
+// for zstd, 0 to 9 for lzip, 1 to 9 for gzip. The default is the program's. The error is an ErrUnknown or an ErrLevel.
 func ParseSpec(s string) (Spec, error) {
 	name, level, given := strings.Cut(s, ":")
 	r, ok := levelRanges[name]

@@ -9,31 +9,29 @@ import (
 	"nar-herder/compression/lzip"
 )
 
-// encoderCores is the most cores that one writer keeps busy. Several nars are compressed at a time, and a member of
-// lzip takes memory for each core.
+// encoderCores bounds the cores of one writer. Several nars are compressed at a time, and lzip needs memory for a member
+// for each core.
 const encoderCores = 2
 
-// NewWriter returns a writer that compresses to w. Name is one of none, zstd, gzip and lzip, otherwise the error is an
-// ErrUnknown; a level out of range is an ErrLevel. What is written is complete after Close, which must be called, and
-// which does not close w. It is one frame of zstd, one member of gzip, or one member of lzip for each two dictionaries
-// of data, all with checksums.
+// NewWriter returns a writer that compresses to w. Name is none, zstd, gzip or lzip, otherwise the error is an ErrUnknown;
+// for a level out of range it is an ErrLevel. Close must be called to complete the output; it does not close w. The output
+// is one zstd frame, one gzip member, or one lzip member for each two dictionaries of data, all with checksums.
 //
 // Levels are those of the codecs' programs:
 //
 //   - none: ignored.
 //   - gzip, 1 to 9: the library has the same levels.
 //   - lzip, 0 to 9: the same dictionaries and match lengths as the program; files are within 3 % of its size.
-//   - zstd, 1 to 22: the library has four levels. 1 is its fastest, 2 to 5 its default, which is about the program's 3,
-//     6 to 9 its better, which is about 7, 10 and more its best, which is about 11: it is not as small as the program
-//     makes it from there on.
+//   - zstd, 1 to 22: the library has four levels. 1 selects its fastest; 2 to 5 its default, about the program's 3;
+//     6 to 9 its better, about 7; 10 and more its best, about 11, so higher levels are not as small as the program's.
 //
-// Memory, and the cores a writer uses beside its caller's:
+// Memory, and additional cores:
 //
 //   - none: nothing.
 //   - gzip: 1 MiB, no other core.
 //   - zstd: two windows, of 4 MiB at the fastest and 8 MiB above, and tables: about 10, 20, 25 and 55 MiB at the four
 //     levels; up to two cores.
-//   - lzip: see lzip.Writer, for two members at a time where the data have as many; two cores.
+//   - lzip: see lzip.Writer, for up to two members at a time; two cores.
 func NewWriter(name string, level int, w io.Writer) (io.WriteCloser, error) {
 	if err := checkLevel(name, level); err != nil {
 		return nil, err

@@ -140,7 +140,7 @@ func BenchmarkDecode(b *testing.B) {
 			if program := programs[name]; program != "" {
 				args := []string{"-c"}
 				if name == Xz || name == Lzip {
-					args = append(args, "-2") // the time to make it is not measured, but waited for
+					args = append(args, "-2") // the time is not measured
 				}
 				z = filter(b, data, program, args...)
 			}

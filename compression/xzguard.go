@@ -8,11 +8,11 @@ import (
 	"io"
 )
 
-// minXzDict is the smallest dictionary that the xz package takes; a stream that asks for more gets it.
+// minXzDict is the smallest dictionary of the xz package. It enlarges the dictionary for a stream that needs more.
 const minXzDict = 1 << 12
 
-// The dictionaries of all blocks of a file may have xzMostIdle bytes, and xzIdleShare times as many as the data. Programs
-// make blocks of a third of a dictionary or more, but for the last.
+// The dictionaries of all blocks of a file may have xzMostIdle bytes, or xzIdleShare times the size of the data if that is
+// more. Programs make blocks of at least a third of a dictionary, except for the last.
 const (
 	xzMostIdle  = 1 << 30
 	xzIdleShare = 64
@@ -23,10 +23,10 @@ var errXz = errors.New("xz: not a well-formed file")
 // ErrTooLarge is the error for a stream that needs a larger dictionary than allowed.
 var ErrTooLarge = errors.New("compression: dictionary too large")
 
-// xzGuard passes an xz file through to the decoder and follows its structure, for what the decoder does not do: refuse a
-// dictionary above a limit before it is allocated, and tables that xz doesn't allow; and report an end in mid-stream, which
-// at the start of a block would look like a good one. It refuses what it does not understand, as the decoder might
-// understand it, and then nothing would bound what follows.
+// xzGuard passes an xz file through to the decoder and parses its structure, for checks that the decoder lacks: it refuses
+// dictionaries above a limit before they are allocated, and properties that xz doesn't allow, and reports truncation at the
+// start of a block, which the decoder would accept. It refuses unknown structures, as it could not check what follows if
+// the decoder accepted them.
 //
 // The structure is that of the xz file format 1.2, chapters 2 to 4, and of LZMA2's chunks.
 type xzGuard struct {
@@ -34,18 +34,18 @@ type xzGuard struct {
 	// allow is called before a dictionary of that many bytes is allocated.
 	allow func(dict int64) bool
 
-	skip int64                // bytes to pass without looking at them
+	skip int64                // bytes to pass without parsing
 	want int                  // bytes that step needs; 0 stands for 1
-	buf  []byte               // those of them that came
-	step func(*xzGuard) error // looks at buf and says what comes next; nil is between streams
+	buf  []byte               // bytes for step so far
+	step func(*xzGuard) error // parses buf and sets the next step; nil between streams
 
 	blockBytes int64 // of the LZMA2 data of a block, for its padding
 	checkBytes int64 // of the check after each block
 	numbers    uint64
 	indexBytes int64
-	data       int64 // bytes of data that the decoder has not given of the chunk yet
+	data       int64 // bytes of the chunk's data that the decoder has not returned yet
 	allocated  int64 // for dictionaries: the decoder makes one for each block
-	decoded    int64 // bytes of data in all
+	decoded    int64 // total bytes of data
 	err        error
 }
 
@@ -54,7 +54,7 @@ func (g *xzGuard) Read(p []byte) (int, error) {
 		return 0, g.err
 	}
 	if len(p) > 1 && g.skip == 0 {
-		p = p[:1] // headers are short; the decoder asks again
+		p = p[:1] // headers are short; the decoder reads again
 	} else if int64(len(p)) > g.skip && g.skip > 0 {
 		p = p[:g.skip]
 	}
@@ -63,7 +63,7 @@ func (g *xzGuard) Read(p []byte) (int, error) {
 		g.skip -= int64(n)
 	} else if n == 1 {
 		if g.see(p[0]); g.err != nil {
-			return 0, g.err // io.ReadFull drops an error that comes with its last byte
+			return 0, g.err // without the byte, as io.ReadFull drops an error with the last byte
 		}
 	}
 	return n, g.note(err)
@@ -114,7 +114,7 @@ func (g *xzGuard) expect(skip int64, want int, step func(*xzGuard) error) error 
 	return nil
 }
 
-// streamStart sees the first byte of a stream header, or of stream padding.
+// streamStart parses the first byte of a stream header, or of stream padding.
 func (g *xzGuard) streamStart() error {
 	if g.buf[0] == 0 {
 		return g.expect(0, 3, func(g *xzGuard) error { return g.expect(0, 1, nil) })
@@ -122,7 +122,7 @@ func (g *xzGuard) streamStart() error {
 	return g.expect(6, 5, (*xzGuard).streamFlags)
 }
 
-// streamFlags sees the second byte of the flags, which names the check, and the CRC.
+// streamFlags parses the second byte of the flags, which names the check, and the CRC.
 func (g *xzGuard) streamFlags() error {
 	// Sizes of the checks in bytes, by three IDs each, after ID 0.
 	id := int64(g.buf[0] & 15)
@@ -132,7 +132,7 @@ func (g *xzGuard) streamFlags() error {
 	return g.expect(0, 1, (*xzGuard).blockSize)
 }
 
-// blockSize sees the first byte of a block header, or of the index.
+// blockSize parses the first byte of a block header, or of the index.
 func (g *xzGuard) blockSize() error {
 	if g.buf[0] == 0 {
 		g.indexBytes = 1
@@ -142,16 +142,16 @@ func (g *xzGuard) blockSize() error {
 	return g.expect(0, (int(g.buf[0])+1)*4-1, (*xzGuard).blockHeader)
 }
 
-// blockHeader sees the rest of a block header.
+// blockHeader parses the rest of a block header.
 func (g *xzGuard) blockHeader() error {
 	size, ok := xzBlockDict(g.buf)
 	if !ok {
 		return errors.New("xz: filters other than LZMA2 are not supported")
 	}
 	if !g.allow(max(size, minXzDict)) {
-		return fmt.Errorf("%w: the xz block asks for %d bytes", ErrTooLarge, size)
+		return fmt.Errorf("%w: the xz block needs %d bytes", ErrTooLarge, size)
 	}
-	// Else a file of nothing but tiny blocks keeps a processor busy for minutes a megabyte, clearing memory.
+	// Otherwise, clearing memory for a megabyte of tiny blocks would take minutes.
 	if g.allocated += size; g.allocated > xzMostIdle && g.allocated/xzIdleShare > g.decoded {
 		return fmt.Errorf("%w: the xz file has dictionaries of %d bytes for %d bytes of data", ErrTooLarge, g.allocated, g.decoded)
 	}
@@ -159,7 +159,7 @@ func (g *xzGuard) blockHeader() error {
 	return g.expect(0, 1, (*xzGuard).chunkControl)
 }
 
-// chunkControl sees the first byte of an LZMA2 chunk.
+// chunkControl parses the first byte of an LZMA2 chunk.
 func (g *xzGuard) chunkControl() error {
 	c := g.buf[0]
 	if c >= 0x80 {
@@ -189,7 +189,7 @@ func (g *xzGuard) chunkUncompressed() error {
 	return g.expect(g.data, 1, (*xzGuard).chunkControl)
 }
 
-// chunkCompressed sees the sizes of a chunk, and its new properties if it has any.
+// chunkCompressed parses the sizes of a chunk, and its new properties if any.
 func (g *xzGuard) chunkCompressed() error {
 	g.data += int64(binary.BigEndian.Uint16(g.buf)) + 1
 	n := int64(binary.BigEndian.Uint16(g.buf[2:])) + 1
@@ -216,7 +216,7 @@ func (g *xzGuard) indexCount() error {
 	return g.indexNext()
 }
 
-// indexNumber sees a byte of one of the records' integers.
+// indexNumber parses a byte of one of the records' integers.
 func (g *xzGuard) indexNumber() error {
 	g.indexBytes++
 	if g.buf[0]&0x80 == 0 {
@@ -229,7 +229,7 @@ func (g *xzGuard) indexNext() error {
 	if g.numbers > 0 {
 		return g.expect(0, 1, (*xzGuard).indexNumber)
 	}
-	// What remains: padding, the index's CRC, the stream footer; its last byte ends the stream.
+	// Padding, the index's CRC and the stream footer follow. The last byte ends the stream.
 	padding := -g.indexBytes & 3
 	return g.expect(padding+4+11, 1, func(g *xzGuard) error { return g.expect(0, 1, nil) })
 }
@@ -240,15 +240,15 @@ type guarded struct {
 	guard *xzGuard
 }
 
-// Read makes the decoder read no further than the end of a chunk's data. By then it must have read all of the chunk, or it
-// would take what is left for the next chunk, of which the guard knows nothing.
+// Read stops at the end of a chunk's data. By then the decoder must have read the whole chunk. Otherwise it would parse the
+// rest as the next chunk, which the guard has not checked.
 func (x *guarded) Read(p []byte) (int, error) {
 	if g := x.guard; len(p) > 0 && g.data <= 0 {
 		if g.skip > 0 && g.err == nil {
 			g.err = errXz
 			return 0, g.err
 		}
-		p = p[:1] // of the next chunk
+		p = p[:1] // from the next chunk
 	} else {
 		p = p[:min(int64(len(p)), max(g.data, 0))]
 	}

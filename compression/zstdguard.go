@@ -15,17 +15,17 @@ const (
 	zstdBlockBytes  = 3
 )
 
-// zstdGuard passes a zstd file through to the decoder and follows its frames and blocks, to know of each window before it
-// is allocated. It refuses what it does not understand.
+// zstdGuard passes a zstd file through to the decoder and parses its frames and blocks, to check each window before it
+// is allocated. It refuses unknown structures.
 type zstdGuard struct {
 	r *bufio.Reader
 	// allow is called before a window of that many bytes is allocated.
 	allow func(window int64) bool
 
-	skip    int64 // bytes to pass without looking at them
+	skip    int64 // bytes to pass without parsing
 	inFrame bool
 	checked bool  // a checksum follows the last block of the frame
-	largest int64 // window so far
+	largest int64 // the largest window so far
 	err     error
 }
 
@@ -43,7 +43,7 @@ func (g *zstdGuard) Read(p []byte) (n int, err error) {
 	return n, g.err
 }
 
-// next looks at what follows: a frame, a block, or the end.
+// next parses the next frame or block header.
 func (g *zstdGuard) next() error {
 	if !g.inFrame {
 		return g.frame()
@@ -54,7 +54,7 @@ func (g *zstdGuard) next() error {
 	}
 	head := int64(b[0]) | int64(b[1])<<8 | int64(b[2])<<16
 	size := head >> 3
-	if head>>1&3 == 1 { // one byte stands for all
+	if head>>1&3 == 1 { // a run of one byte
 		size = 1
 	}
 	g.skip = zstdBlockBytes + size
@@ -67,7 +67,7 @@ func (g *zstdGuard) next() error {
 	return nil
 }
 
-// frame looks at the header of a frame. It returns io.EOF where there is none.
+// frame parses the header of a frame. It returns io.EOF at the end of the file.
 func (g *zstdGuard) frame() error {
 	b, err := g.r.Peek(zstdHeaderBytes)
 	if len(b) == 0 {
@@ -83,7 +83,7 @@ func (g *zstdGuard) frame() error {
 	}
 	window := zstdWindowOf(&h)
 	if !g.allow(window) {
-		return fmt.Errorf("%w: the zstd frame asks for %d bytes", ErrTooLarge, window)
+		return fmt.Errorf("%w: the zstd frame needs %d bytes", ErrTooLarge, window)
 	}
 	g.largest = max(g.largest, window)
 	g.skip, g.inFrame, g.checked = int64(h.HeaderSize), true, h.HasCheckSum
@@ -107,7 +107,7 @@ type zstdGuarded struct {
 func (z *zstdGuarded) Read(p []byte) (int, error) {
 	n, err := z.decoder.Read(p)
 	if err != nil {
-		err = z.guard.because(err) // also of io.EOF, for which the decoder takes the beginning of a header
+		err = z.guard.because(err) // even for io.EOF, which the decoder returns for a truncated header
 	}
 	return n, err
 }

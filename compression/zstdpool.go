@@ -8,15 +8,14 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// idleZstd has the decoders of readers that were closed. They are costly to make: tables of some hundred KiB, and the window,
-// for which the system clears a page at a time. The pointers are weak, so that idle decoders are garbage, which needs no
-// bound of its own: the next reader uses one that was not collected yet.
+// idleZstd is a pool of the decoders of closed readers. They are expensive to make: tables of some hundred KiB, and the
+// window, which the system clears page by page. The pointers are weak, so that idle decoders can be garbage-collected.
 var idleZstd struct {
 	sync.Mutex
 	list []idleDecoder // the oldest first
 }
 
-// idleDecoder is a decoder, and the largest window that it had, which it still holds.
+// idleDecoder is a decoder with the largest window that it has allocated.
 type idleDecoder struct {
 	decoder weak.Pointer[zstd.Decoder]
 	window  int64
@@ -24,12 +23,12 @@ type idleDecoder struct {
 
 const (
 	mostIdle = 64
-	// smallWindow is what zstdMemory has room for beside the tables: decoders with such a window are used for any.
+	// smallWindow is the window that zstdMemory has room for beside the tables: any reader may use a decoder with it.
 	smallWindow = 256 << 10
 )
 
-// takeIdleZstd returns the idle decoder with the largest window that a reader of this window may hold, and that window;
-// nil where there is none.
+// takeIdleZstd removes and returns the idle decoder with the largest window that a reader of this window may use, and that
+// window; nil if there is none.
 func takeIdleZstd(window int64) (*zstd.Decoder, int64) {
 	idleZstd.Lock()
 	defer idleZstd.Unlock()
@@ -60,14 +59,14 @@ func putIdleZstd(d *zstd.Decoder, window int64) {
 	idleZstd.list = append(idleZstd.list, idleDecoder{weak.Make(d), window})
 }
 
-// newZstdReader returns a reader of what the guard passes on.
+// newZstdReader returns a reader that decompresses the guard's bytes.
 func newZstdReader(in *zstdGuard) (*reader, error) {
 	head, err := in.r.Peek(HeadBytes)
 	if len(head) == 0 {
 		return nil, unexpected(err)
 	}
 	var h zstd.Header
-	var window int64 // none behind a skippable frame, of which only the next frame tells
+	var window int64 // 0 for a skippable frame, as the next frame is unknown
 	if h.Decode(head) == nil && !h.Skippable {
 		window = zstdWindowOf(&h)
 	}
@@ -75,7 +74,7 @@ func newZstdReader(in *zstdGuard) (*reader, error) {
 	if d != nil {
 		err = d.Reset(in)
 	} else {
-		// A frame that is a single segment has no window, but is held as a whole.
+		// MaxMemory bounds frames that are a single segment.
 		d, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxWindow))
 	}

@@ -8,8 +8,8 @@ import (
 	"nar-herder/storage"
 )
 
-// TestAccelRedirect has the paths that nginx configurations made for the
-// original Nar Herder know.
+// TestAccelRedirect checks the internal paths, which nginx configurations for the original Nar
+// Herder depend on.
 func TestAccelRedirect(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, filepath.Join(published, hashOf(odd)+".narinfo"), filepath.Join(published, hashOf(gtk)+".narinfo"), filepath.Join(published, hashOf(hello)+".narinfo"))
@@ -29,7 +29,7 @@ func TestAccelRedirect(t *testing.T) {
 			if got.Header.Get("Cache-Control") != "public, max-age=5" {
 				t.Errorf("%s %s: Cache-Control: %s", method, target, got.Header.Get("Cache-Control"))
 			}
-			// nginx takes these of ours in the place of the file's.
+			// nginx replaces the file's headers with these.
 			for _, name := range []string{"ETag", "Last-Modified", "Content-Range", "Accept-Ranges"} {
 				if got.Header.Get(name) != "" {
 					t.Errorf("%s %s: %s: %s", method, target, name, got.Header.Get(name))
@@ -37,7 +37,7 @@ func TestAccelRedirect(t *testing.T) {
 			}
 		}
 	}
-	// What nginx can't send is sent by us.
+	// The server itself sends what nginx can't.
 	for _, target := range []string{"/nar/" + gtk, "/file/hello-2.10.tar.gz/sha256/" + helloHash, "/" + hashOf(gtk) + ".narinfo", "/nix-cache-info"} {
 		if got := c.ask("GET", target); got.StatusCode != 200 || got.body == "" || got.Header.Get("X-Accel-Redirect") != "" {
 			t.Errorf("%s: %s %v", target, got.Status, got.Header)
@@ -46,7 +46,7 @@ func TestAccelRedirect(t *testing.T) {
 	if got := c.ask("GET", "/nar/gzip/"+gtk); got.StatusCode != 404 || got.Header.Get("X-Accel-Redirect") != "" {
 		t.Errorf("%s %v", got.Status, got.Header)
 	}
-	// Nothing may be redirected that is not there.
+	// A missing file is not redirected.
 	m := make1(t, "x", "x", "none")
 	items := m.items(t)
 	items.open = failingOpen(storage.ErrMismatch)

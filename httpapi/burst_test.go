@@ -24,8 +24,7 @@ import (
 // The client of Guix writes a thousand requests before it reads an answer.
 const burst = 1000
 
-// everySecond knows every second hash of numbered, and answers with a body as
-// long as narinfos are.
+// everySecond has every second hash of numbered, and answers with a body as long as narinfos.
 func everySecond() *fakeItems {
 	return &fakeItems{text: func(hash narinfo.PathHash) ([]byte, error) {
 		if hash[0]%2 == 1 {
@@ -35,8 +34,8 @@ func everySecond() *fakeItems {
 	}}
 }
 
-// burstRequests asks for the first hashes of numbered, in order, with the
-// headers that a client of Guix sends.
+// burstRequests requests the first hashes of numbered, in order, with the headers of the
+// client of Guix.
 func burstRequests(count int) string {
 	var raw strings.Builder
 	for n := range count {
@@ -46,8 +45,8 @@ func burstRequests(count int) string {
 	return raw.String()
 }
 
-// readBurst reads the answers, and says what is wrong with them. It knows just
-// enough of HTTP, as there are very many of them.
+// readBurst reads the answers, and returns what is wrong. It parses just enough of HTTP, as
+// there are many answers.
 func readBurst(c *client, count int) error {
 	body := make([]byte, 4096)
 	for n := range count {
@@ -79,7 +78,7 @@ func readBurst(c *client, count int) error {
 	return nil
 }
 
-// smallSockets has sockets that hold few bytes of answers.
+// smallSockets is a listener with small send buffers.
 type smallSockets struct{ net.Listener }
 
 func (l smallSockets) Accept() (net.Conn, error) {
@@ -90,9 +89,9 @@ func (l smallSockets) Accept() (net.Conn, error) {
 	return conn, err
 }
 
-// connectSmall has a client hold few bytes. Its segments are those of a real
-// network: the loopback interface has them of 64 KiB, which through a smaller
-// window go by the kernel's timers alone.
+// connectSmall connects a client with a small receive buffer, and the segment size of a real
+// network. The loopback interface has segments of 64 KiB, which depend on the kernel's timers
+// with a smaller window.
 func connectSmall(t testing.TB, address net.Addr) *client {
 	t.Helper()
 	dialer := net.Dialer{Control: func(network, _ string, raw syscall.RawConn) (err error) {
@@ -175,8 +174,8 @@ func TestBurst(t *testing.T) {
 	}
 }
 
-// TestBurstWithPauses sends the second half when the server has been stuck with
-// the answers to the first for longer than a request may take to arrive.
+// TestBurstWithPauses sends the second half after the server has been blocked by the answers
+// to the first for longer than HeaderTimeout.
 func TestBurstWithPauses(t *testing.T) {
 	t.Parallel()
 	const timeout = 3 * time.Second
@@ -194,8 +193,7 @@ func TestBurstWithPauses(t *testing.T) {
 	c.stillOpen()
 }
 
-// TestBurstTooLarge has a client that goes on writing for ever: it must not
-// take memory without bound, nor the server with it.
+// TestBurstTooLarge: the memory for a client that never stops writing is bounded.
 func TestBurstTooLarge(t *testing.T) {
 	t.Parallel()
 	s := startOn(t, everySecond(), options(), listenTCP(t), func(s *Server) { s.engine.ProgressTimeout = 300 * time.Millisecond })
@@ -206,12 +204,12 @@ func TestBurstTooLarge(t *testing.T) {
 		_, err = io.WriteString(c.Conn, raw)
 	}
 	if err == nil {
-		t.Error("all was taken in")
+		t.Error("the server accepted all requests")
 	}
 	dial(t, s.address).stillOpen()
 }
 
-// TestManyBursts has many clients do the same at once.
+// TestManyBursts sends bursts of many clients at once.
 func TestManyBursts(t *testing.T) {
 	t.Parallel()
 	clients := rounds.Of(50)
@@ -248,8 +246,8 @@ func TestManyBursts(t *testing.T) {
 	}
 }
 
-// TestBurstOfNars writes requests for large files and small ones before it
-// reads: more answers than any socket holds.
+// TestBurstOfNars requests large and small files before it reads: more answers than any socket
+// buffers.
 func TestBurstOfNars(t *testing.T) {
 	t.Parallel()
 	for name, listener := range map[string]net.Listener{"tcp": smallSockets{listenTCP(t)}, "unix": smallSockets{listenUnix(t)}} {

@@ -8,13 +8,12 @@ import (
 	"nar-herder/httpapi/respond"
 )
 
-// cacheControls are values of Cache-Control, made once. An empty one is left out.
+// cacheControls are prepared values of Cache-Control. Empty ones are not sent.
 type cacheControls struct {
 	narinfo string
 	nar     string
-	missing string // of a 404 for a narinfo, nar or file
-	// cached are those of nars in further compressions, by type.
-	cached map[string]string
+	missing string            // of a 404 for a narinfo, nar or file
+	cached  map[string]string // of cached nars, by type
 }
 
 func newCacheControls(options *Options) cacheControls {
@@ -28,8 +27,7 @@ func newCacheControls(options *Options) cacheControls {
 	return c
 }
 
-// public is the Cache-Control header that also lets shared caches, such as those of
-// a CDN, keep an answer.
+// public returns the Cache-Control header that also allows shared caches, such as a CDN.
 func public(ttl *time.Duration) string {
 	if ttl == nil {
 		return ""
@@ -37,11 +35,11 @@ func public(ttl *time.Duration) string {
 	return "public, " + maxAge(ttl)
 }
 
-// setNarCacheControl lets caches keep an item's nar, or what is in it, for as long as
+// setNarCacheControl lets caches keep an item's nar, or its content, for as long as
 // its narinfo. kind is the type of a cached nar, or "".
 //
-// A withdrawn item is removed soon, so caches have to ask for it each time. An answer
-// that has the header already keeps it.
+// Caches must revalidate withdrawn items, which are removed soon. An answer that has
+// the header already keeps it.
 func (s *Server) setNarCacheControl(ctx *fasthttp.RequestCtx, item *nars, kind string) {
 	switch ctx.Response.StatusCode() {
 	case fasthttp.StatusOK, fasthttp.StatusPartialContent, fasthttp.StatusNotModified:
@@ -63,7 +61,7 @@ func (s *Server) setNarCacheControl(ctx *fasthttp.RequestCtx, item *nars, kind s
 	}
 }
 
-// setMissingCacheControl lets caches keep a 404 for the negative time to live.
+// setMissingCacheControl lets caches keep a 404 for the negative TTL.
 func (s *Server) setMissingCacheControl(ctx *fasthttp.RequestCtx) {
 	if s.cacheControls.missing != "" && ctx.Response.StatusCode() == fasthttp.StatusNotFound {
 		ctx.Response.Header.Set(fasthttp.HeaderCacheControl, s.cacheControls.missing)

@@ -41,7 +41,7 @@ func (c cachedFake) Open(_ context.Context, _ *storage.Item, _ index.CachedFile,
 	return io.NopCloser(strings.NewReader(c.content[offset:])), bytestore.Info{Size: int64(len(c.content)), ModTime: time.Unix(1e9, 0)}, nil
 }
 
-// TestCacheControlOfNars has what shared caches may keep, and for how long.
+// TestCacheControlOfNars checks what shared caches may keep, and for how long.
 func TestCacheControlOfNars(t *testing.T) {
 	t.Parallel()
 	const forever, absent = "public, max-age=1000", "max-age=60"
@@ -92,8 +92,8 @@ func TestCacheControlOfNars(t *testing.T) {
 	}
 }
 
-// TestCacheControlOfMissing has a nar that is gone while its narinfo stays, asked for
-// when its item is not in memory yet, and when it is.
+// TestCacheControlOfMissing requests a missing nar of a known item, before and after the item
+// is in memory.
 func TestCacheControlOfMissing(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "evicted", "content", "gzip")
@@ -107,8 +107,8 @@ func TestCacheControlOfMissing(t *testing.T) {
 	}
 }
 
-// TestCacheControlNewTTL has nars promised for as long as narinfos are now, and
-// nothing promised where nothing was configured, as guix publish does.
+// TestCacheControlNewTTL: nars have the current TTL of narinfos, and none if none is
+// configured, as in guix publish.
 func TestCacheControlNewTTL(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -132,8 +132,8 @@ func TestCacheControlNewTTL(t *testing.T) {
 	}
 }
 
-// TestCacheControlUnsure has nars that may be gone soon, or whose bytes are not
-// known to be right: a cache has to ask before it uses them again.
+// TestCacheControlUnsure: caches must revalidate nars that may be removed soon, or are not
+// verified.
 func TestCacheControlUnsure(t *testing.T) {
 	t.Parallel()
 	plain, gone := make1(t, "plain.tar", strings.Repeat("0123456789", 100), "none"), make1(t, "gone.tar", "gone", "gzip")
@@ -148,7 +148,7 @@ func TestCacheControlUnsure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	opts := elsewhereAt(t, s, there.address)
+	opts := remoteAt(t, s, there.address)
 	opts.TTL = seconds(1000)
 	c := dial(t, start(t, s, opts).address)
 	for _, target := range []string{
@@ -161,7 +161,7 @@ func TestCacheControlUnsure(t *testing.T) {
 	}
 }
 
-// TestCacheControlOfFailures has no failure kept by a cache, whatever fails.
+// TestCacheControlOfFailures: caches never keep failures.
 func TestCacheControlOfFailures(t *testing.T) {
 	t.Parallel()
 	broken := &fakeItems{

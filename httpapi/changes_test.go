@@ -16,7 +16,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// change has the store tell of an item of its own, at a time.
+// change records a change of an item at a time.
 func (s *store) change(t testing.TB, base string, kind index.ChangeKind, at time.Time) {
 	t.Helper()
 	path, err := narinfo.ParseBaseName(base)
@@ -32,8 +32,8 @@ func (s *store) change(t testing.TB, base string, kind index.ChangeKind, at time
 	}
 }
 
-// startTelling serves a store with a greeting, and tells its changes.
-func startTelling(t *testing.T) (*started, *store) {
+// startPublishing serves a store with a greeting, and its changes.
+func startPublishing(t *testing.T) (*started, *store) {
 	s := newStore(t, published+"/"+hashOf(greeting)+".narinfo")
 	o := options()
 	o.Changes, o.Identity = s.index, s
@@ -58,14 +58,14 @@ func startTelling(t *testing.T) (*started, *store) {
 
 func TestRecentChanges(t *testing.T) {
 	t.Parallel()
-	server, s := startTelling(t)
+	server, s := startPublishing(t)
 	text := contents(t, published, hashOf(greeting)+".narinfo")
 	at := time.Now().UTC().Add(time.Hour).Truncate(time.Second)
 	s.change(t, hello, index.Removed, at)
 	s.change(t, greeting, index.Added, at.Add(1500*time.Millisecond))
 	s.change(t, greeting, index.StorageChanged, at.Add(2*time.Second))
 	c := dial(t, server.address)
-	type told struct {
+	type listed struct {
 		Changes []map[string]any `json:"recent_changes"`
 	}
 	first := map[string]any{"datetime": at.Format(time.DateTime), "change": "removal", "data": "/gnu/store/" + hello}
@@ -78,7 +78,7 @@ func TestRecentChanges(t *testing.T) {
 	} {
 		for _, query := range []string{strings.ReplaceAll(url.QueryEscape(since), "+", "%20"), url.QueryEscape(since)} {
 			a := c.ask("GET", "/recent-changes?since="+query)
-			var got told
+			var got listed
 			if err := json.Unmarshal([]byte(a.body), &got); err != nil || a.StatusCode != http.StatusOK || a.err != nil || a.Header.Get("Content-Type") != "application/json" {
 				t.Fatalf("%s: %s %q, %v, %v", query, a.Status, a.body, err, a.err)
 			}
@@ -121,13 +121,13 @@ func TestRecentChanges(t *testing.T) {
 	}
 }
 
-// TestManyChanges: an answer in many parts is one list.
+// TestManyChanges: an answer of several pages is one list.
 func TestManyChanges(t *testing.T) {
 	t.Parallel()
-	server, s := startTelling(t)
+	server, s := startPublishing(t)
 	at := time.Date(2040, 1, 1, 0, 0, 0, 0, time.UTC)
 	err := s.index.Update(t.Context(), func(tx *index.Tx) error {
-		for n := range 5*peerapi.ChangesAtOnce + 3 {
+		for n := range 5*peerapi.PageSize + 3 {
 			path, err := narinfo.ParseBaseName(fmt.Sprintf("%032d-x", n))
 			if err != nil {
 				return err
@@ -150,16 +150,16 @@ func TestManyChanges(t *testing.T) {
 		n++
 		return nil
 	})
-	if err != nil || n != 5*peerapi.ChangesAtOnce+3 {
+	if err != nil || n != 5*peerapi.PageSize+3 {
 		t.Errorf("%d changes, %v", n, err)
 	}
 }
 
-// TestStream: changes are told as they come, whichever process has made them, and a
-// server that stops does not wait for those who listen.
+// TestStream: the stream has changes as they happen, whichever process makes them, and a
+// server that stops does not wait for its readers.
 func TestStream(t *testing.T) {
 	t.Parallel()
-	server, s := startTelling(t)
+	server, s := startPublishing(t)
 	base := &url.URL{Scheme: "http", Host: server.address}
 	stream, err := peer.New(base, peer.Self{}).Changes(t.Context(), peer.Known{Instance: s.Instance()})
 	if err != nil {
@@ -178,7 +178,7 @@ func TestStream(t *testing.T) {
 		}
 	}
 	if c := next(); c.ID != 1 || c.Data != contents(t, published, hashOf(greeting)+".narinfo") {
-		t.Errorf("first came %+v", c)
+		t.Errorf("the first change: %+v", c)
 	}
 	other, err := index.Open(t.Context(), s.database, index.Options{})
 	if err != nil {
@@ -197,9 +197,9 @@ func TestStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	if c := next(); c.ID != 2 || c.Change != peer.Removal || c.Data != "/gnu/store/"+hello {
-		t.Errorf("then came %+v", c)
+		t.Errorf("the next change: %+v", c)
 	}
-	t.Logf("told after %v", time.Since(begun))
+	t.Logf("published after %v", time.Since(begun))
 	if c, err := stream.Next(); err != nil || c != nil || stream.State().Position != 2 || stream.State().Last != 2 {
 		t.Errorf("then %+v, %v, %+v; want the state", c, err, stream.State())
 	}
@@ -214,16 +214,16 @@ func TestStream(t *testing.T) {
 		t.Fatal("the server waits for the stream")
 	}
 	if c, err := stream.Next(); err == nil {
-		t.Errorf("after the end came %+v", c)
+		t.Errorf("after the end: %+v", c)
 	}
 	until(t, "the stream to be counted as ended", func() bool { return server.peers.Streams() == 0 })
 }
 
-// TestChangesAhead: a change that is dated ahead, as after the clock was, is told as of
-// now, so that nobody who goes by time waits for what comes behind it.
+// TestChangesAhead: a change with a time in the future is published with the current time, so
+// that mirrors that follow by time don't miss later changes.
 func TestChangesAhead(t *testing.T) {
 	t.Parallel()
-	server, s := startTelling(t)
+	server, s := startPublishing(t)
 	s.change(t, hello, index.Removed, time.Now().AddDate(1, 0, 0))
 	c := dial(t, server.address)
 	for _, query := range []string{"?after=1", "?since=" + url.QueryEscape(time.Now().UTC().Format(time.DateTime))} {
@@ -233,8 +233,8 @@ func TestChangesAhead(t *testing.T) {
 			t.Fatalf("%s: %s %q, %v", query, a.Status, a.body, err)
 		}
 		for _, change := range reply.Changes {
-			if told, err := time.Parse(time.DateTime, change.Datetime); err != nil || told.After(time.Now().Add(time.Hour)) {
-				t.Errorf("%s: a change of %s, %v", query, told, err)
+			if at, err := time.Parse(time.DateTime, change.Datetime); err != nil || at.After(time.Now().Add(time.Hour)) {
+				t.Errorf("%s: a change of %s, %v", query, at, err)
 			}
 		}
 	}

@@ -23,7 +23,7 @@ import (
 	"nar-herder/storage/tiered"
 )
 
-// startSummed is start for a store that knows the checksums of its files.
+// startSummed is start for a store with checksums of its files.
 func startSummed(t *testing.T, s *store) *started {
 	t.Helper()
 	o := options()
@@ -44,8 +44,8 @@ func startSummed(t *testing.T, s *store) *started {
 	return server
 }
 
-// tags asks for a nar until its entity tag is by its content, and returns the tag from
-// before and that.
+// tags requests a nar until its entity tag is made of the checksum, and returns the previous
+// tag and that one.
 func tags(t *testing.T, c *client, target string) (before, after string) {
 	t.Helper()
 	before = c.ask("GET", target).Header.Get("ETag")
@@ -56,9 +56,9 @@ func tags(t *testing.T, c *client, target string) (before, after string) {
 	return before, after
 }
 
-// TestSameTag: two instances with the same bytes give them the same entity tag, and a
-// download that one of them cut can be resumed at the other. Other bytes of the same nar,
-// compression and length have another tag.
+// TestSameTag: two instances give the same bytes the same entity tag, and a download that one
+// of them cut can be resumed at the other. Other bytes of the same nar, compression and length
+// have another tag.
 func TestSameTag(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "same", strings.Repeat("same", 1000), "gzip")
@@ -66,7 +66,7 @@ func TestSameTag(t *testing.T) {
 	first, second := newStore(t, m.write(t, dir)), newStore(t, m.write(t, dir))
 	altered := *m
 	altered.file = append([]byte(nil), m.file...)
-	altered.file[9] ^= 1 // which operating system gzip ran on
+	altered.file[9] ^= 1 // the operating system in gzip's header
 	third := newStore(t, altered.write(t, dir))
 	target := "/" + m.url()
 	for _, s := range []*store{first, second, third} {
@@ -106,7 +106,7 @@ func TestSameTag(t *testing.T) {
 	if got := b.ask("GET", target, "If-None-Match: "+tag); got.StatusCode != 304 {
 		t.Errorf("If-None-Match with the other's tag: %s", got.Status)
 	}
-	// Clients that have the tag from before the checksum was known.
+	// Clients with the tag from before the checksum was known.
 	for header, status := range map[string]int{
 		"If-Match: " + before: 200, "If-None-Match: " + before: 304, "If-None-Match: W/" + before: 304, `If-Match: "x", ` + before: 200,
 		"If-Match: W/" + before: 412, "If-Match: ,": 412, "If-None-Match: ,": 200,
@@ -122,7 +122,7 @@ func TestSameTag(t *testing.T) {
 	}
 }
 
-// TestTagOfReplaced replaces a file behind the server's back: its tag doesn't stay.
+// TestTagOfReplaced: a file that was replaced without the index gets a new tag.
 func TestTagOfReplaced(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "replaced", strings.Repeat("replaced", 1000), "gzip")
@@ -140,7 +140,7 @@ func TestTagOfReplaced(t *testing.T) {
 	if err := os.WriteFile(file+".new", m.file, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	// As of files out of an archive, which all have one time.
+	// As with files from an archive, which all have the same time.
 	if err := os.Chtimes(file+".new", time.Time{}, before.ModTime()); err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +156,7 @@ func TestTagOfReplaced(t *testing.T) {
 	}
 }
 
-// TestTagOfFile: the content of a flat nar is named by its own hash.
+// TestTagOfFile: the entity tag of the content of a flat nar is its hash.
 func TestTagOfFile(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "flat", "the content", "none")
@@ -172,9 +172,8 @@ func TestTagOfFile(t *testing.T) {
 	}
 }
 
-// TestSameTagInBucket: a nar in a bucket, and in a cache of one, has the tag of the same
-// nar in a directory. One that another program has put into the bucket in its place has
-// another tag.
+// TestSameTagInBucket: a nar in a bucket, and in a cache of one, has the same tag as in a
+// directory. If another program replaces it in the bucket, it has another tag.
 func TestSameTagInBucket(t *testing.T) {
 	t.Parallel()
 	server := s3server.New(t)
@@ -199,7 +198,7 @@ func TestSameTagInBucket(t *testing.T) {
 	t.Cleanup(func() { x.Close() })
 	primary := &store{Storage: storage.New(x, bucket, storage.Options{}), index: x}
 	primary.importAll(t, importer.Options{Keep: true}, files...)
-	// Found again by a start, as it was left by the one before.
+	// After a restart, the file in the cache is found again.
 	copies := t.TempDir()
 	cached := func() (*store, *tiered.Tiered) {
 		cache, err := tiered.New(bucket, tiered.Options{Directory: copies, MaxSize: 1 << 30})
@@ -244,7 +243,8 @@ func TestSameTagInBucket(t *testing.T) {
 			t.Fatal(err)
 		}
 		object.Body.Close()
-		// Twice, and perhaps within a second, which is as exact as the times in a bucket.
+		// Twice, perhaps within a second, which is the resolution of times in a
+		// bucket.
 		for place := 9; place < 11; place++ {
 			m.file[place] ^= 1
 			if _, err := server.Client.PutObject(t.Context(), &awss3.PutObjectInput{
@@ -268,9 +268,9 @@ func TestSameTagInBucket(t *testing.T) {
 	}
 }
 
-// TestSameTagElsewhere: a nar that is passed through has the tag that it has where it is
-// stored, once that is by its checksum.
-func TestSameTagElsewhere(t *testing.T) {
+// TestSameTagRemote: a nar from another instance has the same tag as there, once that is made
+// of its checksum.
+func TestSameTagRemote(t *testing.T) {
 	t.Parallel()
 	for _, compression := range []string{"none", "gzip"} {
 		t.Run(compression, func(t *testing.T) {
@@ -279,7 +279,7 @@ func TestSameTagElsewhere(t *testing.T) {
 			s := newStore(t, m.write(t, t.TempDir()))
 			there := startSummed(t, s)
 			front := without(t, m)
-			here := dial(t, start(t, front, elsewhereAt(t, front, there.address)).address)
+			here := dial(t, start(t, front, remoteAt(t, front, there.address)).address)
 			target := "/" + m.url()
 			before := here.ask("GET", target).Header.Get("ETag")
 			_, tag := tags(t, dial(t, there.address), target)

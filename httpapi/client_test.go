@@ -13,7 +13,7 @@ import (
 	"nar-herder/internal/testlog"
 )
 
-// TestClientAddress has requests through proxies, some of which are trusted.
+// TestClientAddress sends requests through proxies, some of which are trusted.
 func TestClientAddress(t *testing.T) {
 	t.Parallel()
 	prefix := netip.MustParsePrefix
@@ -23,7 +23,7 @@ func TestClientAddress(t *testing.T) {
 		trusted   engine.Proxies
 		remote    string // "unix", or an address
 		forwarded []string
-		want      string // "" if it is not known
+		want      string // "" if unknown
 	}{
 		{local, "127.0.0.1", nil, "127.0.0.1"},
 		{local, "127.0.0.1", []string{"198.51.100.1"}, "198.51.100.1"},
@@ -31,13 +31,13 @@ func TestClientAddress(t *testing.T) {
 		{local, "127.9.9.9", []string{"198.51.100.1"}, "198.51.100.1"},
 		{local, "unix", nil, ""},
 		{local, "unix", []string{"198.51.100.1"}, "198.51.100.1"},
-		// Whoever connects can say anything.
+		// Clients that connect directly can forge the header.
 		{local, "203.0.113.1", []string{"198.51.100.1"}, "203.0.113.1"},
 		{local, "203.0.113.1", []string{"127.0.0.1"}, "203.0.113.1"},
 		{local, "127.0.0.1", []string{"8.8.8.8, 198.51.100.1"}, "198.51.100.1"},
 		{local, "127.0.0.1", []string{"127.0.0.1, 198.51.100.1"}, "198.51.100.1"},
 		{local, "127.0.0.1", []string{"8.8.8.8", "198.51.100.1"}, "198.51.100.1"},
-		// Through several that are trusted.
+		// Through several trusted proxies.
 		{farm, "10.0.0.1", []string{"8.8.8.8, 198.51.100.1, 10.1.2.3,192.0.2.7"}, "198.51.100.1"},
 		{farm, "10.0.0.1", []string{"8.8.8.8, 198.51.100.1", "10.1.2.3", "192.0.2.7"}, "198.51.100.1"},
 		{farm, "10.0.0.1", []string{"10.1.2.3, 10.1.2.4"}, "10.1.2.3"},
@@ -48,7 +48,7 @@ func TestClientAddress(t *testing.T) {
 		{farm, "127.0.0.1", []string{"198.51.100.1"}, "127.0.0.1"},
 		{farm, "unix", []string{"198.51.100.1"}, ""},
 		{engine.Proxies{}, "127.0.0.1", []string{"198.51.100.1"}, "127.0.0.1"},
-		// What is malformed counts for nothing.
+		// Malformed addresses are ignored.
 		{local, "127.0.0.1", []string{"unknown"}, "127.0.0.1"},
 		{local, "127.0.0.1", []string{""}, "127.0.0.1"},
 		{local, "127.0.0.1", []string{"198.51.100.1,"}, "127.0.0.1"},

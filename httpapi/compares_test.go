@@ -33,8 +33,8 @@ func plainServer(t *testing.T, content string) (*started, *store, *made, content
 	})
 }
 
-// TestCompared: a file that was compared is sent as it is from then on, in parts as well,
-// until it changes or a day has passed.
+// TestCompared: a file that was compared is sent unchanged, and in ranges, until it changes or
+// a day has passed.
 func TestCompared(t *testing.T) {
 	t.Parallel()
 	for _, content := range plainContents {
@@ -71,7 +71,7 @@ func TestCompared(t *testing.T) {
 		if isFile, err := read(0, m.fileSize); isFile != (len(content) < verify.CheckedFirst) || err != nil {
 			t.Errorf("%d bytes: a day later: file %v, %v", len(content), isFile, err)
 		}
-		// A part has the whole compared.
+		// A range compares the whole file.
 		later.Add(int64(verify.ComparedFor))
 		if isFile, err := read(10, 20); !isFile || err != nil {
 			t.Errorf("%d bytes: part: file %v, %v", len(content), isFile, err)
@@ -99,14 +99,14 @@ func TestCompared(t *testing.T) {
 	}
 }
 
-// TestComparedOnce: many clients that ask for parts of a large file cause one comparison, and are
-// asked to come again when they would wait for too long.
+// TestComparedOnce: many requests for ranges of a large file cause one comparison, and get 503
+// if it takes too long.
 func TestComparedOnce(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "source", plainContents[1], "none")
 	server := startWith(t, newStore(t, m.write(t, t.TempDir())), options(), func(s *Server) {
 		s.checker.Options.Wait = time.Millisecond
-		for range verify.AtOnce {
+		for range verify.Concurrency {
 			s.checker.Slots <- struct{}{}
 		}
 	})
@@ -117,7 +117,7 @@ func TestComparedOnce(t *testing.T) {
 			t.Errorf("%s, %v, %q, %d comparisons", got.Status, got.Header, got.body, running())
 		}
 	}
-	for range verify.AtOnce {
+	for range verify.Concurrency {
 		<-server.checker.Slots
 	}
 	until(t, "it is compared", func() bool { return running() == 0 })
@@ -126,8 +126,8 @@ func TestComparedOnce(t *testing.T) {
 	}
 }
 
-// TestDamageRemembered: many requests for parts of a large file that is damaged cause one comparison a
-// minute.
+// TestDamageRemembered: many requests for ranges of a large damaged file cause one comparison
+// a minute.
 func TestDamageRemembered(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "source", plainContents[1], "none")
@@ -161,8 +161,8 @@ func TestDamageRemembered(t *testing.T) {
 	}
 }
 
-// TestComparedMemory: a short nar from a bucket takes a piece of the budget until its client has
-// taken it.
+// TestComparedMemory: a short nar from a bucket takes a piece of the budget until its client
+// has read it.
 func TestComparedMemory(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "source", plainContents[0], "none")
@@ -209,8 +209,8 @@ func TestComparedMemory(t *testing.T) {
 	}
 }
 
-// TestDecodedMemory: a short nar that was decompressed takes a piece of the budget until its client
-// has taken it.
+// TestDecodedMemory: a short decompressed nar takes a piece of the budget until its client has
+// read it.
 func TestDecodedMemory(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "source", strings.Repeat("0123456789", 20_000), "gzip")

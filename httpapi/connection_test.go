@@ -19,8 +19,8 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// slowAnswers are those that a slow client may ask for: sent by sendfile,
-// copied, and made on the way.
+// slowAnswers are requests of a slow client, with answers that are sent by sendfile, copied,
+// and decompressed.
 func slowAnswers(t *testing.T) map[string]func() (listener net.Listener, items Items, target string, length int64) {
 	t.Helper()
 	content := strings.Repeat("0123456789abcdef", 1<<19) // 8 MiB
@@ -52,9 +52,9 @@ func slowAnswers(t *testing.T) map[string]func() (listener net.Listener, items I
 	}
 }
 
-// TestSlowReaderGoesOn has clients that take a little at a time, for much longer
-// than a client may take nothing.
-func TestSlowReaderGoesOn(t *testing.T) {
+// TestSlowReaderContinues: clients that read a little at a time may take much longer than the
+// progress timeout.
+func TestSlowReaderContinues(t *testing.T) {
 	t.Parallel()
 	const timeout = time.Second
 	for name, answer := range slowAnswers(t) {
@@ -87,7 +87,7 @@ func TestSlowReaderGoesOn(t *testing.T) {
 	}
 }
 
-// TestStalledReaderIsCut has clients that take nothing any more.
+// TestStalledReaderIsCut: connections of clients that read nothing any more are cut.
 func TestStalledReaderIsCut(t *testing.T) {
 	t.Parallel()
 	const timeout = 100 * time.Millisecond
@@ -114,8 +114,7 @@ func TestStalledReaderIsCut(t *testing.T) {
 	}
 }
 
-// TestHeaderTimeout has clients that never get done with a request, and one
-// that has no request to make.
+// TestHeaderTimeout: clients that never finish a request, or never send one, are disconnected.
 func TestHeaderTimeout(t *testing.T) {
 	t.Parallel()
 	const timeout = time.Second
@@ -149,8 +148,8 @@ func (c *client) closed2(t *testing.T) {
 	}
 }
 
-// TestIdleTimeout ends a kept connection without a word, which a client might
-// take for the answer to its next request.
+// TestIdleTimeout closes an idle connection without an answer, which a client might take for
+// that to its next request.
 func TestIdleTimeout(t *testing.T) {
 	t.Parallel()
 	s := startWith(t, corpus(), options(), func(s *Server) {
@@ -161,8 +160,8 @@ func TestIdleTimeout(t *testing.T) {
 	c.closed()
 }
 
-// TestCrowd has 2000 connections without a request and 50 clients that send
-// theirs byte by byte, while others are served.
+// TestCrowd: 2000 connections without a request, and 50 clients that send theirs byte by byte,
+// don't block others.
 func TestCrowd(t *testing.T) {
 	t.Parallel()
 	idle, slow := 2000, 50
@@ -174,7 +173,7 @@ func TestCrowd(t *testing.T) {
 	s := start(t, corpus(), opts)
 	for n := range idle {
 		c := dial(t, s.address)
-		if n%2 == 0 { // the others have never asked for anything
+		if n%2 == 0 { // the others never send a request
 			c.send(request("GET", "/nix-cache-info"))
 		}
 	}
@@ -217,7 +216,7 @@ func TestCrowd(t *testing.T) {
 	senders.Wait()
 }
 
-// lackingListener runs out of file descriptors now and then.
+// lackingListener fails with EMFILE now and then.
 type lackingListener struct {
 	net.Listener
 	mu     sync.Mutex
@@ -250,8 +249,7 @@ func TestAcceptFails(t *testing.T) {
 	}
 }
 
-// TestListenerFails ends Serve with the error of the one listener, and closes
-// the other.
+// TestListenerFails: Serve returns the error of the failed listener, and closes the other.
 func TestListenerFails(t *testing.T) {
 	t.Parallel()
 	good, bad := listenTCP(t), &lackingListener{Listener: listenTCP(t), errors: []error{syscall.EINVAL}}
@@ -267,7 +265,7 @@ func TestListenerFails(t *testing.T) {
 	}
 }
 
-// TestSeveralListeners serves on all of them.
+// TestSeveralListeners serves on several listeners.
 func TestSeveralListeners(t *testing.T) {
 	t.Parallel()
 	ctx, stop := context.WithCancel(context.Background())

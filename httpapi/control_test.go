@@ -13,7 +13,7 @@ import (
 	"nar-herder/httpapi/health"
 )
 
-// newControl serves one until the test ends, and returns its address.
+// newControl serves a Control until the test ends, and returns its address.
 func newControl(t *testing.T, network, address string) (*health.Control, string) {
 	t.Helper()
 	listener, err := net.Listen(network, address)
@@ -25,7 +25,7 @@ func newControl(t *testing.T, network, address string) (*health.Control, string)
 	return c, listener.Addr().String()
 }
 
-// askControl asks with a Host header, and one line more or none.
+// askControl sends a request with a Host header, and an optional header line.
 func askControl(t *testing.T, conn net.Conn, method, host, target, line string) *answer {
 	t.Helper()
 	c := newClient(t, conn)
@@ -115,7 +115,7 @@ func TestControl(t *testing.T) {
 	}
 }
 
-// TestControlOfPages has requests as web pages make them.
+// TestControlOfPages sends requests as web pages do.
 func TestControlOfPages(t *testing.T) {
 	t.Parallel()
 	_, address := newControl(t, "tcp", "127.0.0.1:0")
@@ -128,7 +128,7 @@ func TestControlOfPages(t *testing.T) {
 		{"tcp", "127.0.0.1" + port, "", 200},
 		{"tcp", "127.0.0.1", "", 200},
 		{"tcp", "[::1]" + port, "", 200},
-		{"tcp", "10.0.0.1", "", 200}, // of a tunnel
+		{"tcp", "10.0.0.1", "", 200}, // through a tunnel
 		{"tcp", "Localhost" + port, "", 200},
 		{"tcp", "herder.local" + port, "", 200},
 		{"tcp", "herder.example" + port, "", 403},
@@ -154,8 +154,8 @@ func TestControlOfPages(t *testing.T) {
 	}
 }
 
-// TestControlCloses has a profile of an hour in flight, and connections without a
-// request: nothing waits for them.
+// TestControlCloses: Close does not wait for a profile of an hour, or for connections without
+// a request.
 func TestControlCloses(t *testing.T) {
 	t.Parallel()
 	control, address := newControl(t, "tcp", "127.0.0.1:0")
@@ -187,8 +187,7 @@ func TestControlCloses(t *testing.T) {
 	}
 }
 
-// TestHideMetrics has a server whose metrics and health are on the control listener
-// alone.
+// TestHideMetrics: metrics and health are only on the control listener.
 func TestHideMetrics(t *testing.T) {
 	t.Parallel()
 	o := options()

@@ -14,13 +14,13 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// countedUses counts.
+// countedUses counts calls of Used.
 type countedUses struct{ n atomic.Int64 }
 
 func (u *countedUses) Used(narinfo.PathHash, string) { u.n.Add(1) }
 
-// TestCountedOnce: a request that is answered anew, as the item was replaced after its row
-// was read, is one use.
+// TestCountedOnce: a request that is answered again, because the item was replaced after its
+// row was read, is one use.
 func TestCountedOnce(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "x", "content", "gzip")
@@ -59,7 +59,7 @@ func TestCountedOnce(t *testing.T) {
 	}
 }
 
-// TestNameIsRead: to answer other instances writes nothing into the storage.
+// TestNameIsRead: answering other instances writes nothing into the storage.
 func TestNameIsRead(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, published)

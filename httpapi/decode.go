@@ -17,8 +17,8 @@ import (
 	"nar-herder/storage"
 )
 
-// decode opens the nar in the item's Nth file. What it decompresses is compared with its
-// hash, so other instances' bytes are not compared before.
+// decode opens the nar in the item's Nth file for sendVerified, which compares it with its
+// hash, so bytes of other instances are not verified before.
 func (s *Server) decode(ctx *fasthttp.RequestCtx, known *nars, n int) (*decoders.Decoder, error) {
 	item := known.Item
 	from := &narFile{s: s, ctx: ctx, live: peer.Uncompared(s.live), item: known, n: n}
@@ -39,15 +39,15 @@ func (s *Server) decode(ctx *fasthttp.RequestCtx, known *nars, n int) (*decoders
 	return decoder, nil
 }
 
-// sendVerified answers with size bytes of the item that have the hash, or as many as
-// come when size is negative. r reads from the decoder, which is closed.
+// sendVerified answers with size bytes of the item, or all bytes if size is negative, and
+// compares them with the hash. r reads from the decoder. sendVerified closes the decoder.
 func (s *Server) sendVerified(ctx *fasthttp.RequestCtx, r io.Reader, decoder *decoders.Decoder, size int64, want [sha256.Size]byte, item *storage.Item) error {
 	body := content.NewPart(r, decoder)
 	switch {
 	case ctx.IsHead() && size >= 0:
 		return content.Stream(ctx, body, size)
 	case size < 0:
-		ctx.Response.SetBodyStream(s.checker.Verify(body, -1, want, item), -1) // in chunks, the last only if all was well
+		ctx.Response.SetBodyStream(s.checker.Verify(body, -1, want, item), -1) // without the last chunk after an error
 		return nil
 	case size > verify.CheckedFirst:
 		return content.Stream(ctx, s.checker.Verify(body, size, want, item), size)
@@ -62,11 +62,11 @@ func (s *Server) sendVerified(ctx *fasthttp.RequestCtx, r io.Reader, decoder *de
 	return content.Stream(ctx, s.checker.Options.Decoders.NewBody(verified), size)
 }
 
-// damaged answers in the place of a nar that is damaged.
+// damaged answers that a nar is damaged.
 func (s *Server) damaged(ctx *fasthttp.RequestCtx, item *storage.Item) {
 	ctx.Response.Header.Reset()
 	if item.EasiestFile(item.HasStored) < 0 {
-		respond.Fail(ctx, fasthttp.StatusBadGateway, "this nar is stored elsewhere, where it is damaged or can't be fetched now")
+		respond.Fail(ctx, fasthttp.StatusBadGateway, "this nar is stored at another instance, where it is damaged or can't be fetched now")
 		return
 	}
 	respond.Fail(ctx, fasthttp.StatusInternalServerError, "this nar is damaged here")

@@ -19,7 +19,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// outcome is what a client sees of a request whose answer may be cut.
+// outcome is what a client sees of an answer that may be cut.
 type outcome struct {
 	*http.Response
 	body string
@@ -39,13 +39,12 @@ func fetch(t *testing.T, address, target string) outcome {
 	return outcome{response, string(body), err}
 }
 
-// cut says whether the client knows that it did not get all.
+// cut reports whether the client knows that the answer is incomplete.
 func (o outcome) cut() bool {
 	return errors.Is(o.err, io.ErrUnexpectedEOF) || errors.Is(o.err, syscall.ECONNRESET)
 }
 
-// TestDamagedNars has nars that are not what their narinfos say. A client must
-// never take the answer for a good one.
+// TestDamagedNars: a client never takes a nar that differs from its narinfo for a good one.
 func TestDamagedNars(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("0123456789", 10_000)
@@ -122,7 +121,7 @@ func damagedCount(t *testing.T, s *started) (n int) {
 	return 0
 }
 
-// TestDamagedFiles is the same for content that is taken out of its nar.
+// TestDamagedFiles is the same for the content of flat nars.
 func TestDamagedFiles(t *testing.T) {
 	t.Parallel()
 	content := strings.Repeat("0123456789", 50_000)
@@ -177,7 +176,7 @@ func TestDamagedFiles(t *testing.T) {
 	}
 }
 
-// TestWithoutNarSize sends in chunks, whose last tells that all was well.
+// TestWithoutNarSize sends chunks. The last one means that the nar is good.
 func TestWithoutNarSize(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "source", strings.Repeat("0123456789", 50_000), "zstd")
@@ -194,8 +193,8 @@ func TestWithoutNarSize(t *testing.T) {
 		t.Errorf("HEAD: %s %v, length %d", head.Status, head.Header, head.ContentLength)
 	}
 	c.stillOpen()
-	// HTTP/1.0 has no chunks, and no other way to tell a cut body from a
-	// whole one. The proxies that speak it know chunks all the same.
+	// HTTP/1.0 has no chunks, and no other way to distinguish a cut body. The proxies that
+	// use it support chunks all the same.
 	c = dial(t, address)
 	c.send("GET " + target + " HTTP/1.0\r\n\r\n")
 	old := c.receive("GET")
@@ -204,8 +203,8 @@ func TestWithoutNarSize(t *testing.T) {
 	}
 }
 
-// TestCompressions reads each compression there is a file of in the corpus, or
-// that can be made here.
+// TestCompressions reads each compression of which the corpus has a file, or that can be made
+// here.
 func TestCompressions(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"gzip", "zstd", "none"} {
@@ -233,7 +232,7 @@ func TestCompressions(t *testing.T) {
 	}
 }
 
-// TestTooManyDecoders has all memory taken by decoders that work.
+// TestTooManyDecoders: busy decoders hold all memory.
 func TestTooManyDecoders(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "source", "content", "gzip")
@@ -257,7 +256,7 @@ func TestTooManyDecoders(t *testing.T) {
 	if got := c.ask("GET", "/"+m.url()); got.StatusCode != 200 || got.body != string(m.file) {
 		t.Errorf("the compressed one: %s", got.Status)
 	}
-	// One that waits gets the memory that becomes free.
+	// A waiting request gets memory that becomes free.
 	server.checker.Options.Wait = patience
 	c.send(request("GET", targets[0]))
 	until(t, "the request waits", func() bool { return server.checker.Options.Decoders.Waiting() })
@@ -267,8 +266,8 @@ func TestTooManyDecoders(t *testing.T) {
 	}
 }
 
-// TestClientsLeave has clients go away in the middle of nars that are
-// decompressed for them.
+// TestClientsLeave: clients close their connections in the middle of nars that are being
+// decompressed.
 func TestClientsLeave(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "zeros", strings.Repeat("\x00", 16<<20), "gzip")
@@ -299,7 +298,7 @@ func TestClientsLeave(t *testing.T) {
 	})
 }
 
-// TestDecompressorFails has one that fails at once, and one that panics.
+// TestDecompressorFails uses a decompressor that fails at once, and one that panics.
 func TestDecompressorFails(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "source", "content", "gzip")

@@ -18,7 +18,7 @@ import (
 	"nar-herder/peer"
 )
 
-// testDumps are dumps with contents of the test's.
+// testDumps are dumps that a test makes.
 type testDumps struct {
 	directory string
 
@@ -41,12 +41,12 @@ func (d *testDumps) Open(file dump.File) (*os.File, error) {
 
 func (d *testDumps) Name() string { return "the dump.db" }
 
-// contentOf is that of a file of the Nth dump.
+// contentOf returns the content of a file of the Nth dump.
 func contentOf(n int, kind string) string {
 	return strings.Repeat(fmt.Sprintf("%s of %d ", kind, n), 3000+n)
 }
 
-// add makes the Nth dump, and has it be the newest.
+// add adds the Nth dump as the newest.
 func (d *testDumps) add(t testing.TB, n int) dump.Generation {
 	t.Helper()
 	g := dump.Generation{Instance: "INSTANCE", LastChange: int64(100 * n), CreatedAt: time.Unix(1_700_000_000+int64(n), 0).UTC()}
@@ -76,7 +76,7 @@ func startDumps(t testing.TB, dumps *testDumps, change func(*Options)) *started 
 	return start(t, corpus(), opts)
 }
 
-// TestDumps: each file with all that is to be said of it, whole and in parts.
+// TestDumps requests each file, as a whole and in ranges, and checks all headers.
 func TestDumps(t *testing.T) {
 	t.Parallel()
 	dumps := newDumps(t)
@@ -108,7 +108,7 @@ func TestDumps(t *testing.T) {
 				name := fmt.Sprintf("%s %s, %s, %v", method, test.target, test.accept, part.header)
 				body := want[part.start:part.end]
 				if got.StatusCode != part.status || got.ContentLength != int64(len(body)) || method == "GET" && got.body != body {
-					t.Errorf("%s: %s, %d bytes announced, %d came", name, got.Status, got.ContentLength, len(got.body))
+					t.Errorf("%s: %s, %d bytes announced, got %d", name, got.Status, got.ContentLength, len(got.body))
 				}
 				header := map[string]string{
 					"Content-Type": "application/vnd.sqlite3", "Accept-Ranges": "bytes", "Last-Modified": time.Unix(1_700_000_002, 0).UTC().Format(http.TimeFormat),
@@ -158,8 +158,8 @@ func TestDumps(t *testing.T) {
 	}
 }
 
-// TestDumpReplaced: who began with a dump gets the rest of it after the next one, and
-// after one more the newest from the start.
+// TestDumpReplaced: a client that began with a dump gets the rest of it after the next one was
+// made, and after one more the newest from the start.
 func TestDumpReplaced(t *testing.T) {
 	t.Parallel()
 	dumps := newDumps(t)
@@ -196,12 +196,12 @@ func TestDumpReplaced(t *testing.T) {
 	}
 }
 
-// TestDumpWhileReplaced: an answer that has begun goes on when the file is gone.
+// TestDumpWhileReplaced: an answer that has begun continues after the file was removed.
 func TestDumpWhileReplaced(t *testing.T) {
 	t.Parallel()
 	dumps := newDumps(t)
 	g := dumps.add(t, 1)
-	want := strings.Repeat(contentOf(1, "index"), 200) // more than a connection takes ahead
+	want := strings.Repeat(contentOf(1, "index"), 200) // more than a connection buffers
 	g.Index.Size = int64(len(want))
 	if err := os.WriteFile(filepath.Join(dumps.directory, g.Index.Name), []byte(want), 0o644); err != nil {
 		t.Fatal(err)
@@ -222,7 +222,7 @@ func TestDumpWhileReplaced(t *testing.T) {
 	c.stillOpen()
 }
 
-// vanishing has a dump be replaced while it is being opened.
+// vanishing are dumps that are replaced while they are being opened.
 type vanishing struct {
 	*testDumps
 	mu     sync.Mutex
@@ -240,7 +240,7 @@ func (d *vanishing) Open(file dump.File) (*os.File, error) {
 	return d.testDumps.Open(file)
 }
 
-// TestNoDump: what is answered when there is none, or when it can't be told.
+// TestNoDump checks the answers if there is no dump, or that is unknown.
 func TestNoDump(t *testing.T) {
 	t.Parallel()
 	for _, target := range []string{peer.DumpPath, peer.IndexPath} {
@@ -283,8 +283,7 @@ func TestNoDump(t *testing.T) {
 	}
 }
 
-// TestDumpAccelRedirect: nginx sends the database, as for the original, and no other
-// file.
+// TestDumpAccelRedirect: nginx sends the original's database, and no other file.
 func TestDumpAccelRedirect(t *testing.T) {
 	t.Parallel()
 	dumps := newDumps(t)

@@ -26,8 +26,8 @@ func failingOpen(err error) func(*storage.Item, int, int64, int64) (io.ReadClose
 	}
 }
 
-// isFault makes sure that an answer lets the client try again soon, and tells
-// nothing about this machine.
+// isFault checks that an answer lets the client retry soon, and reveals nothing about this
+// machine.
 func isFault(t *testing.T, got *answer, status int) {
 	t.Helper()
 	if got.StatusCode != status {
@@ -43,7 +43,7 @@ func isFault(t *testing.T, got *answer, status int) {
 	}
 }
 
-// TestIndexFails has no request told "not found" when that is not known.
+// TestIndexFails: a failing index never causes a 404.
 func TestIndexFails(t *testing.T) {
 	t.Parallel()
 	items := &fakeItems{
@@ -71,8 +71,8 @@ func TestIndexFails(t *testing.T) {
 	}
 }
 
-// TestStoreDisagrees has files that are not as the index says: never a 200.
-func TestStoreDisagrees(t *testing.T) {
+// TestStoreMismatch: files that differ from the index never get a 200.
+func TestStoreMismatch(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]func(file string) error{
 		"missing":   os.Remove,
@@ -81,7 +81,7 @@ func TestStoreDisagrees(t *testing.T) {
 		"long":      func(file string) error { return os.Truncate(file, 5000) },
 		"directory": func(file string) error { return errors.Join(os.Remove(file), os.Mkdir(file, 0o755)) },
 		"pipe":      func(file string) error { return errors.Join(os.Remove(file), syscall.Mkfifo(file, 0o644)) },
-		"link out": func(file string) error { // to the very same bytes
+		"link out": func(file string) error { // to the same bytes
 			out := filepath.Join(filepath.Dir(file), "../../../out-"+filepath.Base(file))
 			return errors.Join(os.Rename(file, out), os.Symlink("../../../"+filepath.Base(out), file))
 		},
@@ -119,8 +119,7 @@ func TestStoreDisagrees(t *testing.T) {
 	}
 }
 
-// TestStorageIsGone has the storage unmounted, in effect: nobody may be told
-// that nars are not there.
+// TestStorageIsGone: an unmounted storage never causes a 404.
 func TestStorageIsGone(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, filepath.Join(published, hashOf(gtk)+".narinfo"))
@@ -128,7 +127,7 @@ func TestStorageIsGone(t *testing.T) {
 	if err := os.Rename(s.directory, s.directory+".away"); err != nil {
 		t.Fatal(err)
 	}
-	// What is open can still be read.
+	// Open files can still be read.
 	_, err := s.TryReading(t.Context())
 	if err := errors.Join(s.TryIndex(t.Context()), err); err != nil || s.TryWriting(t.Context()) == nil {
 		t.Errorf("reading: %v; or it can be written", err)
@@ -146,7 +145,7 @@ func TestStorageIsGone(t *testing.T) {
 	isFault(t, c.ask("GET", "/"+hashOf(gtk)+".narinfo/info"), 500)
 }
 
-// TestNotStored has an item whose nar is certainly elsewhere.
+// TestNotStored requests a nar that is certainly not stored here.
 func TestNotStored(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "elsewhere", "content", "none")
@@ -168,11 +167,11 @@ func TestNotStored(t *testing.T) {
 	}
 }
 
-// TestCutWhileSending has a file lose its end after the status line has gone:
-// the connection has to be cut.
+// TestCutWhileSending truncates a file after the status line was sent: the connection must be
+// cut.
 func TestCutWhileSending(t *testing.T) {
 	t.Parallel()
-	content := strings.Repeat("0123456789abcdef", 1<<20) // 16 MiB, more than sockets hold
+	content := strings.Repeat("0123456789abcdef", 1<<20) // 16 MiB, more than sockets buffer
 	for _, left := range []int64{0, 100_000, 12 << 20} {
 		m := make1(t, "large", content, "none")
 		s := newStore(t, m.write(t, t.TempDir()))
@@ -192,8 +191,8 @@ func TestCutWhileSending(t *testing.T) {
 	}
 }
 
-// TestGrowsWhileSending has a file get longer: what was said is sent, and the
-// next answer begins where it should.
+// TestGrowsWhileSending appends to a file: the announced length is sent, and the next answer
+// follows it.
 func TestGrowsWhileSending(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "large", strings.Repeat("0123456789abcdef", 1<<19), "none")
@@ -219,7 +218,7 @@ func TestGrowsWhileSending(t *testing.T) {
 	}
 }
 
-// TestReaderFails has byte stores whose readers are no files.
+// TestReaderFails uses byte stores with readers that are not files.
 func TestReaderFails(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "x", strings.Repeat("content", 60_000), "none") // more than is read before the status line
@@ -244,7 +243,7 @@ func TestReaderFails(t *testing.T) {
 		if err == nil {
 			body, err = io.ReadAll(response.Body)
 		}
-		// A reader may give more than it was asked for.
+		// A reader may return more than requested.
 		if name == "more than asked for" {
 			if err != nil || string(body) != string(m.nar) {
 				t.Errorf("%s: %d bytes, %v", name, len(body), err)
@@ -279,7 +278,7 @@ func (c closer) Close() error {
 	return nil
 }
 
-// TestPanic has a fault of the program answered as such.
+// TestPanic: a panic gets a 500.
 func TestPanic(t *testing.T) {
 	t.Parallel()
 	items := &fakeItems{
@@ -301,8 +300,8 @@ func TestPanic(t *testing.T) {
 	}
 }
 
-// TestUnreadable has a storage that fails while a nar is read: that is no damage, and no
-// reason to import the item again.
+// TestUnreadable: a storage that fails while a nar is read is not a damaged nar, which would
+// have to be imported again.
 func TestUnreadable(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "source", "content", "none")

@@ -17,9 +17,8 @@ import (
 	"nar-herder/storage"
 )
 
-// serveFile answers with the content of a flat fixed-output item, such as a
-// source archive, taken out of its nar. Guix asks for it by the name and hash
-// of the content alone.
+// serveFile answers with the content of a flat fixed-output item, such as a source
+// archive, extracted from its nar. Guix requests it by the name and hash of the content.
 func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest string) {
 	var want [sha256.Size]byte
 	if algorithm != "sha256" || narinfo.DecodeBase32(want[:], digest) != nil {
@@ -38,7 +37,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 
 const noSuchFile = "there is no file of that name and hash"
 
-// answerFile looks up the item and sends what its nar contains. It returns true if the item
+// answerFile looks up the item and sends the content of its nar. It returns true if the item
 // has changed meanwhile, as answerNar does.
 func (s *Server) answerFile(ctx *fasthttp.RequestCtx, hash narinfo.PathHash, want [sha256.Size]byte, digest string) (again bool) {
 	known, err := s.lookUp(ctx, hash)
@@ -57,7 +56,8 @@ func (s *Server) answerFile(ctx *fasthttp.RequestCtx, hash narinfo.PathHash, wan
 	return false
 }
 
-// sendFlat answers with the content of the item's nar, or returns why that can't be opened.
+// sendFlat answers with the content of the item's nar, or returns an error if the nar can't
+// be opened.
 func (s *Server) sendFlat(ctx *fasthttp.RequestCtx, known *nars, want [sha256.Size]byte, digest string) error {
 	item := known.Item
 	n := s.easiest(item)
@@ -66,8 +66,8 @@ func (s *Server) sendFlat(ctx *fasthttp.RequestCtx, known *nars, want [sha256.Si
 		return nil
 	}
 	etag := `"sha256-` + digest + `"`
-	// Of a nar without compression in the storage, parts can be sent.
-	isPlain := item.Narinfo.Files[n].Compression == "none" && item.HasStored(n) // which has another tag
+	// A stored nar without compression can be sent in ranges, with another entity tag.
+	isPlain := item.Narinfo.Files[n].Compression == "none" && item.HasStored(n)
 	if !isPlain && headers.AnswerConditions(ctx, time.Time{}, etag) {
 		ctx.Response.Header.Set("ETag", etag)
 		return nil
@@ -100,8 +100,7 @@ func (s *Server) sendFlat(ctx *fasthttp.RequestCtx, known *nars, want [sha256.Si
 	return s.sendVerified(ctx, io.LimitReader(decoder, length), decoder, length, want, item)
 }
 
-// flatLength reads the head of a nar, and returns the length of the content
-// that follows.
+// flatLength reads the head of a flat nar, and returns the length of the content after it.
 func flatLength(nar io.Reader, item *storage.Item) (int64, error) {
 	head := make([]byte, narinfo.FlatHeaderSize)
 	n, err := io.ReadFull(nar, head)
@@ -113,7 +112,7 @@ func flatLength(nar io.Reader, item *storage.Item) (int64, error) {
 		return 0, err
 	}
 	if size := item.Narinfo.NarSize; size >= 0 && narinfo.FlatNarSize(length) != size {
-		return 0, fmt.Errorf("a file of %d bytes in a nar of %d, which don't fit", length, size)
+		return 0, fmt.Errorf("a file of %d bytes doesn't match a nar of %d", length, size)
 	}
 	return length, nil
 }

@@ -20,7 +20,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// follow lets the server forget what is out of date, until the test ends.
+// follow runs Follow until the test ends.
 func (s *started) follow(t testing.TB, changes Changes) {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
@@ -35,8 +35,8 @@ func (s *started) follow(t testing.TB, changes Changes) {
 	})
 }
 
-// TestOtherProcesses changes the index by another handle of the same files,
-// which to SQLite is what another process is.
+// TestOtherProcesses changes the index by another handle of the same files, which SQLite
+// treats like another process.
 func TestOtherProcesses(t *testing.T) {
 	t.Parallel()
 	first, second := make1(t, "first", "one", "gzip"), make1(t, "second", "two", "gzip")
@@ -53,8 +53,8 @@ func TestOtherProcesses(t *testing.T) {
 	c := dial(t, s.address)
 	narinfoOf := func(m *made) string { return "/" + m.path.Hash.String() + ".narinfo" }
 
-	// soon asks until the answer is the one wanted, which is to be so after 200 ms
-	// unless the machine is busy.
+	// soon retries until the answer is the wanted one, which takes 200 ms unless the
+	// machine is busy.
 	soon := func(what, target string, status int, body []byte) {
 		t.Helper()
 		begin := time.Now()
@@ -72,7 +72,7 @@ func TestOtherProcesses(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	// now asks once: negative answers are not kept.
+	// now sends one request, as negative answers are not kept.
 	now := func(what, target string, status int, body []byte) {
 		t.Helper()
 		if got := c.ask("GET", target); got.StatusCode != status || body != nil && got.body != string(body) {
@@ -103,7 +103,7 @@ func TestOtherProcesses(t *testing.T) {
 	other.importAll(t, importer.Options{Keep: true}, name)
 	soon("text replaced", narinfoOf(first), 200, text)
 
-	// Another nar of the item, by the same file name.
+	// Another nar of the item, with the same file name.
 	replacement := make1(t, "first", "one", "gzip")
 	replacement.nar = flatNar("one and a half")
 	replacement.narHash[3] ^= 1
@@ -112,14 +112,14 @@ func TestOtherProcesses(t *testing.T) {
 	replacement.fileSize = int64(len(replacement.file))
 	ask(first, 3)
 	other.importAll(t, importer.Options{Keep: true, Replace: true}, replacement.write(t, dir))
-	// A moment before, the old row and its file may still be in use.
+	// The old row and its file may still be in use for a moment.
 	soon("nar replaced: nar", "/"+first.url(), 200, replacement.file)
 	soon("nar replaced", narinfoOf(first), 200, replacement.text())
 
 	other.importAll(t, importer.Options{Keep: true}, second.write(t, dir))
 	now("second imported", narinfoOf(second), 200, second.text())
 	ask(second, 3)
-	// Withdrawn, its nar is there for those who hold its narinfo.
+	// After a withdrawal, clients with the narinfo still get the nar.
 	if _, err := other.WithdrawAll(t.Context(), []narinfo.PathHash{second.path.Hash}, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -146,14 +146,14 @@ func TestOtherProcesses(t *testing.T) {
 	soon("removed: info", narinfoOf(second)+"/info", 404, nil)
 	now("the other", narinfoOf(first), 200, replacement.text())
 
-	// And once more, since it was asked for while it was not there.
+	// Again, after a 404.
 	other.importAll(t, importer.Options{Keep: true}, second.write(t, dir))
 	now("imported again", narinfoOf(second), 200, second.text())
 	now("imported again: nar", "/"+second.url(), 200, second.file)
 }
 
-// TestRemovedIsNotFound removes items just as their nars are asked for: there is
-// no moment in which that is a fault.
+// TestRemovedIsNotFound removes items while their nars are requested, which never causes a
+// 500.
 func TestRemovedIsNotFound(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -200,7 +200,7 @@ func TestRemovedIsNotFound(t *testing.T) {
 	}
 }
 
-// scriptedChanges is a watcher whose news a test gives.
+// scriptedChanges is a watcher with changes from the test.
 type scriptedChanges struct {
 	mu    sync.Mutex
 	news  []index.Change
@@ -224,7 +224,7 @@ func (s *scriptedChanges) set(change func(*scriptedChanges)) {
 	change(s)
 }
 
-// pass waits until what was set has been polled and acted on.
+// pass waits until the changes have been polled and handled.
 func (s *scriptedChanges) pass(t *testing.T) {
 	t.Helper()
 	var before int
@@ -251,7 +251,7 @@ func TestFollow(t *testing.T) {
 	changes := new(scriptedChanges)
 	s.follow(t, changes)
 	c := dial(t, s.address)
-	// read asks twice and says whether the index was looked at for each.
+	// read sends two requests and returns whether each read the index.
 	read := func(m *made) (looked [2]bool) {
 		for i := range looked {
 			mu.Lock()
@@ -294,13 +294,13 @@ func TestFollow(t *testing.T) {
 	check("polling works again", a, once)
 	check("polling works again", b, once)
 	log := s.log.String()
-	if strings.Count(log, "none is kept until this is over") != 1 || strings.Count(log, "answers are kept again") != 1 {
+	if strings.Count(log, "keeping none in memory until this works again") != 1 || strings.Count(log, "keeping answers in memory again") != 1 {
 		t.Errorf("the log says: %s", log)
 	}
 }
 
-// TestFollowNars is the same for items whose nars are asked for, which also
-// change when bytes come into the storage.
+// TestFollowNars is the same for items with requested nars, which also change when a nar is
+// stored.
 func TestFollowNars(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "x", "content", "none")
@@ -336,11 +336,11 @@ func TestFollowNars(t *testing.T) {
 	})
 	changes.pass(t)
 	if got := c.ask("GET", "/"+m.url()); got.StatusCode != 200 {
-		t.Errorf("after it came into the storage: %s", got.Status)
+		t.Errorf("after it was stored: %s", got.Status)
 	}
 }
 
-// TestFaultsAreNotKept has an index that fails once.
+// TestFaultsAreNotKept uses an index that fails once.
 func TestFaultsAreNotKept(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "x", "content", "none")

@@ -18,7 +18,7 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// scriptedConn is a connection whose client has sent all it will ever send.
+// scriptedConn is a connection that returns the client's bytes and then io.EOF.
 type scriptedConn struct {
 	in  io.Reader
 	out bytes.Buffer
@@ -33,8 +33,7 @@ func (c *scriptedConn) SetDeadline(time.Time) error      { return nil }
 func (c *scriptedConn) SetReadDeadline(time.Time) error  { return nil }
 func (c *scriptedConn) SetWriteDeadline(time.Time) error { return nil }
 
-// FuzzRequest sends any bytes: the server must not panic, and its answers must
-// be such that others can read them.
+// FuzzRequest sends any bytes: the server must not panic, and its answers must be well-formed.
 func FuzzRequest(f *testing.F) {
 	packed, plain := make1(f, "packed", strings.Repeat("packed", 100), "gzip"), make1(f, "plain", strings.Repeat("plain", 100), "none")
 	items := packed.items(f)

@@ -11,14 +11,14 @@ import (
 	"nar-herder/storage"
 )
 
-// growingFile comes bit by bit, and from a place on it must be read.
+// growingFile grows step by step, until it fails and must be read.
 type growingFile struct {
 	*os.File
 	content string
 	off     int64
 	step    int64
-	broken  int64 // from where on the file is of no use
-	failure error // then, also of Read
+	broken  int64 // offset from which on the file can't be sent
+	failure error // returned then, also by Read
 }
 
 func (g *growingFile) Local() (*os.File, int64) { return g.File, g.off }
@@ -43,7 +43,7 @@ func (g *growingFile) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// growing are nars of an instance elsewhere.
+// growing are nars of another instance.
 type growing func(offset int64) *growingFile
 
 func (g growing) OpenFile(_ context.Context, item *storage.Item, n int, offset, _ int64, _ []string) (io.ReadCloser, int64, error) {
@@ -54,8 +54,7 @@ func (growing) Locate(context.Context, *storage.Item, int, []string) (string, [1
 	return "", [16]byte{}, storage.ErrNotStored
 }
 
-// TestGrowing sends a file while it comes, and goes over to reading when it can't
-// be sent any more.
+// TestGrowing sends a growing file, and reads it when it can't be sent any more.
 func TestGrowing(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "growing", strings.Repeat("0123456789", 50_000), "none")
@@ -75,7 +74,7 @@ func TestGrowing(t *testing.T) {
 	} {
 		a := without(t, m)
 		opts := options()
-		opts.Elsewhere = growing(func(offset int64) *growingFile {
+		opts.Remote = growing(func(offset int64) *growingFile {
 			file, err := os.Open(name)
 			if err != nil {
 				t.Error(err)

@@ -13,7 +13,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// slowItems lets a test answer for the totals.
+// slowItems has totals that a test controls.
 type slowItems struct {
 	fakeItems
 	totalsCtx func(context.Context) (index.Totals, error)
@@ -21,7 +21,7 @@ type slowItems struct {
 
 func (s *slowItems) Totals(ctx context.Context) (index.Totals, error) { return s.totalsCtx(ctx) }
 
-// watch makes a server that looks at one needed part.
+// watch makes a server that checks one needed part.
 func watch(look func(context.Context) error) *started {
 	opts := options()
 	opts.Health = []health.Part{{Name: "part", Needed: true, Look: look}, {Name: "good", Needed: true, Look: func(context.Context) error { return nil }}}
@@ -30,7 +30,7 @@ func watch(look func(context.Context) error) *started {
 	return s
 }
 
-// wantHealth compares the answer, and how long it took.
+// wantHealth checks the answer, and how long it took.
 func wantHealth(t *testing.T, s *started, status int, text string, took time.Duration) {
 	t.Helper()
 	begun := time.Now()
@@ -40,8 +40,8 @@ func wantHealth(t *testing.T, s *started, status int, text string, took time.Dur
 	}
 }
 
-// TestHealthHanging has a part that doesn't answer: only requests before the first result
-// wait, for the deadline, and the part isn't asked again meanwhile.
+// TestHealthHanging: if a part doesn't answer, only requests before the first result wait,
+// until the deadline, and the part isn't checked again meanwhile.
 func TestHealthHanging(t *testing.T) {
 	t.Parallel()
 	for name, heeds := range map[string]bool{"heeds its context": true, "hangs": false} {
@@ -85,7 +85,7 @@ func TestHealthHanging(t *testing.T) {
 	}
 }
 
-// TestHealthChanges has a part that fails and works again while nobody asks.
+// TestHealthChanges: a part fails and recovers without requests.
 func TestHealthChanges(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -103,7 +103,7 @@ func TestHealthChanges(t *testing.T) {
 		for range 3 {
 			fails.Store(true)
 			time.Sleep(health.Interval + 500*time.Millisecond)
-			wantHealth(t, s, 200, `"ok"`, 0) // one look has failed
+			wantHealth(t, s, 200, `"ok"`, 0) // one check has failed
 			time.Sleep(health.Interval)
 			wantHealth(t, s, 503, `"part"`, 0)
 			fails.Store(false)
@@ -116,7 +116,7 @@ func TestHealthChanges(t *testing.T) {
 	})
 }
 
-// TestHealthInterval has a part that is looked at less often than others, until it fails.
+// TestHealthInterval: a part is checked less often than others, until it fails.
 func TestHealthInterval(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -159,7 +159,7 @@ func TestHealthInterval(t *testing.T) {
 	})
 }
 
-// TestHealthOfStopping doesn't take the end of the server for a failure.
+// TestHealthOfStopping: the end of the server is not a failure.
 func TestHealthOfStopping(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -176,7 +176,7 @@ func TestHealthOfStopping(t *testing.T) {
 	})
 }
 
-// TestTotalsBounded has an index that hangs while the metrics are read.
+// TestTotalsBounded: an index that hangs does not block the metrics.
 func TestTotalsBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -25,7 +25,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// patience is how long a test waits for what has to come.
+// patience is the timeout of waits in tests.
 const patience = 30 * time.Second
 
 // Items of the corpus.
@@ -62,7 +62,7 @@ func newStore(t testing.TB, sources ...string) *store {
 	return s
 }
 
-// openStore opens what lies in a directory, or makes it.
+// openStore opens the store in a directory, or makes one.
 func openStore(t testing.TB, dir string) *store {
 	t.Helper()
 	s, err := makeStore(dir)
@@ -122,7 +122,7 @@ var corpus = sync.OnceValue(func() *store {
 	return s
 })
 
-// shared is a directory for what several tests use.
+// shared is a directory that several tests share.
 var shared string
 
 func TestMain(m *testing.M) {
@@ -149,7 +149,7 @@ func contents(t testing.TB, parts ...string) string {
 type started struct {
 	*Server
 	listener net.Addr
-	address  string // the listener's
+	address  string // of the listener
 	log      *testlog.Buffer
 	stop     context.CancelFunc
 	ended    chan error
@@ -163,7 +163,7 @@ func start(t testing.TB, items Items, options Options) *started {
 	return startWith(t, items, options, nil)
 }
 
-// startWith lets the test change what only tests change.
+// startWith lets the test change fields before the server serves.
 func startWith(t testing.TB, items Items, options Options, change func(*Server)) *started {
 	t.Helper()
 	s := newStarted(items, options)
@@ -204,7 +204,7 @@ func (s *started) serve(t testing.TB, listener net.Listener) {
 	})
 }
 
-// client is a connection that sends bytes as they are given.
+// client is a connection that sends raw bytes.
 type client struct {
 	t testing.TB
 	net.Conn
@@ -233,14 +233,14 @@ func (c *client) send(raw string) {
 	}
 }
 
-// answer is a response that has been read to its end.
+// answer is a response with its body.
 type answer struct {
 	*http.Response
 	body string
 	err  error // while reading the body
 }
 
-// receive reads an answer to a request of that method.
+// receive reads the answer to a request with that method.
 func (c *client) receive(method string) *answer {
 	c.t.Helper()
 	response, err := http.ReadResponse(c.r, &http.Request{Method: method})
@@ -266,7 +266,7 @@ func request(method, target string, header ...string) string {
 	return raw + "\r\n"
 }
 
-// closed makes sure that the server has closed the connection.
+// closed checks that the server has closed the connection.
 func (c *client) closed() {
 	c.t.Helper()
 	if b, err := c.r.ReadByte(); !errors.Is(err, io.EOF) && !strings.Contains(fmt.Sprint(err), "reset") {
@@ -274,7 +274,7 @@ func (c *client) closed() {
 	}
 }
 
-// stillOpen makes sure that the connection serves another request.
+// stillOpen checks that the connection serves another request.
 func (c *client) stillOpen() {
 	c.t.Helper()
 	if a := c.ask("GET", "/nix-cache-info"); a.StatusCode != http.StatusOK || a.body != narinfo.CacheInfo {
@@ -282,8 +282,7 @@ func (c *client) stillOpen() {
 	}
 }
 
-// until waits for a condition that another goroutine brings about. It checks ever less
-// often, as a check can cost more than what it waits for.
+// until waits for a condition, with growing intervals, as a check can be expensive.
 func until(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	pause := time.Millisecond
@@ -295,7 +294,7 @@ func until(t testing.TB, what string, condition func() bool) {
 	}
 }
 
-// readCloser reads from one and closes another.
+// readCloser reads from one value and closes another.
 type readCloser struct {
 	io.Reader
 	io.Closer

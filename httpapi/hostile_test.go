@@ -15,7 +15,7 @@ import (
 	"nar-herder/compression"
 )
 
-// heldBytes count what decompressors may hold together.
+// heldBytes count the memory of all decompressors.
 type heldBytes struct{ now, most atomic.Int64 }
 
 func (h *heldBytes) decompress(name string, r io.Reader, memory int64) (io.ReadCloser, error) {
@@ -33,8 +33,9 @@ func (h *heldBytes) decompress(name string, r io.Reader, memory int64) (io.ReadC
 	})}, nil
 }
 
-// TestHostileFiles has 32 clients ask at once for each of some files that want much memory, or are
-// damaged. Decoders keep within the budget, and no client takes wrong bytes for a nar.
+// TestHostileFiles: 32 clients at once request each of some files that need much memory, or
+// are damaged. Decoders stay within the budget, and no client gets wrong bytes as a complete
+// nar.
 func TestHostileFiles(t *testing.T) {
 	t.Parallel()
 	hugeXz, err := os.ReadFile("../cmd/nar-herder/testdata/hostile.xz")
@@ -89,7 +90,7 @@ func TestHostileFiles(t *testing.T) {
 	}
 }
 
-// zstdWithWindow compresses with a window of so many bytes.
+// zstdWithWindow compresses with a window of a given size.
 func zstdWithWindow(t testing.TB, window int, content []byte) []byte {
 	t.Helper()
 	var out bytes.Buffer

@@ -20,26 +20,25 @@ import (
 	"nar-herder/storage/index"
 )
 
-// unsizedElsewhere has nars whose size is known only once they have been read.
-// The last Read returns end.
-type unsizedElsewhere struct {
+// unsizedRemote has nars of unknown size. The last Read returns end.
+type unsizedRemote struct {
 	content string
 	end     error
 }
 
-func (e unsizedElsewhere) OpenFile(_ context.Context, _ *storage.Item, _ int, _, length int64, _ []string) (io.ReadCloser, int64, error) {
+func (e unsizedRemote) OpenFile(_ context.Context, _ *storage.Item, _ int, _, length int64, _ []string) (io.ReadCloser, int64, error) {
 	if length == 0 {
 		return nothing{}, -1, nil
 	}
 	return io.NopCloser(io.MultiReader(strings.NewReader(e.content), failingReader{e.end})), -1, nil
 }
 
-func (unsizedElsewhere) Locate(context.Context, *storage.Item, int, []string) (string, [16]byte, error) {
+func (unsizedRemote) Locate(context.Context, *storage.Item, int, []string) (string, [16]byte, error) {
 	return "http://elsewhere.example/nar", [16]byte{}, nil
 }
 
-// startUnsized serves an item that is stored elsewhere, with a size that nobody
-// has noted. The end of its nar is an error, or io.EOF.
+// startUnsized serves an item of another instance with a nar of unknown size. The end of the
+// nar is an error, or io.EOF.
 func startUnsized(t *testing.T, m *made, end error) *started {
 	t.Helper()
 	text := strings.Replace(string(m.text()), "FileSize: "+strconv.Itoa(len(m.file))+"\n", "", 1)
@@ -48,7 +47,7 @@ func startUnsized(t *testing.T, m *made, end error) *started {
 		t.Fatal(err)
 	}
 	opts := options()
-	opts.Elsewhere = unsizedElsewhere{string(m.file), end}
+	opts.Remote = unsizedRemote{string(m.file), end}
 	return start(t, &fakeItems{item: func(narinfo.PathHash) (*storage.Item, error) { return item, nil }}, opts)
 }
 
@@ -57,7 +56,7 @@ type failingReader struct{ err error }
 
 func (r failingReader) Read([]byte) (int, error) { return 0, r.err }
 
-// rawHead is the head of an answer, as it was sent.
+// rawHead is the raw head of an answer.
 type rawHead struct {
 	status int
 	header http.Header
@@ -79,7 +78,7 @@ func readHead(t *testing.T, r *bufio.Reader) rawHead {
 		t.Fatalf("%q: %v", raw.String(), err)
 	}
 	header := response.Header
-	// Which net/http takes out of the header.
+	// net/http removes it from the header.
 	if response.TransferEncoding != nil {
 		header["Transfer-Encoding"] = response.TransferEncoding
 	}
@@ -94,8 +93,8 @@ func request10(method, target string, header ...string) string {
 	return strings.Replace(request(method, target, header...), " HTTP/1.1\r\n", " HTTP/1.0\r\n", 1)
 }
 
-// TestHTTP10 asks for everything by HTTP/1.0, whose clients know no chunks: the
-// length of the answer is given, or the connection's end is that of the answer.
+// TestHTTP10 sends each request by HTTP/1.0, which has no chunks: answers have a length, or
+// end with the connection.
 func TestHTTP10(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, published)
@@ -206,8 +205,7 @@ func TestHTTP10(t *testing.T) {
 	}
 }
 
-// TestHTTP10Cut makes sure that a client doesn't take a part of an answer
-// without a length for all of it: the connection is reset.
+// TestHTTP10Cut: the connection is reset after an incomplete answer without a length.
 func TestHTTP10Cut(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "remote", strings.Repeat("remote ", 5000), "gzip")
@@ -219,10 +217,10 @@ func TestHTTP10Cut(t *testing.T) {
 	}
 }
 
-// TestHTTP10Stream follows the changes by HTTP/1.0, until the server ends.
+// TestHTTP10Stream follows the changes by HTTP/1.0 until the server stops.
 func TestHTTP10Stream(t *testing.T) {
 	t.Parallel()
-	server, _ := startTelling(t)
+	server, _ := startPublishing(t)
 	c := dial(t, server.address)
 	c.send(request10("GET", peer.StreamPath+"?after=0", "Connection: keep-alive"))
 	head := readHead(t, c.r)

@@ -23,7 +23,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// fakeItems are items whose faults a test chooses. What is nil is not found.
+// fakeItems are items with failures that a test chooses. Unset functions return
+// storage.ErrNotFound.
 type fakeItems struct {
 	text   func(narinfo.PathHash) ([]byte, error)
 	item   func(narinfo.PathHash) (*storage.Item, error)
@@ -81,8 +82,8 @@ func (f *fakeItems) Totals(context.Context) (index.Totals, error) {
 	return f.totals()
 }
 
-// made is a store item that a test makes up: a flat file, which is also
-// fixed-output, in one compression. Its fields may be changed before use.
+// made is a store item made by a test: a flat fixed-output file in one compression. Its fields
+// may be changed before use.
 type made struct {
 	path        narinfo.StorePath
 	digest      string // of the content, in base32
@@ -90,7 +91,7 @@ type made struct {
 	narHash     [sha256.Size]byte
 	narSize     int64 // -1 leaves the field out
 	compression string
-	file        []byte // the nar compressed
+	file        []byte // the compressed nar
 	fileSize    int64
 }
 
@@ -157,7 +158,7 @@ func (m *made) text() []byte {
 	return fmt.Appendf(nil, "%sReferences: \nURL: %s\nCompression: %s\nFileSize: %d\n", text, m.url(), m.compression, m.fileSize)
 }
 
-// item is what the storage would say of it.
+// item returns the item as the storage would.
 func (m *made) item(t testing.TB) *storage.Item {
 	t.Helper()
 	item, err := storage.NewItem(&index.Item{Hash: m.path.Hash, Text: m.text(), Stored: 1})
@@ -167,7 +168,7 @@ func (m *made) item(t testing.TB) *storage.Item {
 	return item
 }
 
-// items serves it alone, with its file read from memory.
+// items returns the item as the only one, with its file in memory.
 func (m *made) items(t testing.TB) *fakeItems {
 	t.Helper()
 	item := m.item(t)
@@ -190,8 +191,8 @@ func (m *made) items(t testing.TB) *fakeItems {
 	}
 }
 
-// write puts narinfo and nar below a directory, as a publisher does, and
-// returns the narinfo's name.
+// write writes narinfo and nar below a directory, as a publisher does, and returns the
+// narinfo's name.
 func (m *made) write(t testing.TB, dir string) string {
 	t.Helper()
 	nar := filepath.Join(dir, filepath.FromSlash(m.url()))

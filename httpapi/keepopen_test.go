@@ -17,8 +17,8 @@ import (
 	"nar-herder/narinfo"
 )
 
-// readStatuses reads the answers to a burst: all have the status, and none says
-// that the connection ends.
+// readStatuses reads the answers to a burst: all have the status, and none closes the
+// connection.
 func readStatuses(c *client, count, status int) error {
 	for n := range count {
 		response, err := http.ReadResponse(c.r, nil)
@@ -33,8 +33,8 @@ func readStatuses(c *client, count, status int) error {
 	return nil
 }
 
-// TestStopWithBurst stops the server within a burst: each request of it is
-// answered on its connection, whether it had arrived or not.
+// TestStopWithBurst stops the server within a burst: each request is answered on its
+// connection, even if it arrives later.
 func TestStopWithBurst(t *testing.T) {
 	t.Parallel()
 	for _, arrived := range []int{1, burst / 2, burst} {
@@ -75,8 +75,8 @@ func TestStopWithBurst(t *testing.T) {
 	}
 }
 
-// TestStopEndsQuietConnection has a client that has connected, or asked for
-// something, and says nothing more: its connection ends without an answer.
+// TestStopEndsQuietConnection: idle connections, with or without an earlier request, are
+// closed without an answer.
 func TestStopEndsQuietConnection(t *testing.T) {
 	t.Parallel()
 	s := startWith(t, corpus(), options(), func(s *Server) { s.engine.Grace = time.Hour })
@@ -94,8 +94,8 @@ func TestStopEndsQuietConnection(t *testing.T) {
 	}
 }
 
-// TestStopBusyConnection has a client that always asks again: it is told in the
-// end that its connection closes.
+// TestStopBusyConnection: a client that always sends another request finally gets Connection:
+// close.
 func TestStopBusyConnection(t *testing.T) {
 	t.Parallel()
 	s := startWith(t, corpus(), options(), func(s *Server) { s.engine.Grace = 3 * time.Second })
@@ -115,7 +115,7 @@ func TestStopBusyConnection(t *testing.T) {
 	s.stopped(t)
 }
 
-// startingPhase is a phase of the start of a server, in which requests get 503.
+// startingPhase is a phase of the start, in which requests get 503.
 type startingPhase struct {
 	done, ended chan struct{}
 }
@@ -151,8 +151,8 @@ func (p *startingPhase) end(t *testing.T) {
 	p.wait(t)
 }
 
-// TestStarting has what is answered while the server can't answer yet, on connections
-// that are then the server's, as the listener is.
+// TestStarting checks the answers while the server starts, on connections that the server then
+// takes over with the listener.
 func TestStarting(t *testing.T) {
 	t.Parallel()
 	for name, listener := range map[string]net.Listener{"tcp": listenTCP(t), "unix": listenUnix(t)} {
@@ -175,12 +175,12 @@ func TestStarting(t *testing.T) {
 			if a := malformed.receive("GET"); a.StatusCode != 400 {
 				t.Errorf("nonsense: %s", a.Status)
 			}
-			// The client of Guix writes so much before it reads.
+			// The client of Guix writes as much before it reads.
 			c.send(burstRequests(burst))
 			if err := readStatuses(c, burst, 503); err != nil {
 				t.Fatal(err)
 			}
-			// Between what takes its time, only the health does not wait.
+			// Between the phases, only /health does not wait.
 			starting.SetState(nil)
 			for path, want := range map[string]int{"/health": 503, "/health/ready": 503, "/health/live": 200} {
 				if a := c.ask("GET", path); a.StatusCode != want || want == 503 && a.body != `{"status":"starting"}`+"\n" {
@@ -224,8 +224,8 @@ func TestStarting(t *testing.T) {
 	}
 }
 
-// TestStartingBurst ends the start within a burst: the rest of it is answered by the
-// server, on the same connection.
+// TestStartingBurst ends the start within a burst: the server answers the rest on the same
+// connection.
 func TestStartingBurst(t *testing.T) {
 	t.Parallel()
 	listener := listenTCP(t)
@@ -253,7 +253,7 @@ func TestStartingBurst(t *testing.T) {
 	c.stillOpen()
 }
 
-// TestStartingStopped ends the program while it starts.
+// TestStartingStopped stops the program while it starts.
 func TestStartingStopped(t *testing.T) {
 	t.Parallel()
 	listener := listenTCP(t)

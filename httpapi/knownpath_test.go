@@ -5,8 +5,7 @@ import (
 	"testing"
 )
 
-// TestKnownPath asks for nars of an item that was asked for before, by paths that are as
-// its narinfo has them and others.
+// TestKnownPath requests nars of an item in memory, by the paths of its narinfo and by others.
 func TestKnownPath(t *testing.T) {
 	t.Parallel()
 	o := options()

@@ -22,9 +22,9 @@ func openFiles(t *testing.T) int {
 	return len(entries)
 }
 
-// TestNoLeaks makes requests of every kind, read to the end and left in the
-// middle: nothing is left when the server has stopped. It is not parallel, as
-// it counts what the process has.
+// TestNoLeaks sends requests of every kind, read to the end and cut in the middle: nothing is
+// left when the server has stopped. It is not parallel, as it counts descriptors and
+// goroutines of the process.
 func TestNoLeaks(t *testing.T) {
 	dir := t.TempDir()
 	plain := make1(t, "plain", strings.Repeat("plain", 1<<20), "none")
@@ -32,7 +32,7 @@ func TestNoLeaks(t *testing.T) {
 	broken := make1(t, "broken", strings.Repeat("broken", 1<<10), "gzip")
 	broken.narHash[0] ^= 1
 	s := newStore(t, plain.write(t, dir), packed.write(t, dir), broken.write(t, dir))
-	startEventLoop(t) // it stays
+	startEventLoop(t) // it never ends
 	files, goroutines := openFiles(t), runtime.NumGoroutine()
 
 	server := newStarted(s, options())
@@ -60,13 +60,12 @@ func TestNoLeaks(t *testing.T) {
 	}
 	until(t, "decoders are given back", func() bool { return server.checker.Options.Decoders.Memory() == 0 })
 	until(t, "files are closed", func() bool { return openFiles(t) <= files })
-	// The engine keeps one that tells the time, and for some seconds one that
-	// looks for idle workers.
+	// fasthttp keeps a goroutine for the time, and for some seconds one for idle workers.
 	const ofEngine = 2
 	until(t, "goroutines end", func() bool { return runtime.NumGoroutine() <= goroutines+ofEngine })
 }
 
-// startEventLoop serves a connection on the event loop of the process, which starts it.
+// startEventLoop serves a connection, which starts the event loop of the process.
 func startEventLoop(t *testing.T) {
 	t.Helper()
 	listener := listenTCP(t)

@@ -15,13 +15,13 @@ import (
 	"nar-herder/httpapi/peerapi"
 )
 
-// connectionsEnded reports whether none is left.
+// connectionsEnded reports whether no connection is left.
 func (s *started) connectionsEnded() bool {
 	u := s.engine.Usage()
 	return u.Open+u.Closing == 0
 }
 
-// dialFrom connects from one of the addresses of the loopback interface.
+// dialFrom connects from an address of the loopback interface.
 func dialFrom(t testing.TB, from, address string) *client {
 	t.Helper()
 	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
@@ -32,7 +32,7 @@ func dialFrom(t testing.TB, from, address string) *client {
 	return newClient(t, conn)
 }
 
-// isOpen reports whether the server has left an idle connection open.
+// isOpen reports whether an idle connection is still open.
 func (c *client) isOpen() bool {
 	c.t.Helper()
 	if _, err := io.WriteString(c.Conn, request("GET", "/nix-cache-info")); err != nil {
@@ -46,7 +46,7 @@ func (c *client) isOpen() bool {
 	return err == nil
 }
 
-// waitIdle waits until that many connections wait for a request.
+// waitIdle waits until that many connections are idle.
 func (s *started) waitIdle(t testing.TB, count int) {
 	t.Helper()
 	until(t, "connections to be idle", func() bool {
@@ -54,8 +54,8 @@ func (s *started) waitIdle(t testing.TB, count int) {
 	})
 }
 
-// TestMaxConnections: the connection that was idle for longest makes room for a new one,
-// whoever has it.
+// TestMaxConnections: a new connection replaces the one that has been idle for longest, of any
+// client.
 func TestMaxConnections(t *testing.T) {
 	t.Parallel()
 	opts := options()
@@ -64,7 +64,7 @@ func TestMaxConnections(t *testing.T) {
 	var clients []*client
 	for n := range 4 {
 		c := dial(t, s.address)
-		if n != 1 { // that one never asks
+		if n != 1 { // the other never sends a request
 			c.stillOpen()
 		}
 		s.waitIdle(t, n+1)
@@ -72,7 +72,7 @@ func TestMaxConnections(t *testing.T) {
 	}
 	clients[0].stillOpen()
 	s.waitIdle(t, 4)
-	dial(t, s.address).stillOpen() // in the place of the second
+	dial(t, s.address).stillOpen() // replaces the second
 	clients[1].closed()
 	s.waitIdle(t, 4)
 	dial(t, s.address).stillOpen()
@@ -91,7 +91,7 @@ func TestMaxConnections(t *testing.T) {
 	}
 }
 
-// TestMaxConnectionsStalled: where none is idle, one that is stalled is closed.
+// TestMaxConnectionsStalled: if none is idle, a stalled connection is closed.
 func TestMaxConnectionsStalled(t *testing.T) {
 	t.Parallel()
 	opts := options()
@@ -107,12 +107,12 @@ func TestMaxConnectionsStalled(t *testing.T) {
 		dial(t, s.address).stillOpen()
 	}
 	if got := s.engine.Usage().Closed["stalled"]; got != 1 {
-		t.Errorf("%d were closed", got) // the second time, the one that is idle
+		t.Errorf("%d were closed", got) // the second time, the idle one
 	}
 }
 
-// TestIdleBeforeCrowd: an address with many connections that are all in use keeps them while
-// others' are idle.
+// TestIdleBeforeCrowd: an address with many busy connections keeps them while others have idle
+// ones.
 func TestIdleBeforeCrowd(t *testing.T) {
 	t.Parallel()
 	opts := options()
@@ -148,8 +148,8 @@ func TestIdleBeforeCrowd(t *testing.T) {
 	}
 }
 
-// TestMaxConnectionsPerAddress has an address with more than it may have. Others and
-// proxies are not concerned.
+// TestMaxConnectionsPerAddress: only an address with too many connections is limited, not
+// others or proxies.
 func TestMaxConnectionsPerAddress(t *testing.T) {
 	t.Parallel()
 	opts := options()
@@ -187,12 +187,12 @@ func TestMaxConnectionsPerAddress(t *testing.T) {
 	}
 }
 
-// TestUnread: clients that send requests for ever and read nothing are closed once they
-// take too much memory together. One that reads in the end is not.
+// TestUnread: clients that send requests for ever and read nothing are closed once they take
+// too much memory together. A client that reads in the end is not.
 func TestUnread(t *testing.T) {
 	t.Parallel()
 	opts := options()
-	opts.Limits.Unread = 5 << 20 // the fair shares of ten
+	opts.Limits.Unread = 5 << 20 // fair shares of ten connections
 	s := startOn(t, everySecond(), opts, smallSockets{listenTCP(t)}, nil)
 	raw := burstRequests(burst)
 	good := connectSmall(t, s.listener)
@@ -224,10 +224,10 @@ func TestUnread(t *testing.T) {
 	until(t, "all memory to be released", func() bool { return s.engine.Usage().Unread == 0 })
 }
 
-// TestStreamsOfOneClient: those of one address leave room for others.
+// TestStreamsOfOneClient: one address can't use up all streams.
 func TestStreamsOfOneClient(t *testing.T) {
 	t.Parallel()
-	s, _ := startTelling(t)
+	s, _ := startPublishing(t)
 	for n := range peerapi.ClientStreams + 2 {
 		c := dial(t, s.address)
 		c.send(request("GET", "/recent-changes/stream?after=0"))
@@ -250,7 +250,7 @@ func TestStreamsOfOneClient(t *testing.T) {
 	}
 }
 
-// TestLinger: a client that still sends a body, or requests, gets its answer.
+// TestLinger: a client that still sends a body or requests gets its answer.
 func TestLinger(t *testing.T) {
 	t.Parallel()
 	s := start(t, corpus(), options())
@@ -286,7 +286,7 @@ func TestLinger(t *testing.T) {
 	}
 }
 
-// TestLingerEnds: a client that never ends is not waited for.
+// TestLingerEnds: the server does not wait for ever for a client that lingers.
 func TestLingerEnds(t *testing.T) {
 	t.Parallel()
 	s := start(t, corpus(), options())
@@ -297,7 +297,7 @@ func TestLingerEnds(t *testing.T) {
 	until(t, "the connection to end", func() bool { return s.connectionsEnded() })
 }
 
-// TestStopWhileLingering: the server doesn't wait for such a client when it stops.
+// TestStopWhileLingering: a server that stops does not wait for such a client.
 func TestStopWhileLingering(t *testing.T) {
 	t.Parallel()
 	s := start(t, corpus(), options())
@@ -312,7 +312,7 @@ func TestStopWhileLingering(t *testing.T) {
 	}
 }
 
-// TestAcceptMakesRoom: when descriptors are short, an idle connection is closed.
+// TestAcceptMakesRoom: an idle connection is closed when file descriptors are short.
 func TestAcceptMakesRoom(t *testing.T) {
 	t.Parallel()
 	l := &lackingListener{Listener: listenTCP(t)}

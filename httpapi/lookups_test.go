@@ -22,32 +22,31 @@ import (
 	"nar-herder/storage/index"
 )
 
-// distantItems are as many as there are hashes, each with one file in a byte store whose
-// calls take their time.
-type distantItems struct {
+// remoteItems are as many items as hashes, each with one file in a slow byte store.
+type remoteItems struct {
 	fakeItems
 	look       func(context.Context) error
 	now, most  atomic.Int32
 	concurrent int
 }
 
-func newDistantItems(t *testing.T, look func(context.Context) error) *distantItems {
+func newDistantItems(t *testing.T, look func(context.Context) error) *remoteItems {
 	m := make1(t, "x", "content", "none")
-	d := &distantItems{look: look, concurrent: 32}
+	d := &remoteItems{look: look, concurrent: 32}
 	item := m.item(t)
 	d.item = func(narinfo.PathHash) (*storage.Item, error) { return item, nil }
 	return d
 }
 
-func (d *distantItems) Concurrency() int { return d.concurrent }
+func (d *remoteItems) Concurrency() int { return d.concurrent }
 
-func (d *distantItems) LookFor(ctx context.Context, _ *storage.Item, _ int) error {
+func (d *remoteItems) LookFor(ctx context.Context, _ *storage.Item, _ int) error {
 	d.most.Store(max(d.most.Load(), d.now.Add(1)))
 	defer d.now.Add(-1)
 	return d.look(ctx)
 }
 
-// askStored asks for items from an address, without a connection.
+// askStored requests items from an address, without a connection.
 func askStored(s *Server, address string, count int) *fasthttp.RequestCtx {
 	hashes := make([]string, count)
 	for i := range hashes {
@@ -60,7 +59,7 @@ func askStored(s *Server, address string, count int) *fasthttp.RequestCtx {
 	return &ctx
 }
 
-// storedNars are the answers of one that must have been answered.
+// storedNars returns the nars of a successful answer.
 func storedNars(t *testing.T, ctx *fasthttp.RequestCtx) []peer.StoredNar {
 	t.Helper()
 	var reply peer.StoredReply
@@ -81,9 +80,9 @@ func after(d time.Duration) func(context.Context) error {
 	}
 }
 
-// TestStoredDistant asks for as many items as may be asked for at a time, in a bucket that
-// takes 100 ms for each: several callers together don't exceed what it is good at.
-func TestStoredDistant(t *testing.T) {
+// TestStoredRemote requests as many items as allowed at a time, from a bucket that takes 100
+// ms for each: several callers together don't exceed its concurrency.
+func TestStoredRemote(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		items := newDistantItems(t, after(100*time.Millisecond))
@@ -111,8 +110,8 @@ func TestStoredDistant(t *testing.T) {
 	})
 }
 
-// TestStoredHanging is answered before the caller gives up, and says of which items it
-// can't tell.
+// TestStoredHanging: an answer arrives before the caller's timeout, and marks the items that
+// are unknown.
 func TestStoredHanging(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -136,13 +135,13 @@ func TestStoredHanging(t *testing.T) {
 		if took := time.Since(begun); stored != 10 || faults != peer.MostAsked-10 || took > peerapi.StoredTime {
 			t.Errorf("%d stored, %d unknown after %s", stored, faults, took)
 		}
-		if got := strings.Count(s.log.String(), "can't tell another instance"); got != 1 {
+		if got := strings.Count(s.log.String(), "can't look up nars for another instance"); got != 1 {
 			t.Errorf("%d lines in the log:\n%s", got, s.log.String())
 		}
 	})
 }
 
-// TestStoredPanics has a fault of the program, which ends the request alone.
+// TestStoredPanics: a panic fails only the request.
 func TestStoredPanics(t *testing.T) {
 	t.Parallel()
 	s := newStarted(newDistantItems(t, func(context.Context) error { panic("at the disco") }), options())
@@ -151,7 +150,7 @@ func TestStoredPanics(t *testing.T) {
 	}
 }
 
-// TestStoredLimit has an instance that removes nars beside a client that asks for ever.
+// TestStoredLimit: an instance removes nars beside a client that sends requests for ever.
 func TestStoredLimit(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -171,7 +170,7 @@ func TestStoredLimit(t *testing.T) {
 				}
 			})
 		}
-		// A removal pass of 40,000 items has two questions under way at a time.
+		// A removal of 40,000 items has two requests in flight.
 		begun := time.Now()
 		for range 2 {
 			asking.Go(func() {
@@ -184,23 +183,23 @@ func TestStoredLimit(t *testing.T) {
 		if took := time.Since(begun); took > 15*time.Second {
 			t.Errorf("the removal took %s", took)
 		}
-		// The burst, and what comes in while one may wait.
+		// The burst, and what is added within AdmitTime.
 		if most := int32(peerapi.ClientBurst+peerapi.ClientRate*int(peerapi.AdmitTime/time.Second)) / peer.MostAsked; answered.Load() != most || refused.Load() != flood-most {
 			t.Errorf("%d questions answered, %d refused", answered.Load(), refused.Load())
 		}
-		// And then, it is welcome again.
+		// Later, it is admitted again.
 		time.Sleep(time.Second)
 		storedNars(t, askStored(s, "192.0.2.1", peer.MostAsked))
 	})
 }
 
-// TestStoredShare has addresses that together ask for more than all may, for as long as
-// another instance removes nars: none of its questions is refused.
+// TestStoredShare: many addresses together use up the total while another instance removes
+// nars. None of its requests is refused.
 func TestStoredShare(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := New(newDistantItems(t, func(context.Context) error { return nil }), options())
-		// Together, more questions are under way than are answered within AdmitTime.
+		// Together, more requests are in flight than are answered within AdmitTime.
 		const addresses, questions, passes = 4, 100, 3
 		removed := make(chan struct{})
 		var refused atomic.Int32
@@ -239,7 +238,7 @@ func TestStoredShare(t *testing.T) {
 	})
 }
 
-// manyChanges has more changes than any client reads.
+// manyChanges has an endless log of changes.
 type manyChanges struct{ pages atomic.Int32 }
 
 func (c *manyChanges) ChangesAfter(context.Context, int64, int) (index.Page, error) {
@@ -252,8 +251,8 @@ func (c *manyChanges) ChangesFrom(_ context.Context, _ *index.TimeCursor, limit 
 	return make([]index.MirrorChange, limit), true, nil
 }
 
-// TestChangesLimit has a client ask for pages of changes for ever beside a mirror that asks
-// now and then, and then for all changes in one answer.
+// TestChangesLimit: a client requests pages of changes for ever, and then all changes in one
+// answer, beside a mirror that sends a request now and then.
 func TestChangesLimit(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -303,7 +302,7 @@ func TestChangesLimit(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if pages := changes.pages.Load(); pages > (peerapi.ClientBurst+11*peerapi.ClientRate)/peerapi.ChangesAtOnce {
+		if pages := changes.pages.Load(); pages > (peerapi.ClientBurst+11*peerapi.ClientRate)/peerapi.PageSize {
 			t.Errorf("%d pages in ten seconds", pages)
 		}
 	})

@@ -35,11 +35,10 @@ func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 	if found.cacheControl != "" {
 		ctx.Response.Header.Set("Cache-Control", found.cacheControl)
 	}
-	// The bytes are not copied; nobody changes them.
-	ctx.Response.SetBodyRaw(found.body)
+	ctx.Response.SetBodyRaw(found.body) // which is never modified
 }
 
-// madeAnswer is what a narinfo is answered with.
+// madeAnswer is a prepared answer for a narinfo.
 type madeAnswer struct {
 	body         []byte
 	cacheControl string
@@ -58,29 +57,28 @@ func (s *Server) answer(ctx context.Context, hash narinfo.PathHash) (madeAnswer,
 	return madeAnswer{body, maxAge(s.options.Cached.TTL(types))}, err
 }
 
-// Forget drops what is kept of an item, which has changed.
+// Forget drops an item that has changed from memory.
 func (s *Server) Forget(hash narinfo.PathHash) {
 	s.nars.Forget(hash)
 	s.answers.Forget(hash)
 }
 
-// unknown answers for an item that is certainly not in the index. No such
-// answer is kept here: an import is to be seen at once.
+// unknown answers for an item that is certainly not in the index. The answer is not kept in
+// memory, so that an import is visible at once.
 func (s *Server) unknown(ctx *fasthttp.RequestCtx) {
 	respond.NotFound(ctx, "there is no narinfo for that hash")
 	s.setMissingCacheControl(ctx)
 }
 
-// Changes tells what has changed in the index, as an [index.Watcher] does.
+// Changes reports changes in the index, as an [index.Watcher] does.
 type Changes interface {
 	Poll() (changes []index.Change, complete bool, err error)
 }
 
-// followInterval is how long an answer may be out of date after another process
-// has changed its item.
+// followInterval is how often the index is polled for changes by other processes.
 const followInterval = 50 * time.Millisecond
 
-// Follow forgets answers that are out of date, until the context ends.
+// Follow drops outdated answers from memory until the context ends.
 func (s *Server) Follow(ctx context.Context, changes Changes) {
 	ticker := time.NewTicker(followInterval)
 	defer ticker.Stop()
@@ -94,7 +92,7 @@ func (s *Server) Follow(ctx context.Context, changes Changes) {
 		news, complete, err := changes.Poll()
 		if err != nil {
 			if !broken {
-				s.log.Error("can't tell which answers are out of date, so none is kept until this is over", "error", err)
+				s.log.Error("can't tell which answers are out of date; keeping none in memory until this works again", "error", err)
 			}
 			broken = true
 			s.answers.Suspend()
@@ -103,7 +101,7 @@ func (s *Server) Follow(ctx context.Context, changes Changes) {
 		}
 		if broken {
 			broken = false
-			s.log.Info("answers are kept again")
+			s.log.Info("keeping answers in memory again")
 			s.answers.Resume()
 			s.nars.Resume()
 		}

@@ -25,8 +25,7 @@ import (
 
 const narType = "application/octet-stream"
 
-// serveNar answers for a nar by the path that narinfos name, whether the client has read one
-// or not. base is the path's last segment.
+// serveNar answers for a nar. name is its path in narinfos, and base the path's last segment.
 func (s *Server) serveNar(ctx *fasthttp.RequestCtx, name, base string) {
 	path, err := narinfo.ParseBaseName(base)
 	if err != nil {
@@ -39,8 +38,8 @@ func (s *Server) serveNar(ctx *fasthttp.RequestCtx, name, base string) {
 }
 
 // answerNar looks up the item, chooses the file and sends it. It returns true if the item was
-// removed or replaced meanwhile, and the request must be answered anew. That ends, as the row
-// is read again each time, and no request is for a row that changes all the time.
+// removed or replaced meanwhile, and the request must be answered again. This terminates: the
+// row is read again each time, and no row changes all the time.
 func (s *Server) answerNar(ctx *fasthttp.RequestCtx, path narinfo.StorePath, name, base string) (again bool) {
 	item, err := s.lookUp(ctx, path.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
@@ -55,7 +54,7 @@ func (s *Server) answerNar(ctx *fasthttp.RequestCtx, path narinfo.StorePath, nam
 		return s.finish(ctx, item, "", s.sendFile(ctx, item, n))
 	}
 	if item.Narinfo.StorePath == path {
-		// Every item that is stored has a nar without compression.
+		// Every stored item has a nar without compression, decompressed if necessary.
 		if name == "nar/"+base {
 			return s.finish(ctx, item, "", s.sendPlain(ctx, item))
 		}
@@ -69,8 +68,8 @@ func (s *Server) answerNar(ctx *fasthttp.RequestCtx, path narinfo.StorePath, nam
 	return false
 }
 
-// finish answers if the nar could not be opened, and counts the request. It returns true
-// without an answer if the item has changed.
+// finish answers with an error if the nar could not be opened, and counts the request. It
+// returns true without an answer if the item has changed.
 func (s *Server) finish(ctx *fasthttp.RequestCtx, item *nars, kind string, err error) (again bool) {
 	if err != nil && s.unopened(ctx, item.Item, err) {
 		return true
@@ -79,9 +78,8 @@ func (s *Server) finish(ctx *fasthttp.RequestCtx, item *nars, kind string, err e
 	return false
 }
 
-// serveKnown answers for a nar of an item that was asked for lately, if the path is
-// exactly as its narinfo has it, and reports whether it did. Popular nars cost no
-// decoding of their paths.
+// serveKnown is a fast path for nars of items in memory. It doesn't decode the path, which
+// must be exactly that of the narinfo. It reports whether it answered.
 func (s *Server) serveKnown(ctx *fasthttp.RequestCtx, path []byte) bool {
 	if !bytes.HasPrefix(path, narPrefix) {
 		return false
@@ -105,7 +103,7 @@ func (s *Server) serveKnown(ctx *fasthttp.RequestCtx, path []byte) bool {
 			}
 			if s.finish(ctx, item, "", s.sendFile(ctx, item, n)) {
 				ctx.Response.Reset()
-				return false // it is looked up again
+				return false // serveNar looks it up again
 			}
 			return true
 		}
@@ -115,7 +113,7 @@ func (s *Server) serveKnown(ctx *fasthttp.RequestCtx, path []byte) bool {
 
 var narPrefix = []byte("/nar/")
 
-// sendFile answers with the item's Nth file, or returns why it can't be opened.
+// sendFile answers with the item's Nth file, or returns an error if it can't be opened.
 func (s *Server) sendFile(ctx *fasthttp.RequestCtx, known *nars, n int) error {
 	item := known.Item
 	if !item.HasStored(n) {
@@ -128,7 +126,7 @@ func (s *Server) sendFile(ctx *fasthttp.RequestCtx, known *nars, n int) error {
 		if !errors.Is(err, storage.ErrNotStored) {
 			return err
 		}
-	case s.options.Presigned != nil && ctx.IsGet(): // the URL is good for GET alone
+	case s.options.Presigned != nil && ctx.IsGet(): // the signature covers the method
 		err := s.sendToStore(ctx, item, n)
 		if !errors.Is(err, storage.ErrNotStored) {
 			return err
@@ -143,7 +141,7 @@ func (s *Server) sendFile(ctx *fasthttp.RequestCtx, known *nars, n int) error {
 	return s.sendRemote(ctx, known, n)
 }
 
-// used counts a request that was answered with a nar, from its beginning on.
+// used sets Cache-Control, and counts the request if it was answered with the beginning of a nar.
 func (s *Server) used(ctx *fasthttp.RequestCtx, item *nars, kind string) {
 	s.setNarCacheControl(ctx, item, kind)
 	if s.options.Uses == nil || !ctx.IsGet() {
@@ -153,7 +151,7 @@ func (s *Server) used(ctx *fasthttp.RequestCtx, item *nars, kind string) {
 	case fasthttp.StatusOK, fasthttp.StatusFound:
 	case fasthttp.StatusPartialContent:
 		if !bytes.HasPrefix(ctx.Response.Header.Peek("Content-Range"), []byte("bytes 0-")) {
-			return // the rest of a download that was counted
+			return // a resumed download, which was counted
 		}
 	default:
 		return
@@ -161,16 +159,15 @@ func (s *Server) used(ctx *fasthttp.RequestCtx, item *nars, kind string) {
 	s.options.Uses.Used(item.Hash, kind)
 }
 
-// nars are an item's: those that its narinfo names, and others that were made
-// of them.
+// nars is an item with its cached nars and known checksums.
 type nars struct {
 	*storage.Item
 	cached []index.CachedFile
-	files  []content.Kept // of the Item; nil if this is for one answer alone
+	files  []content.Kept // by number in the narinfo; nil if this value is not in s.nars
 	sums   []index.Checksum
 }
 
-// lookUp returns an item for an answer, outside the loop.
+// lookUp returns an item, and continues the request outside the event loop.
 func (s *Server) lookUp(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) (*nars, error) {
 	engine.Enter(ctx, s.pool)
 	item, err := s.item(s.live, hash)
@@ -180,7 +177,7 @@ func (s *Server) lookUp(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) (*nars,
 	return item, err
 }
 
-// item returns the item, perhaps as it was a moment ago.
+// item returns the item, from memory if possible.
 func (s *Server) item(ctx context.Context, hash narinfo.PathHash) (*nars, error) {
 	found, ok, generation := s.nars.Get(hash)
 	if ok {
@@ -207,8 +204,7 @@ func (s *Server) item(ctx context.Context, hash narinfo.PathHash) (*nars, error)
 	return found, nil
 }
 
-// sendCached answers with a file that was made of the item's nar, or returns why it can't be
-// opened.
+// sendCached answers with a cached nar, or returns an error if it can't be opened.
 func (s *Server) sendCached(ctx *fasthttp.RequestCtx, known *nars, file index.CachedFile) error {
 	item := known.Item
 	open := func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
@@ -231,28 +227,27 @@ func (s *Server) sendCached(ctx *fasthttp.RequestCtx, known *nars, file index.Ca
 type narFile struct {
 	s    *Server
 	ctx  *fasthttp.RequestCtx
-	live context.Context // of what is read
+	live context.Context // of reads
 	item *nars
 	n    int
 
-	viaNoted bool
-	via      []string // what the request has come through
-	canPass  bool
+	viaRead bool
+	via     []string // the instances that have forwarded the request
+	canPass bool
 }
 
-// noteVia keeps what is needed of the request, which is over when a decoder opens the file
-// again.
-func (f *narFile) noteVia() {
-	if !f.viaNoted {
+// readVia reads the Via headers when the file is opened first. A decoder may open it again.
+func (f *narFile) readVia() {
+	if !f.viaRead {
 		f.via, f.canPass = f.s.via(f.ctx)
-		f.viaNoted = true
+		f.viaRead = true
 	}
 }
 
-// Open opens the file. It may turn out not to be in the storage: a front end can't know
-// before, and the owner of its storage may have it.
+// Open opens the file. If it is missing from the storage, as a front end can't know before,
+// another instance may have it.
 func (f *narFile) Open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
-	f.noteVia()
+	f.readVia()
 	if f.item.HasStored(f.n) {
 		reader, info, err := f.openStored(offset, length)
 		if !errors.Is(err, storage.ErrNotStored) {
@@ -268,25 +263,25 @@ func (f *narFile) openStored(offset, length int64) (io.ReadCloser, bytestore.Inf
 
 // openRemote opens the file at another instance.
 func (f *narFile) openRemote(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
-	item, remote := f.item.Item, f.s.options.Elsewhere
+	item, remote := f.item.Item, f.s.options.Remote
 	if remote == nil || !f.canPass || item.FileName(f.n) == "" {
 		return nil, bytestore.Info{}, storage.ErrNotStored
 	}
-	// This instance doesn't know when the file was changed there; for clients, it was not.
+	// The time of the file's last change there is unknown, so use one that doesn't change.
 	info := bytestore.Info{Name: item.FileName(f.n), Size: item.StoredSize(f.n), ModTime: item.AddedAt.Truncate(time.Second)}
 	if length == 0 {
 		_, sum, err := remote.Locate(f.live, item, f.n, f.via)
 		info.Sum = sum
 		f.s.passThrough(f.ctx, err)
-		return nothing{}, info, elsewhereError(err)
+		return nothing{}, info, remoteError(err)
 	}
 	body, size, err := remote.OpenFile(f.live, item, f.n, offset, length, f.via)
 	info.Size, info.Sum = size, peer.SumOf(body)
 	f.s.passThrough(f.ctx, err)
-	return body, info, elsewhereError(err)
+	return body, info, remoteError(err)
 }
 
-// storedFile is a narFile that is compared with the NarHash where it has no compression.
+// storedFile is a narFile that is verified by the NarHash if it has no compression.
 type storedFile struct{ narFile }
 
 func (f *storedFile) Open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
@@ -304,8 +299,8 @@ func (f *storedFile) Tag(length int64, info bytestore.Info) (etag, former []byte
 	})(length, info)
 }
 
-// presignedFor is how long a URL of the byte store is good: clients follow it at
-// once, and a download that has begun continues after it.
+// presignedFor is the lifetime of a presigned URL. Clients follow it at once, and a download
+// that has begun continues after it.
 const presignedFor = 10 * time.Minute
 
 // sendToStore redirects a client to the byte store for the item's Nth file, which must be
@@ -321,8 +316,8 @@ func (s *Server) sendToStore(ctx *fasthttp.RequestCtx, item *storage.Item, n int
 	return err
 }
 
-// leaveToProxy leaves the sending of the file to the web server in front, by the header and
-// paths of the original Nar Herder. The file must be there all the same.
+// leaveToProxy makes the web server in front send the file, with the header and paths of the
+// original Nar Herder, if the file can be opened here.
 func leaveToProxy(ctx *fasthttp.RequestCtx, open content.Opener, path string) error {
 	reader, _, err := open(0, 0)
 	if err != nil {
@@ -334,7 +329,7 @@ func leaveToProxy(ctx *fasthttp.RequestCtx, open content.Opener, path string) er
 	return nil
 }
 
-// unopened answers when a file of the item could not be opened. It returns true without an
+// unopened answers with the error of opening a file of the item. It returns true without an
 // answer if the item has changed since it was looked up.
 func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err error) (changed bool) {
 	if errors.Is(err, storage.ErrMismatch) {
@@ -343,7 +338,7 @@ func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err erro
 	switch {
 	case errors.Is(err, storage.ErrNotStored):
 		respond.NotFound(ctx, "this nar is not stored here")
-	case errors.Is(err, errElsewhere):
+	case errors.Is(err, errRemote):
 		s.unreached(ctx, item, err)
 	case errors.Is(err, verify.ErrDamaged):
 		s.damaged(ctx, item)
@@ -359,14 +354,14 @@ func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err erro
 	return false
 }
 
-// busy answers that a nar can't be had at the moment.
+// busy answers that a nar is not available at the moment.
 func (s *Server) busy(ctx *fasthttp.RequestCtx, message string) {
 	ctx.Response.Header.Set("Retry-After", "30")
 	respond.Fail(ctx, fasthttp.StatusServiceUnavailable, message)
 }
 
-// sendPlain answers with the item's nar without compression, from a file that has none or
-// decompressed on the way, or returns why that can't be opened.
+// sendPlain answers with the item's nar without compression, and decompresses it if
+// necessary, or returns an error if it can't be opened.
 func (s *Server) sendPlain(ctx *fasthttp.RequestCtx, known *nars) error {
 	item := known.Item
 	n := s.easiest(item)
@@ -376,7 +371,7 @@ func (s *Server) sendPlain(ctx *fasthttp.RequestCtx, known *nars) error {
 	if item.Narinfo.Files[n].Compression == "none" {
 		return s.sendFile(ctx, known, n)
 	}
-	// The hash names the bytes, however they were made.
+	// The NarHash identifies the bytes, whatever file they are decompressed from.
 	etag := `"` + item.Narinfo.NarHash.String()[len("sha256:"):] + `"`
 	if headers.AnswerConditions(ctx, time.Time{}, etag) {
 		describeWhole(ctx, etag)
@@ -391,7 +386,7 @@ func (s *Server) sendPlain(ctx *fasthttp.RequestCtx, known *nars) error {
 	return s.sendVerified(ctx, decoder, decoder, item.Narinfo.NarSize, item.Narinfo.NarHash, item)
 }
 
-// describeWhole names content of which no part can be asked for.
+// describeWhole sets the entity tag of content that can't be sent in ranges.
 func describeWhole(ctx *fasthttp.RequestCtx, etag string) {
 	ctx.Response.Header.Set("ETag", etag)
 	ctx.Response.Header.Set("Accept-Ranges", "none")

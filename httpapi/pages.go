@@ -16,8 +16,7 @@ var homeText string
 
 var homePage = template.Must(template.New("home").Parse(homeText))
 
-// serveHome answers browsers. Others get 404: so a server says that it has no
-// page of its own.
+// serveHome answers browsers with a page, and other clients with 404.
 func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
 	if !bytes.Contains(ctx.Request.Header.Peek("Accept"), []byte("text/html")) {
 		respond.NotFound(ctx, "this is a substitute server: ask for /HASH.narinfo")
@@ -45,7 +44,7 @@ func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
 	return routeHome
 }
 
-// serveHealth answers at one of the paths of the health.
+// serveHealth answers at one of the health's paths.
 func (s *Server) serveHealth(ctx *fasthttp.RequestCtx, path string) {
 	ctx.Response.Header.Set("Cache-Control", "no-store")
 	if path == health.LivePath {

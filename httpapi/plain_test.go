@@ -15,11 +15,10 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// plainContents are of nars that are compared before anything is sent, and of those that are
-// not.
+// plainContents are nars that are compared before the status line, and longer ones.
 var plainContents = []string{strings.Repeat("0123456789", 1000), strings.Repeat("0123456789", 30_000)}
 
-// inBucket makes items of which one is in a bucket: its file has a tag, and is read from the network.
+// inBucket makes items of which one is in a bucket: its file has a tag, and is not local.
 func (m *made) inBucket(t testing.TB) *fakeItems {
 	items := m.items(t)
 	items.open = func(_ *storage.Item, _ int, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
@@ -32,8 +31,8 @@ func (m *made) inBucket(t testing.TB) *fakeItems {
 	return items
 }
 
-// TestPlainDamage flips one bit of a nar that is stored without compression, and asks for it,
-// or what it contains, in each way.
+// TestPlainDamage flips one bit of a nar that is stored without compression, and requests it,
+// or its content, in each way.
 func TestPlainDamage(t *testing.T) {
 	t.Parallel()
 	for _, content := range plainContents {
@@ -67,7 +66,7 @@ func TestPlainDamage(t *testing.T) {
 						{"GET", []string{"Range: bytes=5-14", "If-Range: " + etag}, true},
 					} {
 						if strings.HasPrefix(target, "/nar/") && len(test.header) > 1 && test.part {
-							continue // the tag is by the file's time
+							continue // the tag is made of the file's time
 						}
 						c := dial(t, server.address)
 						c.send(request(test.method, target, test.header...))
@@ -84,7 +83,7 @@ func TestPlainDamage(t *testing.T) {
 						case test.method == "HEAD":
 							ok = got.StatusCode == 200
 						case !test.part:
-							ok = got.cut() || ok && len(test.header) > 1 // the part is opened before the tags are compared
+							ok = got.cut() || ok && len(test.header) > 1 // the range is opened before the tags are compared
 						case store == "bucket":
 							ok = got.StatusCode == 206
 						}

@@ -12,8 +12,8 @@ import (
 	"nar-herder/peer"
 )
 
-// TestRanges asks for parts of a stored nar, of one that is decompressed on the
-// way, and of a file out of a stored nar.
+// TestRanges requests ranges of a stored nar, of a decompressed one, and of a file in a stored
+// nar.
 func TestRanges(t *testing.T) {
 	t.Parallel()
 	address := start(t, corpus(), options()).address
@@ -36,7 +36,7 @@ func TestRanges(t *testing.T) {
 			t.Errorf("%s: Accept-Ranges %q, want %s", path.target, whole.Header.Get("Accept-Ranges"), want)
 		}
 		if !path.ranges {
-			modified = "Fri, 02 Jan 2099 03:04:05 GMT" // of what has no time
+			modified = "Fri, 02 Jan 2099 03:04:05 GMT" // of content without a time
 		}
 		const full, none, changed = 0, -1, -2
 		type part struct{ start, length int }
@@ -64,8 +64,8 @@ func TestRanges(t *testing.T) {
 			{[]string{"Range: bytes=5-6", `If-Range: "another"`}, part{full, 0}},
 			{[]string{"Range: bytes=5-6", "If-Range: W/" + etag}, part{full, 0}},
 			{[]string{"Range: bytes=5-6", "If-Range: Fri, 02 Jan 2015 03:04:05 GMT"}, part{full, 0}},
-			// The part that a client lacks of another file may lie past the
-			// end of this one: it needs the whole.
+			// The range that a client lacks of another file may be past the end of
+			// this one: it needs the whole file.
 			{[]string{"Range: bytes=99999999-", `If-Range: "another"`}, part{full, 0}},
 			{[]string{"Range: bytes=99999999-", "If-Range: " + etag}, part{none, 0}},
 			{[]string{"If-Range: " + etag}, part{full, 0}},
@@ -124,8 +124,8 @@ func TestRanges(t *testing.T) {
 	}
 }
 
-// TestETagTellsFilesApart replaces the bytes of a nar by others of the same
-// length, as when it is compressed again.
+// TestETagTellsFilesApart replaces a nar by other bytes of the same length, as if it were
+// compressed again.
 func TestETagTellsFilesApart(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, filepath.Join(published, hashOf(gtk)+".narinfo"))
@@ -147,7 +147,7 @@ func TestETagTellsFilesApart(t *testing.T) {
 	}
 }
 
-// TestEmptyFile has bodies of no bytes.
+// TestEmptyFile sends empty bodies.
 func TestEmptyFile(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"none", "gzip"} {
@@ -182,8 +182,8 @@ func TestEmptyFile(t *testing.T) {
 	}
 }
 
-// TestPreconditions has If-Match and If-Unmodified-Since, of clients that resume a
-// download only if it is still the same, for each kind of content.
+// TestPreconditions sends If-Match and If-Unmodified-Since, as clients do that resume a
+// download, for each kind of content.
 func TestPreconditions(t *testing.T) {
 	t.Parallel()
 	dumps := newDumps(t)
@@ -218,7 +218,7 @@ func TestPreconditions(t *testing.T) {
 			{200, []string{`If-Match: "x", ` + etag}},
 			{200, []string{`If-Match: "x"`, "If-Match: " + etag}},
 			{412, []string{`If-Match: "x"`}},
-			{412, []string{"If-Match: W/" + etag}}, // a weak tag says nothing about bytes
+			{412, []string{"If-Match: W/" + etag}}, // a weak tag doesn't identify bytes
 			{412, []string{`If-Match: "x"`, `If-Match: "y"`}},
 			{412, []string{`If-Match: "x"`, "If-None-Match: " + etag}},
 			{304, []string{"If-Match: " + etag, "If-None-Match: " + etag}},
@@ -229,7 +229,7 @@ func TestPreconditions(t *testing.T) {
 			{200, []string{"If-Unmodified-Since: " + after}},
 			{unless(dated, 412), []string{"If-Unmodified-Since: " + before}},
 			{200, []string{"If-Unmodified-Since: yesterday"}},
-			{200, []string{"If-Match: " + etag, "If-Unmodified-Since: " + before}}, // the tag decides
+			{200, []string{"If-Match: " + etag, "If-Unmodified-Since: " + before}}, // If-Match takes precedence
 			{412, []string{`If-Match: "x"`, "If-Unmodified-Since: " + after}},
 		} {
 			for _, method := range []string{"GET", "HEAD"} {
@@ -245,7 +245,7 @@ func TestPreconditions(t *testing.T) {
 			}
 		}
 	}
-	// What is not there has no version that could match.
+	// Missing content never matches.
 	for target, want := range map[string]int{"/nar/lzip/" + nobody + "-x": 404, "/nar/gzip/" + greeting: 404} {
 		if got := c.ask("GET", target, `If-Match: "x"`); got.StatusCode != want {
 			t.Errorf("%s: %s", target, got.Status)

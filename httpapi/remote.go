@@ -14,10 +14,10 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// errElsewhere says that instances which may have a nar can't be asked.
-var errElsewhere = errors.New("a nar that is not stored here could not be fetched")
+// errRemote is the error if other instances may have a nar, but can't be reached.
+var errRemote = errors.New("a nar that is not stored here could not be fetched")
 
-// remoteBody notes when an answer is cut, as its body fails.
+// remoteBody logs the first failure of an answer's body.
 type remoteBody struct {
 	io.ReadCloser
 	s    *Server
@@ -33,15 +33,16 @@ func (b *remoteBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// passThrough notes that an answer comes from another instance: parts of it may not have
-// been compared with the NarHash, so caches must not rely on them for long.
+// passThrough makes caches revalidate an answer from another instance, as parts of it may
+// not have been verified by the NarHash. A decoder that opens the file again calls it after
+// the header was sent, without effect.
 func (s *Server) passThrough(ctx *fasthttp.RequestCtx, err error) {
 	if err == nil {
 		ctx.Response.Header.Set(fasthttp.HeaderCacheControl, respond.Revalidate)
 	}
 }
 
-// via returns what a request has come through, and whether it may be passed on.
+// via returns the instances that have forwarded a request, and whether this one may too.
 func (s *Server) via(ctx *fasthttp.RequestCtx) (via []string, ok bool) {
 	for _, line := range ctx.Request.Header.PeekAll(peer.ViaHeader) {
 		via = append(via, string(line))
@@ -52,31 +53,30 @@ func (s *Server) via(ctx *fasthttp.RequestCtx) (via []string, ok bool) {
 	return via, peer.CanPass(via, s.options.Identity.Instance())
 }
 
-func elsewhereError(err error) error {
+func remoteError(err error) error {
 	if err == nil || errors.Is(err, storage.ErrNotStored) {
 		return err
 	}
-	return errors.Join(errElsewhere, err)
+	return errors.Join(errRemote, err)
 }
 
-// nothing is the body of an answer that has none.
+// nothing is an empty body.
 type nothing struct{}
 
 func (nothing) Read([]byte) (int, error) { return 0, io.EOF }
 func (nothing) Close() error             { return nil }
 
-// sendRemote answers with the item's Nth file, which is not stored here, or returns why it
-// can't be opened.
+// sendRemote answers with the item's Nth file, which is not stored here, or returns an error
+// if it can't be opened.
 func (s *Server) sendRemote(ctx *fasthttp.RequestCtx, known *nars, n int) error {
 	item := known.Item
-	if s.options.RedirectElsewhere && s.options.Elsewhere != nil {
+	if s.options.RedirectRemote && s.options.Remote != nil {
 		location, err := s.locate(ctx, item, n)
 		if err != nil {
 			return err
 		}
-		if location != "" { // else it has a password, and the file is streamed
-			// It may be at another URL tomorrow.
-			redirectTo(ctx, location, "this nar is stored elsewhere")
+		if location != "" { // else the URL has a password
+			redirectTo(ctx, location, "this nar is stored at another instance")
 			return nil
 		}
 	}
@@ -84,7 +84,7 @@ func (s *Server) sendRemote(ctx *fasthttp.RequestCtx, known *nars, n int) error 
 	if size := item.StoredSize(n); size >= 0 {
 		return s.sender.Send(ctx, content.File{Source: file, Type: narType, Length: size})
 	}
-	// Only the other instance knows the size; no part of the file can be asked for.
+	// Only the other instance knows the size, so ranges can't be sent.
 	length := int64(-1)
 	if ctx.IsHead() {
 		length = 0
@@ -105,18 +105,18 @@ func (s *Server) sendRemote(ctx *fasthttp.RequestCtx, known *nars, n int) error 
 	return nil
 }
 
-// locate returns the URL of the item's Nth file at another instance, "" for one that clients
-// must not see.
+// locate returns the URL of the item's Nth file at another instance, or "" if clients must
+// not see it.
 func (s *Server) locate(ctx *fasthttp.RequestCtx, item *storage.Item, n int) (string, error) {
 	via, ok := s.via(ctx)
 	if !ok {
 		return "", storage.ErrNotStored
 	}
-	location, _, err := s.options.Elsewhere.Locate(s.live, item, n, via)
-	return location, elsewhereError(err)
+	location, _, err := s.options.Remote.Locate(s.live, item, n, via)
+	return location, remoteError(err)
 }
 
-// redirectTo redirects a client to a URL that is good for a short time.
+// redirectTo redirects a client to a URL that is valid for a short time.
 func redirectTo(ctx *fasthttp.RequestCtx, location, message string) {
 	ctx.Response.Header.Set(fasthttp.HeaderCacheControl, respond.NoStore)
 	ctx.Response.Header.Set("Location", location)
@@ -127,7 +127,7 @@ func redirectTo(ctx *fasthttp.RequestCtx, location, message string) {
 type remoteFile struct{ narFile }
 
 func (f *remoteFile) Open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
-	f.noteVia()
+	f.readVia()
 	body, info, err := f.openRemote(offset, length)
 	if _, local := body.(bytestore.LocalFile); err == nil && !local {
 		body = &remoteBody{body, f.s, f.item.Item}
@@ -139,29 +139,29 @@ func (f *remoteFile) Tag(length int64, info bytestore.Info) (etag, former []byte
 	return content.ByTime(narTag(f.item.Item, f.item.Narinfo.Files[f.n].Compression))(length, info)
 }
 
-// easiest returns which of the item's files takes the least work to get the nar
-// out of, of those that are here, or else of those that may be elsewhere.
+// easiest returns the item's file that takes the least work to decompress: one that is
+// stored, or else one that another instance may have. It is -1 if there is none.
 func (s *Server) easiest(item *storage.Item) int {
 	n := item.EasiestFile(item.HasStored)
-	if n < 0 && s.options.Elsewhere != nil {
+	if n < 0 && s.options.Remote != nil {
 		n = item.EasiestFile(func(n int) bool { return item.FileName(n) != "" })
 	}
 	return n
 }
 
-// unreached answers when other instances could not be asked.
+// unreached answers if other instances could not be reached.
 func (s *Server) unreached(ctx *fasthttp.RequestCtx, item *storage.Item, err error) {
 	if !errors.Is(err, context.Canceled) {
-		s.log.Warn("can't answer with a nar that is stored elsewhere", "item", item.Narinfo.StorePath.String(), "error", err)
+		s.log.Warn("can't fetch a nar from another instance for a client", "item", item.Narinfo.StorePath.String(), "error", err)
 	}
 	s.metrics.unreached.Inc()
-	respond.Fail(ctx, fasthttp.StatusBadGateway, "this nar is stored elsewhere, where it can't be fetched now")
+	respond.Fail(ctx, fasthttp.StatusBadGateway, "this nar is stored at another instance, which can't be reached now")
 }
 
-// cutRemote notes that an answer was cut, since another instance has stopped
-// to send a nar, or has sent something else.
+// cutRemote logs and counts an answer that was cut because another instance sent an
+// incomplete or damaged nar.
 func (s *Server) cutRemote(item *storage.Item, err error) {
-	s.log.Warn("a nar that is stored elsewhere did not come whole, or is damaged there; the client's connection was cut",
+	s.log.Warn("another instance sent an incomplete or damaged nar; the client's connection was cut",
 		"item", item.Narinfo.StorePath.String(), "error", err)
 	s.metrics.unreached.Inc()
 }

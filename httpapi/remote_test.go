@@ -27,7 +27,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// without is a store that knows items whose nars it has no more.
+// without makes a store with an item but without its nars.
 func without(t *testing.T, items ...*made) *store {
 	t.Helper()
 	s := newStore(t)
@@ -38,7 +38,7 @@ func without(t *testing.T, items ...*made) *store {
 	return s
 }
 
-// evict deletes the nars and leaves their rows.
+// evict deletes the nars and keeps their rows.
 func (s *store) evict(t *testing.T, items ...*made) {
 	t.Helper()
 	since, err := s.index.LastChange(t.Context())
@@ -59,8 +59,8 @@ func (s *store) evict(t *testing.T, items ...*made) {
 	}
 }
 
-// elsewhereAt are instances at addresses, for the options of one that asks them.
-func elsewhereAt(t *testing.T, s *store, addresses ...string) Options {
+// remoteAt returns options with instances at addresses.
+func remoteAt(t *testing.T, s *store, addresses ...string) Options {
 	t.Helper()
 	opts := options()
 	opts.Identity = s.Storage
@@ -70,12 +70,12 @@ func elsewhereAt(t *testing.T, s *store, addresses ...string) Options {
 			Instance: s.Instance(), Storage: s.Identity, AnswerTimeout: patience, ProgressTimeout: 200 * time.Millisecond,
 		}))
 	}
-	opts.Elsewhere = passing.New(peers, 0)
+	opts.Remote = passing.New(peers, 0)
 	return opts
 }
 
-// TestElsewhere has nars that only another instance has.
-func TestElsewhere(t *testing.T) {
+// TestRemote requests nars that only another instance has.
+func TestRemote(t *testing.T) {
 	t.Parallel()
 	content := strings.Repeat("0123456789", 20_000)
 	plain, packed := make1(t, "plain.tar", content, "none"), make1(t, "packed.tar", content+"!", "gzip")
@@ -83,7 +83,7 @@ func TestElsewhere(t *testing.T) {
 	b := newStore(t, plain.write(t, dir), packed.write(t, dir))
 	there := start(t, b, options())
 	a := without(t, plain, packed)
-	here := start(t, a, elsewhereAt(t, a, there.address))
+	here := start(t, a, remoteAt(t, a, there.address))
 	c := dial(t, here.address)
 	for _, m := range []*made{plain, packed} {
 		whole := string(m.file)
@@ -129,9 +129,9 @@ func TestElsewhere(t *testing.T) {
 		}
 	}
 	c.stillOpen()
-	// Sent there instead.
-	opts := elsewhereAt(t, a, there.address)
-	opts.RedirectElsewhere = true
+	// With a redirect instead.
+	opts := remoteAt(t, a, there.address)
+	opts.RedirectRemote = true
 	c = dial(t, start(t, a, opts).address)
 	for _, method := range []string{"GET", "HEAD"} {
 		got := c.ask(method, "/"+plain.url())
@@ -142,15 +142,15 @@ func TestElsewhere(t *testing.T) {
 	if got := c.ask("GET", "/nar/"+packed.path.BaseName()); got.StatusCode != 200 || got.body != string(packed.nar) {
 		t.Errorf("what only this instance can make is not sent: %s", got.Status)
 	}
-	// Nobody has it any more.
+	// No instance has it any more.
 	b.evict(t, plain)
 	isFault(t, c.ask("GET", "/"+plain.url()), 404)
 	isFault(t, dial(t, here.address).ask("GET", "/"+plain.url()), 404)
 }
 
-// TestElsewhereFails has the other instance send a nar in one wrong way after
-// the other. No answer ends well that is not the nar.
-func TestElsewhereFails(t *testing.T) {
+// TestRemoteFails: the other instance sends a nar in each wrong way. No complete answer has
+// wrong bytes.
+func TestRemoteFails(t *testing.T) {
 	t.Parallel()
 	content := strings.Repeat("0123456789abcdef", 1<<16)
 	plain, packed := make1(t, "plain.tar", content, "none"), make1(t, "packed.tar", content+"!", "gzip")
@@ -163,7 +163,7 @@ func TestElsewhereFails(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		answer http.HandlerFunc
-		status int // 200 for a body that is cut
+		status int // 200 for a cut body
 	}{
 		"cut": {func(w http.ResponseWriter, r *http.Request) {
 			file := fileOf(r)
@@ -203,7 +203,7 @@ func TestElsewhereFails(t *testing.T) {
 				there.CloseClientConnections()
 				there.Close()
 			})
-			server := start(t, a, elsewhereAt(t, a, there.Listener.Addr().String()))
+			server := start(t, a, remoteAt(t, a, there.Listener.Addr().String()))
 			for _, target := range []string{
 				"/" + plain.url(), "/" + packed.url(), "/nar/" + packed.path.BaseName(),
 				"/file/" + plain.path.Name + "/sha256/" + plain.digest, "/file/" + packed.path.Name + "/sha256/" + packed.digest,
@@ -220,7 +220,7 @@ func TestElsewhereFails(t *testing.T) {
 					continue // cut before anything was sent
 				}
 				if response.StatusCode == http.StatusBadGateway {
-					continue // noticed before anything was sent
+					continue // detected before anything was sent
 				}
 				body, err := io.ReadAll(response.Body)
 				if got := (&answer{response, string(body), err}); got.StatusCode != 200 || got.err == nil {
@@ -239,17 +239,17 @@ func TestElsewhereFails(t *testing.T) {
 	}
 }
 
-// TestElsewhereAround has two instances ask each other for what neither has.
-func TestElsewhereAround(t *testing.T) {
+// TestRemoteLoop: two instances ask each other for a nar that neither has.
+func TestRemoteLoop(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "nowhere", "content", "gzip")
 	a, b := without(t, m), without(t, m)
-	// The address of the second is only known once it listens.
+	// The address of the second is known only once it listens.
 	front := httptest.NewUnstartedServer(nil)
-	there := start(t, b, elsewhereAt(t, b, front.Listener.Addr().String()))
+	there := start(t, b, remoteAt(t, b, front.Listener.Addr().String()))
 	requests := 0
 	var mu sync.Mutex
-	opts := elsewhereAt(t, a, there.address)
+	opts := remoteAt(t, a, there.address)
 	here := start(t, a, opts)
 	front.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
@@ -284,8 +284,7 @@ func TestElsewhereAround(t *testing.T) {
 	}
 }
 
-// TestStoredNars asks which of many nars are stored, of which each is in another
-// state.
+// TestStoredNars requests the states of many nars, each in another state.
 func TestStoredNars(t *testing.T) {
 	t.Parallel()
 	names := []string{"stored", "withdrawn", "evicted", "missing", "short"}
@@ -306,14 +305,14 @@ func TestStoredNars(t *testing.T) {
 	}
 	states := peer.Statement{"B": 1, "C": 2, peer.Unknown: 2}
 	opts := options()
-	opts.Identity, opts.ReliesOn = s.Storage, func() peer.Statement { return states }
+	opts.Identity, opts.DependsOn = s.Storage, func() peer.Statement { return states }
 	server := start(t, s, opts)
 	c := dial(t, server.address)
 	asked := []string{nobody}
 	for _, name := range names {
 		asked = append(asked, made[name].path.Hash.String())
 	}
-	asked = append(asked, asked[1]) // once more
+	asked = append(asked, asked[1]) // a duplicate
 	got := c.ask("GET", peer.StoredPath+strings.Join(asked, ",")+"?nonce=N%20N")
 	var reply peer.StoredReply
 	if err := json.Unmarshal([]byte(got.body), &reply); err != nil || got.StatusCode != 200 || got.Header.Get("Cache-Control") != "no-store" {
@@ -335,9 +334,9 @@ func TestStoredNars(t *testing.T) {
 		}
 	}
 	if !strings.Contains(c.ask("GET", "/metrics").body, "narherder_faults_total 2\n") {
-		t.Error("what could not be told is not counted")
+		t.Error("failed look-ups are not counted")
 	}
-	// The original's question about the same.
+	// The original's request for one item.
 	for name, want := range map[string]string{"stored": `{"stored": true}`, "evicted": `{"stored": false}`} {
 		if got := c.ask("GET", "/"+made[name].path.Hash.String()+".narinfo/info"); got.StatusCode != 200 || got.body != want ||
 			got.Header.Get(peer.InstanceHeader) != s.Instance() || got.Header.Get(peer.StorageHeader) != storageName || got.Header.Get("Cache-Control") != "no-store" {
@@ -366,7 +365,7 @@ func TestStoredNars(t *testing.T) {
 	}
 }
 
-// withdraw has clients no longer be told of an item.
+// withdraw withdraws an item.
 func (s *store) withdraw(t *testing.T, m *made) {
 	t.Helper()
 	err := s.index.Update(context.Background(), func(tx *index.Tx) error {
@@ -378,8 +377,8 @@ func (s *store) withdraw(t *testing.T, m *made) {
 	}
 }
 
-// TestFrontEndAsks: what a front end thinks is in its storage, and turns out not to
-// be, comes from the owner of the storage.
+// TestFrontEndAsks: a front end fetches a nar that is missing from its storage from the owner
+// of the storage.
 func TestFrontEndAsks(t *testing.T) {
 	t.Parallel()
 	plain := make1(t, "plain.tar", strings.Repeat("0123456789", 1000), "none")
@@ -394,7 +393,7 @@ func TestFrontEndAsks(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.Storage = storage.New(a.index, bytes, storage.Options{ReadOnly: true})
-	c := dial(t, start(t, a, elsewhereAt(t, a, there.address)).address)
+	c := dial(t, start(t, a, remoteAt(t, a, there.address)).address)
 	for _, m := range []*made{plain, packed} {
 		for target, want := range map[string]string{"/" + m.url(): string(m.file), "/nar/" + m.path.BaseName(): string(m.nar)} {
 			if got := c.ask("GET", target); got.StatusCode != 200 || got.body != want || got.err != nil {
@@ -408,24 +407,24 @@ func TestFrontEndAsks(t *testing.T) {
 			t.Errorf("it vouches for a nar: %s", got.body)
 		}
 	}
-	// Without the owner, it does not say that there is no such nar.
+	// If the owner can't be reached, the answer is not 404.
 	there.stop()
-	there.ended <- <-there.ended // and has stopped
+	there.ended <- <-there.ended // restores the result
 	if got := c.ask("GET", "/"+plain.url()); got.StatusCode != 502 {
 		t.Errorf("without the owner: %s", got.Status)
 	}
 	c.stillOpen()
 }
 
-// presigner is a store that hands out URLs.
+// presigner makes presigned URLs.
 type presigner struct{ err error }
 
 func (p presigner) Presign(_ context.Context, name string, lifetime time.Duration) (string, error) {
 	return fmt.Sprintf("https://bucket.example/%s?for=%v", name, lifetime), p.err
 }
 
-// TestPresigned has clients sent to the byte store: only for what is there, and only
-// with a method that the URL is good for.
+// TestPresigned: clients are redirected to the byte store only for stored nars, and only with
+// the method that the URL is valid for.
 func TestPresigned(t *testing.T) {
 	t.Parallel()
 	plain, gone := make1(t, "plain.tar", "content", "none"), make1(t, "gone.tar", "gone", "none")

@@ -11,8 +11,7 @@ import (
 	"time"
 )
 
-// TestRequests sends what no well-behaved client sends, and what is allowed but
-// rare.
+// TestRequests sends malformed and unusual requests.
 func TestRequests(t *testing.T) {
 	t.Parallel()
 	address := startWith(t, corpus(), options(), func(s *Server) { s.engine.Server.ReadTimeout = 3 * time.Second }).address
@@ -61,8 +60,8 @@ func TestRequests(t *testing.T) {
 		{"absolute target with a port alone", "GET http://:80" + target + " HTTP/1.1\r\n" + host + "\r\n", []want{bad}, true},
 		{"no host", "GET " + target + " HTTP/1.1\r\n\r\n", []want{bad}, true},
 		{"two hosts", "GET " + target + " HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", []want{bad}, true},
-		// RFC 9112, section 2.2, lets servers take a line feed alone for the end of
-		// a line. It ends the head only where no other server can see another end.
+		// RFC 9112, section 2.2, lets servers accept a bare line feed as the end of a
+		// line. It ends the head only if no other server can see another end.
 		{"only line feeds", "GET " + target + " HTTP/1.1\nHost: x\n\n", []want{ok}, false},
 		{"only line feeds, HTTP/1.0", "GET " + target + " HTTP/1.0\n\n", []want{ok}, true},
 		{"only line feeds, with a body", "POST " + target + " HTTP/1.1\nHost: x\nContent-Length: 3\n\n", []want{feeds}, true},
@@ -106,7 +105,7 @@ func TestRequests(t *testing.T) {
 		{"unknown method", "BREW " + target + " HTTP/1.1\r\n" + host + "\r\n", []want{notAllowed}, false},
 		{"get", "get " + target + " HTTP/1.1\r\n" + host + "\r\n", []want{notAllowed}, false},
 		{"multipart", "POST / HTTP/1.1\r\n" + host + "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 3\r\n\r\n--b", []want{notAllowed}, true},
-		// The connection ends, as the body could be taken for the next request.
+		// The connection is closed, as the body could be read as the next request.
 		{"GET with a body", "GET " + target + " HTTP/1.1\r\n" + host + "Content-Length: 18\r\n\r\nGET / HTTP/1.1\r\n\r\n", []want{noBody}, true},
 		{"HEAD with a body", "HEAD " + target + " HTTP/1.1\r\n" + host + "Content-Length: 18\r\n\r\nGET / HTTP/1.1\r\n\r\n", []want{{413, ""}}, true},
 		{"GET with chunks", "GET " + target + " HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n12\r\nGET / HTTP/1.1\r\n\r\n\r\n0\r\n\r\n", []want{noBody}, true},
@@ -166,7 +165,7 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// TestExpect has clients that wait for permission to send a body that is empty.
+// TestExpect: clients wait for 100 Continue to send an empty body.
 func TestExpect(t *testing.T) {
 	t.Parallel()
 	c := dial(t, start(t, corpus(), options()).address)
@@ -176,7 +175,7 @@ func TestExpect(t *testing.T) {
 	c.stillOpen()
 }
 
-// TestPipelineInPieces sends requests cut at every place.
+// TestPipelineInPieces sends requests split at every offset.
 func TestPipelineInPieces(t *testing.T) {
 	t.Parallel()
 	address := start(t, corpus(), options()).address
@@ -196,8 +195,8 @@ func TestPipelineInPieces(t *testing.T) {
 	}
 }
 
-// TestHeadersAreStandard has the bytes of answers, which net/http would be
-// lenient about: a client of Guix that can't parse one asks for ever.
+// TestHeadersAreStandard checks the bytes of answers, which net/http would accept more
+// leniently: a client of Guix that can't parse one retries for ever.
 func TestHeadersAreStandard(t *testing.T) {
 	t.Parallel()
 	address := start(t, corpus(), options()).address
@@ -233,8 +232,7 @@ func TestHeadersAreStandard(t *testing.T) {
 	}
 }
 
-// TestHalfClosed has a client that says that it will send no more, as "nc -N"
-// does, and then reads.
+// TestHalfClosed: a client closes its side, as "nc -N" does, and then reads.
 func TestHalfClosed(t *testing.T) {
 	t.Parallel()
 	c := dial(t, start(t, corpus(), options()).address)

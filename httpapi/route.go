@@ -39,8 +39,7 @@ const (
 	routeCount
 )
 
-// patterns are the labels of the routes: never a hash, or the metrics would
-// grow with the store.
+// patterns are the labels of the routes in the metrics.
 var patterns = [routeCount]string{
 	"other", "/HASH.narinfo", "/HASH.narinfo/info", "/stored-nars/", "/nar/", "/file/",
 	peer.DumpPath, peer.IndexPath, peer.ChangesPath, peer.StreamPath, "/nix-cache-info",
@@ -49,17 +48,17 @@ var patterns = [routeCount]string{
 
 const (
 	narinfoSuffix = ".narinfo"
-	// narinfoPathLen is that of "/HASH.narinfo".
+	// narinfoPathLen is the length of "/HASH.narinfo".
 	narinfoPathLen = 1 + narinfo.PathHashLen + len(narinfoSuffix)
 )
 
-// storedSegment is the first part of the path of peer.StoredPath.
+// storedSegment is the first segment of peer.StoredPath.
 var storedSegment = strings.Trim(peer.StoredPath, "/")
 
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	defer func() {
 		if fault := recover(); fault != nil {
-			s.log.Error("a fault of the program while answering a request; please report it",
+			s.log.Error("panic while answering a request; please report it",
 				"path", string(ctx.RequestURI()), "fault", fault, "stack", string(debug.Stack()))
 			ctx.Response.Reset()
 			respond.Fail(ctx, fasthttp.StatusInternalServerError, "internal error")
@@ -87,7 +86,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	}
 }
 
-// dispatch answers the request and says what it was.
+// dispatch answers the request and returns its route.
 func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	if status, message := engine.Violation(ctx); status != 0 {
 		respond.Fail(ctx, status, message)
@@ -104,7 +103,7 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 		respond.Fail(ctx, fasthttp.StatusRequestEntityTooLarge, "requests have no body here")
 		return routeOther
 	}
-	// What a farm's server is asked nearly all of the time.
+	// Fast path: nearly all requests are for narinfos.
 	if len(path) == narinfoPathLen && string(path[len(path)-len(narinfoSuffix):]) == narinfoSuffix {
 		if hash, err := narinfo.ParsePathHash(path[1 : 1+narinfo.PathHashLen]); err == nil {
 			s.serveNarinfo(ctx, hash)
@@ -184,19 +183,18 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	return routeOther
 }
 
-// fault is [Faults.Answer].
+// fault is [respond.Faults.Answer].
 func (s *Server) fault(ctx *fasthttp.RequestCtx, tried string, err error) {
 	s.faults.Answer(ctx, tried, err)
 }
 
-// handleBadRequest answers what could not be read as a request. The connection
-// is closed after it.
+// handleBadRequest answers a malformed request, and closes the connection after it.
 func (s *Server) handleBadRequest(ctx *fasthttp.RequestCtx, err error) {
 	engine.AnswerBadRequest(ctx, err)
 	s.metrics.count(routeOther, ctx)
 }
 
-// maxAge is the Cache-Control header for a time to live.
+// maxAge returns the Cache-Control header for a TTL.
 func maxAge(ttl *time.Duration) string {
 	if ttl == nil {
 		return ""

@@ -21,7 +21,7 @@ func seconds(n int) *time.Duration {
 	return &d
 }
 
-// narHashOf is the NarHash in a narinfo's text.
+// narHashOf returns the NarHash of a narinfo's text.
 func narHashOf(text string) string {
 	_, rest, _ := strings.Cut(text, "NarHash: ")
 	hash, _, _ := strings.Cut(rest, "\n")
@@ -179,7 +179,7 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
-// TestTTL has the header of narinfos and of unknown ones for each combination.
+// TestTTL checks the headers of narinfos and of 404s for each combination.
 func TestTTL(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -206,7 +206,7 @@ func TestTTL(t *testing.T) {
 				t.Errorf("%s: Cache-Control: %q, want %q", target, got, test.wantNegative)
 			}
 		}
-		// Nothing is said about what is not an item's.
+		// Other paths have no TTL.
 		if got := c.ask("GET", "/favicon.ico").Header.Get("Cache-Control"); got != "" {
 			t.Errorf("what is not a nar: Cache-Control: %q", got)
 		}
@@ -285,7 +285,7 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestMetricsWithoutIndex has the others when the index can't be read.
+// TestMetricsWithoutIndex: other metrics are served if the index can't be read.
 func TestMetricsWithoutIndex(t *testing.T) {
 	t.Parallel()
 	items := &fakeItems{totals: func() (index.Totals, error) { return index.Totals{}, errBroken }}
@@ -321,7 +321,7 @@ func TestHealth(t *testing.T) {
 		}
 		s := start(t, &fakeItems{}, opts)
 		c := dial(t, s.address)
-		for range 10 { // of which none looks
+		for range 10 { // none of which checks
 			if got := c.ask("GET", "/health"); got.StatusCode != test.status || got.body != test.body+"\n" {
 				t.Errorf("%s %s", got.Status, got.body)
 			}
@@ -355,7 +355,7 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-// TestInfoLooks makes sure that the bytes are looked at, and not the row alone.
+// TestInfoLooks checks that the bytes are looked up, not only the row.
 func TestInfoLooks(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "x", "content", "gzip")

@@ -1,8 +1,7 @@
-// Package httpapi turns requests into answers: narinfos, nars, and what belongs
-// to them, over HTTP/1.1.
+// Package httpapi answers HTTP/1.1 requests for narinfos, nars and related files.
 //
-// A request goes from here to the storage and from there to the bytes, and
-// nothing on that way writes to the database.
+// A request is routed here, looks up its item in the storage, and sends the bytes. Nothing
+// on this path writes to the database.
 package httpapi
 
 import (
@@ -36,188 +35,177 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Items is what the server asks of the storage.
+// Items is the storage, as the server uses it.
 type Items interface {
 	// Text returns a narinfo byte for byte, or [storage.ErrNotFound].
 	Text(ctx context.Context, hash narinfo.PathHash) ([]byte, error)
-	// Item returns all that is known of an item, or [storage.ErrNotFound].
+	// Item returns an item, or [storage.ErrNotFound].
 	Item(ctx context.Context, hash narinfo.PathHash) (*storage.Item, error)
 	// ItemsAt is Item for many, in the order of hashes, with nil for
 	// [storage.ErrNotFound].
 	ItemsAt(ctx context.Context, hashes []narinfo.PathHash) ([]*storage.Item, error)
-	// OpenFile opens the item's Nth file, which then has its recorded size, or says
-	// [storage.ErrNotStored].
+	// OpenFile opens the item's Nth file and checks its size. The error is
+	// [storage.ErrNotStored] if the file is certainly missing.
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error)
-	// LookFor looks for the item's Nth file: nil when it is there and whole,
-	// [storage.ErrNotStored] when it certainly is not.
+	// LookFor returns nil if the item's Nth file is stored with its recorded size, and
+	// [storage.ErrNotStored] if it is certainly missing.
 	LookFor(ctx context.Context, item *storage.Item, n int) error
 	// Concurrency is how many calls of LookFor at a time suit the storage.
 	Concurrency() int
-	// Totals are sums for the metrics.
+	// Totals returns sums for the metrics.
 	Totals(ctx context.Context) (index.Totals, error)
 }
 
-// CachedNars are nars in compressions that were made of those in the storage.
+// CachedNars are stored nars in further compressions.
 type CachedNars interface {
-	// Text returns a narinfo with blocks below it for the files that are
-	// ready, and their types, or [storage.ErrNotFound].
+	// Text returns a narinfo with a block for each file that is ready, and the types
+	// of these files, or [storage.ErrNotFound].
 	Text(ctx context.Context, hash narinfo.PathHash) (text []byte, types []string, err error)
-	// TTL is what a narinfo that names files of the types advertises; nil for
-	// nothing.
+	// TTL returns the advertised TTL of a narinfo with files of the types; nil for none.
 	TTL(types []string) *time.Duration
-	// Files returns all files of an item, also those that its narinfo does not
-	// name, or no longer.
+	// Files returns all files of an item, including those that its narinfo doesn't name.
 	Files(ctx context.Context, hash narinfo.PathHash) ([]index.CachedFile, error)
-	// Open opens a file, which then has its recorded size, or says
-	// [storage.ErrNotStored].
+	// Open opens a file and checks its size. The error is [storage.ErrNotStored] if
+	// the file is certainly missing.
 	Open(ctx context.Context, item *storage.Item, file index.CachedFile, offset, length int64) (io.ReadCloser, bytestore.Info, error)
 }
 
-// Elsewhere are instances that have nars which are not stored here. via is what
-// the request has come through.
-type Elsewhere interface {
-	// OpenFile opens the item's Nth file, or says [storage.ErrNotStored] when
-	// nobody has it. size is that of the whole file, -1 when it is not known. The bytes
-	// may be other than the nar's with a context of [peer.Uncompared].
+// Remote fetches nars that are not stored here from other instances. via are the
+// instances that have forwarded the request.
+type Remote interface {
+	// OpenFile opens the item's Nth file. The error is [storage.ErrNotStored] if no
+	// instance has it. size is the size of the whole file, -1 if unknown. The bytes are
+	// unverified if the context is one of [peer.Uncompared].
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error)
-	// Locate returns the file's URL, "" for one that clients must not see, and the
-	// file's checksum as of [peer.SumOf].
+	// Locate returns the file's URL and its checksum, see [peer.SumOf]. The URL is ""
+	// if clients must not see it.
 	Locate(ctx context.Context, item *storage.Item, n int, via []string) (location string, sum [16]byte, err error)
 }
 
 // Uses counts requests for nars.
 type Uses interface {
-	// Used counts a request for an item's nar: for a cached one of the given
-	// type, or for another with "".
+	// Used counts a request for an item's nar. kind is the type of a cached nar, or "".
 	Used(hash narinfo.PathHash, kind string)
 }
 
-// Checksums knows the checksums of files that are on this machine.
+// Checksums keeps the checksums of local files.
 type Checksums interface {
-	// Checksums returns those of an item's files that are known.
+	// Checksums returns the known checksums of an item's files.
 	Checksums(ctx context.Context, hash narinfo.PathHash) ([]index.Checksum, error)
-	// Want asks for the checksum of a file. Forget is called when it is known.
+	// Want computes the checksum of a file in the background, and calls
+	// [Server.Forget] then.
 	Want(hash narinfo.PathHash, file string, open checksums.Opener)
 }
 
 // Options of [New].
 type Options struct {
-	// Checksums make the entity tags of files on this machine the same on all instances
-	// that have the same bytes; nil to tell files apart by their time. Files of a bucket
-	// are always told apart by that, which all of its front ends see alike.
+	// Checksums give local files the same entity tag on all instances; nil to make tags
+	// of the modification time. Files in a bucket always have tags of the latter kind,
+	// as all front ends see the same time.
 	Checksums Checksums
 
-	// Cached are further files of the items; nil for none.
+	// Cached are nars in further compressions; nil for none.
 	Cached CachedNars
 
-	// Uses counts requests for nars; nil for nobody.
+	// Uses counts requests for nars; nil disables counting.
 	Uses Uses
 
-	// Identity is sent to other instances; nil for none, which then can't be sure
-	// of what this one says.
+	// Identity is sent to other instances; nil for none. Without it, they don't trust
+	// the answers.
 	Identity peerapi.Identity
 
-	// ReliesOn is what other instances receive with the answer whether nars are stored
-	// here: on whom this one relies. Nil makes no statement.
-	ReliesOn func() peer.Statement
+	// DependsOn returns on which instances this one depends, for other instances. Nil
+	// makes no statement.
+	DependsOn func() peer.Statement
 
-	// Elsewhere has nars that are not stored here; nil for nobody. They are
-	// streamed through, or clients are redirected there with RedirectElsewhere.
-	Elsewhere         Elsewhere
-	RedirectElsewhere bool
+	// Remote has nars that are not stored here; nil for none. They are streamed, or
+	// with RedirectRemote, clients are redirected to them.
+	Remote         Remote
+	RedirectRemote bool
 
 	// Presigned makes URLs to which clients are redirected for stored nars; nil to
-	// send those from here.
+	// stream them.
 	Presigned interface {
 		Presign(ctx context.Context, name string, lifetime time.Duration) (string, error)
 	}
 
-	// Dumps are what other instances begin with; nil for none. While there are none
-	// and DumpsExpected is set, this server is about to make the first.
+	// Dumps are copies of the index for new mirrors; nil for none. DumpsExpected says
+	// that the server will make the first one soon.
 	Dumps         peerapi.Dumps
 	DumpsExpected bool
 
-	// Health are the parts that /health and the metric narherder_healthy are about.
+	// Health are the parts that /health and the metric narherder_healthy report.
 	Health []health.Part
 
-	// Changes are sent to mirrors of this instance, with Identity; nil for
-	// nobody. For a stream of them, Follow must run.
+	// Changes are sent to mirrors of this instance, with Identity; nil for none. Streams
+	// of changes need Follow to run.
 	Changes peerapi.ChangeLog
 
-	// Chain are the instances that this one mirrors, itself or through others; nil
-	// for none.
+	// Chain returns the instances that this one mirrors, directly or through others;
+	// nil for none.
 	Chain func() []string
 
-	// Mirror is how this instance does as a mirror of another, for the health; nil
-	// where it is none.
+	// Mirror returns the state of mirroring for /health; nil if this is not a mirror.
 	Mirror func() any
 
-	// Decompress opens a nar in the compression that narinfos call by name, for a
-	// client. It is given as much memory as the nar's first bytes ask for, and fails
-	// with a [compression.ErrTooLarge] when it needs more; see
-	// [compression.NewReaderWithin].
+	// Decompress opens a nar in a compression for a client, as
+	// [compression.NewReaderWithin] does.
 	Decompress func(name string, r io.Reader, memory int64) (io.ReadCloser, error)
-	// Decoders is the memory for that, which background work may share; nil for 512 MiB.
+	// Decoders is the memory for Decompress, shared with background work; nil for 512 MiB.
 	Decoders *compression.Budget
 
-	// TTLs are what narinfos advertise, and NegativeTTL is for items that are not known. Nil
-	// advertises nothing.
+	// TTLs are advertised with narinfos, and NegativeTTL with a 404. Nil advertises none.
 	narinfo.TTLs
 	NegativeTTL *time.Duration
 
-	// AccelRedirect leaves the sending of files to the nginx in front, as the
-	// original Nar Herder does.
+	// AccelRedirect makes the nginx in front send files, as the original Nar Herder does.
 	AccelRedirect bool
 
-	// AnswerCache bounds the memory for narinfos that are ready to be sent, in
-	// bytes; items with requested nars may take an eighth of it more. With
-	// 0, none is kept. Unless Follow runs, it must be 0.
+	// AnswerCache bounds the memory for prepared narinfos, in bytes; items with
+	// requested nars may take an eighth of it more. 0 disables the cache, and is
+	// required unless Follow runs.
 	AnswerCache int64
 
-	// SigningKey is the public key to hand out, as text; nil for none.
+	// SigningKey is the public key at /signing-key.pub, as text; nil for none.
 	SigningKey []byte
 
 	// HideMetrics answers 404 at /metrics and /health, but not at /health/ready and
 	// /health/live. [health.Control] serves all of them.
 	HideMetrics bool
 
-	// TrustedProxies may say for whom they ask.
+	// TrustedProxies name their clients in X-Forwarded-For.
 	TrustedProxies engine.Proxies
 
-	// Limits are those of its connections, unless Starting has them.
+	// Limits bound connections, unless Starting is set.
 	Limits engine.Limits
 
-	// Starting has answered until now, and its connections are taken over; nil for
-	// none.
+	// Starting has answered until now; the server takes its connections over. Nil for none.
 	Starting *health.Starting
 
 	// Version of the program, for the metrics.
 	Version string
 
-	// Log takes faults, and single requests at level DEBUG.
+	// Log receives faults, and each request at level DEBUG.
 	Log *slog.Logger
 }
 
-// Server answers requests. It is made by [New].
+// Server answers requests. Use [New] to make one.
 type Server struct {
 	items   Items
 	options Options
 	log     *slog.Logger
-	// answers are the bodies of narinfos, and nars the items with nars that were
-	// asked for. Follow keeps them true.
+	// answers are prepared narinfos, and nars the items with requested nars. Follow
+	// invalidates them.
 	answers *itemcache.Cache[madeAnswer]
 	nars    *itemcache.Cache[*nars]
 	metrics *metrics
 	faults  respond.Faults
 	health  *health.Health
-	// checker compares nars with their hashes, and has the decoders for them.
 	checker *verify.Checker
 
 	cacheControls cacheControls
 
-	// peers answers what other instances ask.
-	peers *peerapi.API
-	// sender answers with files.
+	peers  *peerapi.API
 	sender *content.Sender
 
 	answered atomic.Int64
@@ -225,17 +213,16 @@ type Server struct {
 	engine *engine.Engine
 	// pool bounds queries of the index.
 	pool *eventloop.Pool
-	// stopping is set when each answer is to be the last of its connection.
+	// stopping is set when connections must close after the next answer.
 	stopping atomic.Bool
-	// live is the context of what is read for answers: it ends when the server
-	// does. The client's request is none for that, as the engine uses it again once
-	// it is answered. streaming is that of answers without an end, and ends when the
-	// server begins to stop.
+	// live is the context of reads for answers. It ends with the server: a
+	// fasthttp.RequestCtx can't be used, as it is recycled after the answer. streaming is
+	// the context of answers without an end, and ends when the server begins to stop.
 	live, streaming context.Context
 	end, endStreams context.CancelFunc
 }
 
-// New makes a server of the items.
+// New makes a server for the items.
 func New(items Items, options Options) *Server {
 	s := &Server{
 		items: items, options: options, log: options.Log,
@@ -260,42 +247,43 @@ func New(items Items, options Options) *Server {
 	s.live, s.end = context.WithCancel(context.Background())
 	s.streaming, s.endStreams = context.WithCancel(s.live)
 	s.checker = verify.New(verify.Options{
-		// One processor is left for what answers at once.
+		// One processor is left for other requests.
 		Decoders: decoders.New(max(1, runtime.GOMAXPROCS(0)-1), options.Decoders), Wait: decoders.Wait,
 		Live: s.live, Streaming: s.streaming,
 		Cut: s.cutRemote, Corrupt: s.metrics.corrupt, Log: s.log,
 	})
 	s.peers = peerapi.New(peerapi.Options{
-		Items: items, Identity: options.Identity, ReliesOn: options.ReliesOn, Changes: options.Changes, Chain: options.Chain,
+		Items: items, Identity: options.Identity, DependsOn: options.DependsOn, Changes: options.Changes, Chain: options.Chain,
 		Dumps: options.Dumps, DumpsExpected: options.DumpsExpected, AccelRedirect: options.AccelRedirect, Sender: s.sender,
 		Proxies: options.TrustedProxies, Faults: &s.faults, Live: s.live, Streaming: s.streaming,
 	})
 	return s
 }
 
-// Answered is how many requests were answered since the start.
+// Answered returns how many requests were answered since the start.
 func (s *Server) Answered() int64 { return s.answered.Load() }
 
-// Health is that of /health, for others to serve it as well.
+// Health returns the health that /health reports.
 func (s *Server) Health() *health.Health { return s.health }
 
-// Processors is held by decoders that compute, for others that compute as much.
+// Processors returns the lock that decoders hold while they compute. Other work that
+// computes as much should hold it too.
 func (s *Server) Processors() sync.Locker { return s.checker.Options.Decoders.Processors }
 
-// Registry holds the server's metrics, for others to add theirs.
+// Registry returns the registry of the server's metrics.
 func (s *Server) Registry() *prometheus.Registry { return s.metrics.registry }
 
 // Serve answers requests from all listeners until the context ends, and closes
-// them. Then it gives answers in flight a moment, cuts the rest, and returns
-// nil, at most two seconds later unless a look at the health hangs. An error is a
-// listener's.
+// them. Then it waits a moment for answers in flight, cuts the others, and returns
+// nil, at most two seconds later unless a health check hangs. The error is that of a
+// listener that failed.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	if s.options.Starting != nil {
 		s.options.Starting.AnswerBy(s.handle, s.handleBadRequest)
 	}
 	var checks sync.WaitGroup
 	checks.Go(func() { s.health.Run(s.live) })
-	defer checks.Wait() // what it looks at is closed afterwards
+	defer checks.Wait() // the caller closes what the checks use
 	ended := make(chan error, len(listeners))
 	for _, listener := range listeners {
 		go func() { ended <- s.engine.Serve(listener) }()
@@ -309,7 +297,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 		}
 	}
 	for _, listener := range listeners {
-		_ = listener.Close() // also one that the engine has not come to yet
+		_ = listener.Close() // the engine may not serve it yet
 	}
 	s.endStreams()
 	defer s.end()

@@ -17,7 +17,7 @@ import (
 	"nar-herder/storage"
 )
 
-// stopped ends the server.
+// stopped stops the server.
 func (s *started) stopped(t *testing.T) {
 	t.Helper()
 	s.stop()
@@ -32,7 +32,7 @@ func (s *started) stopped(t *testing.T) {
 	}
 }
 
-// TestStopIdle has connections that are kept, for which nothing is waited.
+// TestStopIdle: the server does not wait for idle connections.
 func TestStopIdle(t *testing.T) {
 	t.Parallel()
 	s := startWith(t, corpus(), options(), func(s *Server) { s.engine.Grace = time.Hour })
@@ -51,8 +51,7 @@ func TestStopIdle(t *testing.T) {
 	}
 }
 
-// TestStopWithDownloads has clients that take their time: they are cut, and
-// know it.
+// TestStopWithDownloads: downloads of slow clients are cut, and the clients notice.
 func TestStopWithDownloads(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "zeros", strings.Repeat("\x00", 24<<20), "gzip")
@@ -69,9 +68,9 @@ func TestStopWithDownloads(t *testing.T) {
 	}
 	waiting := dial(t, s.address)
 	waiting.send("GET /half/a/request HT")
-	dial(t, s.address) // has not said anything
+	dial(t, s.address) // has sent nothing
 	s.stopped(t)
-	// When Serve has returned, the storage is closed: nobody may use it.
+	// After Serve, the storage is closed and must not be used.
 	if got := s.checker.Options.Decoders.Memory(); got != 0 {
 		t.Errorf("%d decoders are in use", got)
 	}
@@ -82,7 +81,7 @@ func TestStopWithDownloads(t *testing.T) {
 	}
 }
 
-// TestStopLetsFinish has a download that is done soon.
+// TestStopLetsFinish: a short download is completed.
 func TestStopLetsFinish(t *testing.T) {
 	t.Parallel()
 	asked, answer := make(chan struct{}), make(chan struct{})
@@ -108,7 +107,7 @@ func TestStopLetsFinish(t *testing.T) {
 	s.stopped(t)
 }
 
-// TestStopWaitsForMemory has requests that wait for a decoder.
+// TestStopWaitsForMemory: requests wait for a decoder when the server stops.
 func TestStopWaitsForMemory(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "x", "content", "gzip")
@@ -130,7 +129,7 @@ func TestStopWaitsForMemory(t *testing.T) {
 	isFault(t, c.receive("GET"), 503)
 }
 
-// TestStopStuck has a handler that does not notice anything.
+// TestStopStuck uses a handler that ignores everything.
 func TestStopStuck(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
@@ -147,7 +146,7 @@ func TestStopStuck(t *testing.T) {
 	s.stopped(t)
 }
 
-// TestStopBeforeStart has the end come before the beginning.
+// TestStopBeforeStart stops the server before Serve.
 func TestStopBeforeStart(t *testing.T) {
 	t.Parallel()
 	ctx, stop := context.WithCancel(context.Background())
@@ -171,7 +170,7 @@ func TestStopBeforeStart(t *testing.T) {
 	}
 }
 
-// stops says whether the server has begun to stop: it does not listen any more.
+// stops reports whether the server has begun to stop, and no longer listens.
 func (s *started) stops() bool {
 	conn, err := net.Dial("tcp", s.address)
 	if err == nil {

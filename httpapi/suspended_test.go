@@ -18,7 +18,7 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// begin asks for a nar, and reads no more than the head of the answer.
+// begin requests a nar, and reads only the head of the answer.
 func (c *client) begin(target string) *http.Response {
 	c.t.Helper()
 	c.send(request("GET", target))
@@ -29,8 +29,8 @@ func (c *client) begin(target string) *http.Response {
 	return response
 }
 
-// TestSlowClients: clients that take little or nothing of nars that are decompressed for them, more than there could be
-// decoders, don't keep another client from its nar.
+// TestSlowClients: slow clients of decompressed nars, more than there could be decoders, don't
+// block another client.
 func TestSlowClients(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "zeros", strings.Repeat("\x00", 16<<20), "gzip")
@@ -44,8 +44,8 @@ func TestSlowClients(t *testing.T) {
 	}
 }
 
-// TestSuspendedClients has memory for two decoders and many clients that stop in the
-// middle. Each gets all of its nar when it goes on, from a file and from elsewhere.
+// TestSuspendedClients has memory for two decoders, and many clients that pause in the middle.
+// Each gets its whole nar when it continues, from a local file or another instance.
 func TestSuspendedClients(t *testing.T) {
 	t.Parallel()
 	const clientCount = 6
@@ -84,8 +84,8 @@ func TestSuspendedClients(t *testing.T) {
 	}
 }
 
-// TestNotRestarted has a nar that is gone when a suspended client goes on: its
-// connection is cut, and the nar is not called damaged.
+// TestNotRestarted: if the nar is missing when a suspended client continues, its connection is
+// cut, and the nar is not reported as damaged.
 func TestNotRestarted(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "source", strings.Repeat("0123456789abcdef", 1<<19), "zstd")
@@ -123,7 +123,7 @@ func TestNotRestarted(t *testing.T) {
 	until(t, "all is given back", func() bool { return server.checker.Options.Decoders.Memory() == 0 })
 }
 
-// TestMemoryBeforeFile: a request that waits for memory holds no connection to a bucket either.
+// TestMemoryBeforeFile: a request that waits for memory keeps no connection to a bucket open.
 func TestMemoryBeforeFile(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "source", "content", "gzip")
@@ -157,12 +157,12 @@ func TestMemoryBeforeFile(t *testing.T) {
 	until(t, "all is given back", func() bool { return open.Load() == 0 && server.checker.Options.Decoders.Memory() == 0 })
 }
 
-// decodersWithin makes decoders that have a budget for themselves.
+// decodersWithin makes decoders with their own budget.
 func decodersWithin(processors int, bytes int64) *decoders.Pool {
 	return decoders.New(processors, compression.NewBudget(bytes))
 }
 
-// takeMemory opens a decoder that has n bytes of the budget and waits for its file.
+// takeMemory opens a decoder with n bytes of the budget that waits for its file.
 func takeMemory(t *testing.T, d *decoders.Pool, n int64) (release func(), err error) {
 	t.Helper()
 	ready, cancel := context.WithTimeout(t.Context(), time.Second)

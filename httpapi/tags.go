@@ -10,11 +10,11 @@ import (
 	"nar-herder/storage/checksums"
 )
 
-// tagOf makes the entity tag of a file of the item: by its checksum, which is the same on
-// all instances that serve the same bytes, or by its time until that is known. A bucket
-// has the checksums of what this program has uploaded; of files on this machine they are
-// computed when they are used first. To read an object once more for that would double
-// what its first download costs.
+// tagOf makes the entity tag of a file of the item from its checksum, so that all instances
+// with the same bytes have the same tag, or from its time until the checksum is known. Buckets
+// store the checksums of files that this program has uploaded. Checksums of local files are
+// computed at their first use. They are not computed for other objects in a bucket, as that
+// would double the cost of the first download.
 func (s *Server) tagOf(item *nars, file, compression string, open checksums.Opener) content.Tagger {
 	return func(length int64, info bytestore.Info) (etag, former []byte) {
 		if info.Sum != [16]byte{} {
@@ -33,8 +33,8 @@ func (s *Server) tagOf(item *nars, file, compression string, open checksums.Open
 	}
 }
 
-// version is for contents of one file that have the same time, as in a bucket all of one
-// second have. A store's own tag tells them apart, if an entity tag can contain it.
+// version returns the bucket's tag of an object, if an entity tag can contain it. It
+// distinguishes contents with the same time, which has a resolution of one second there.
 func version(info bytestore.Info) string {
 	if info.Tag == "" || strings.ContainsFunc(info.Tag, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == ',' }) {
 		return ""
@@ -42,7 +42,7 @@ func version(info bytestore.Info) string {
 	return "-" + info.Tag
 }
 
-// narTag begins the entity tag of an item's nar in a compression.
+// narTag returns the beginning of the entity tag of an item's nar in a compression.
 func narTag(item *storage.Item, compression string) string {
 	return item.Narinfo.NarHash.String()[len("sha256:"):][:16] + "-" + compression
 }

@@ -15,14 +15,14 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// watchedElsewhere counts the files that were opened for each kind of context.
-type watchedElsewhere struct {
-	Elsewhere
+// watchedRemote counts the files that were opened for each kind of context.
+type watchedRemote struct {
+	Remote
 	mu                   sync.Mutex
 	compared, uncompared int
 }
 
-func (e *watchedElsewhere) OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (io.ReadCloser, int64, error) {
+func (e *watchedRemote) OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (io.ReadCloser, int64, error) {
 	e.mu.Lock()
 	if peer.IsUncompared(ctx) {
 		e.uncompared++
@@ -30,11 +30,11 @@ func (e *watchedElsewhere) OpenFile(ctx context.Context, item *storage.Item, n i
 		e.compared++
 	}
 	e.mu.Unlock()
-	return e.Elsewhere.OpenFile(ctx, item, n, offset, length, via)
+	return e.Remote.OpenFile(ctx, item, n, offset, length, via)
 }
 
-// TestDecodedOnce: a nar of another instance that is decompressed here is compared by that,
-// and not on its way as well. A wrong one is never given out whole.
+// TestDecodedOnce: a nar of another instance that is decompressed here is compared only after
+// that. A wrong one is never sent completely.
 func TestDecodedOnce(t *testing.T) {
 	t.Parallel()
 	for _, content := range plainContents {
@@ -47,9 +47,9 @@ func TestDecodedOnce(t *testing.T) {
 				http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(file))
 			}))
 			t.Cleanup(there.Close)
-			opts := elsewhereAt(t, a, there.Listener.Addr().String())
-			watched := &watchedElsewhere{Elsewhere: opts.Elsewhere}
-			opts.Elsewhere = watched
+			opts := remoteAt(t, a, there.Listener.Addr().String())
+			watched := &watchedRemote{Remote: opts.Remote}
+			opts.Remote = watched
 			server := start(t, a, opts)
 			for target, want := range map[string]string{"/nar/" + m.path.BaseName(): string(m.nar), "/file/source/sha256/" + m.digest: content} {
 				got := fetch(t, server.address, target)
@@ -71,9 +71,9 @@ func TestDecodedOnce(t *testing.T) {
 	}
 }
 
-// TestPartComparedElsewhere: the end of a file that turns out not to be stored here is not given out when
-// the file is wrong there.
-func TestPartComparedElsewhere(t *testing.T) {
+// TestPartComparedRemote: a range of a file that turns out not to be stored here is not sent
+// if the file at the other instance is wrong.
+func TestPartComparedRemote(t *testing.T) {
 	t.Parallel()
 	for _, content := range plainContents {
 		m := make1(t, "source", content, "none")
@@ -83,9 +83,9 @@ func TestPartComparedElsewhere(t *testing.T) {
 			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(wrong))
 		}))
 		t.Cleanup(there.Close)
-		opts := elsewhereAt(t, without(t, m), there.Listener.Addr().String())
-		watched := &watchedElsewhere{Elsewhere: opts.Elsewhere}
-		opts.Elsewhere = watched
+		opts := remoteAt(t, without(t, m), there.Listener.Addr().String())
+		watched := &watchedRemote{Remote: opts.Remote}
+		opts.Remote = watched
 		items := m.items(t)
 		items.open = func(*storage.Item, int, int64, int64) (io.ReadCloser, bytestore.Info, error) {
 			return nil, bytestore.Info{}, storage.ErrNotStored

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestDamageBeforeStatus flips one bit of nars: the answers to requests for what is in
-// them are errors where they are short, and cut where they are long, never whole.
+// TestDamageBeforeStatus flips one bit of nars: requests for short ones fail, and answers with
+// long ones are cut, but never complete.
 func TestDamageBeforeStatus(t *testing.T) {
 	t.Parallel()
 	short, long := strings.Repeat("0123456789", 1000), strings.Repeat("0123456789", 100_000)
@@ -20,7 +20,7 @@ func TestDamageBeforeStatus(t *testing.T) {
 			file := "/file/source/sha256/" + good.digest
 			for _, target := range []string{"/nar/" + good.path.BaseName(), file} {
 				if how == "none" && target != file {
-					continue // sent as it is stored
+					continue // sent unchanged
 				}
 				if got := fetch(t, start(t, good.items(t), options()).address, target); got.err != nil || got.StatusCode != 200 {
 					t.Errorf("%s, %d bytes, %s, good: %v, %v", how, len(content), target, got.Response, got.err)
@@ -31,7 +31,7 @@ func TestDamageBeforeStatus(t *testing.T) {
 					m.file[at] ^= 1
 				} else {
 					other := bytes.Clone(good.nar)
-					other[len(other)/2] ^= 1 // in a file without a fault
+					other[len(other)/2] ^= 1 // in a good file
 					m.file = compress(t, how, other)
 				}
 				m.fileSize = int64(len(m.file))
@@ -52,9 +52,9 @@ func TestDamageBeforeStatus(t *testing.T) {
 	}
 }
 
-// TestWrongElsewhere has another instance send other bytes of the right length: what
-// passes through is never given out whole.
-func TestWrongElsewhere(t *testing.T) {
+// TestWrongRemote: another instance sends other bytes of the right length, which are never
+// passed on completely.
+func TestWrongRemote(t *testing.T) {
 	t.Parallel()
 	for _, content := range []string{strings.Repeat("0123456789", 1000), strings.Repeat("0123456789", 100_000)} {
 		m := make1(t, "secret", content, "none")
@@ -64,7 +64,7 @@ func TestWrongElsewhere(t *testing.T) {
 			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(wrong))
 		}))
 		t.Cleanup(there.Close)
-		server := start(t, a, elsewhereAt(t, a, there.Listener.Addr().String()))
+		server := start(t, a, remoteAt(t, a, there.Listener.Addr().String()))
 		isShort := len(content) < 64<<10
 		for _, at := range []int{0, len(m.file) / 2, len(m.file) - 1} {
 			wrong = bytes.Clone(m.file)
@@ -87,7 +87,7 @@ func TestWrongElsewhere(t *testing.T) {
 				c.Close()
 			}
 		}
-		// The right one, also in parts.
+		// The right one, also in ranges.
 		wrong = m.file
 		c := dial(t, server.address)
 		got := c.ask("GET", "/"+m.url(), "Range: bytes=-10")

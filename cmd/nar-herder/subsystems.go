@@ -132,11 +132,11 @@ func (s *subsystems) record(ctx context.Context, c *serverCommand, log *slog.Log
 // httpOptions returns the options of the HTTP server, which serves the other subsystems.
 func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, starting *health.Starting, log *slog.Logger) httpapi.Options {
 	options := httpapi.Options{
-		Identity: s.store, ReliesOn: s.reliesOn(c),
+		Identity: s.store, DependsOn: s.reliesOn(c),
 		Uses: s.uses, Checksums: s.checksums, Changes: s.store.index,
 		Dumps: s.dumps.Published(), DumpsExpected: c.DatabaseDumpInterval > 0,
-		Health:            s.health(location.Directory(c.Storage)),
-		RedirectElsewhere: c.ServeRemoteNars == redirect,
+		Health:         s.health(location.Directory(c.Storage)),
+		RedirectRemote: c.ServeRemoteNars == redirect,
 
 		Decompress: compression.NewReaderWithin, Decoders: decoderBudget(),
 		TTLs: config.cached.TTLs, NegativeTTL: (*time.Duration)(c.NegativeTTL),
@@ -156,9 +156,9 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, startin
 		options.Cached = s.cache
 	}
 	if s.fetcher != nil {
-		options.Elsewhere = s.fetcher
+		options.Remote = s.fetcher
 	} else if s.passing != nil {
-		options.Elsewhere = s.passing
+		options.Remote = s.passing
 	}
 	if c.ServeBucketNars == redirect {
 		options.Presigned = s.store.bytes

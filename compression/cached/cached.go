@@ -1,9 +1,9 @@
 // Package cached keeps popular nars in further compressions, and removes them when no client
-// can hold a narinfo that names them.
+// can have a narinfo that names them.
 //
-// A file is its row in the index and its bytes in the directory of its type.
-// Bytes are written before the row, and the row is deleted before the bytes; the next start
-// cleans up after a crash.
+// A cached nar is a row in the index and a file in the directory of its type. The file is
+// written before the row, and the row is deleted before the file; the next start cleans up
+// after a crash.
 package cached
 
 import (
@@ -28,47 +28,44 @@ import (
 	"nar-herder/storage/uses"
 )
 
-// Type is a compression to be made.
+// Type is a compression of cached nars.
 type Type struct {
 	compression.Spec
-	// Directory is for its files, and created if it is missing.
+	// Directory has the files of the type. It is created if missing.
 	Directory string
 	// MaxSize bounds the disk space of the directory, in bytes, including files that are being
 	// written; negative for no bound.
 	MaxSize int64
-	// Unused is after how long without a request a file is withdrawn; nil for
-	// never.
+	// Unused is the time without a request after which a file is withdrawn; nil for never.
 	Unused *time.Duration
-	// TTLs are those of narinfos that name such a file; none for what others advertise.
+	// TTLs are for narinfos that name such a file; the zero value selects Options.TTLs.
 	narinfo.TTLs
 }
 
 // Options of [New].
 type Options struct {
 	Types []Type
-	// TTLs are those of all narinfos.
+	// TTLs are for all narinfos.
 	narinfo.TTLs
-	// StorageDirectory is where the storage is, which no type may share; empty
-	// if it isn't a directory.
+	// StorageDirectory is the directory of the storage, which types can't share; empty
+	// if the storage isn't a directory.
 	StorageDirectory string
-	// MinUses is how many requests make a nar popular.
+	// MinUses is the number of requests that makes a nar popular.
 	MinUses int
 	// Workers is the number of files that are made at a time.
 	Workers int
-	// Uses counts requests.
-	Uses *uses.Counter
-	// Source is where nars are read from; nil for the storage.
+	Uses    *uses.Counter
+	// Source opens the nars to compress; nil for the storage.
 	Source Source
-	// Remote has nars that are not in the storage; nil for none.
+	// Remote opens nars that are not in the storage; nil for none.
 	Remote Remote
 	// Decoders is the memory for decoders; nil for no limit.
 	Decoders *compression.Budget
-	// Log is for operators; nil drops it.
-	Log *slog.Logger
+	Log      *slog.Logger // nil discards it
 }
 
-// Cache keeps the files. Its methods may be called from several goroutines at
-// once. It is a [prometheus.Collector] of its own metrics.
+// Cache makes, serves and removes cached nars. It is safe for concurrent use, and a
+// [prometheus.Collector].
 type Cache struct {
 	index   *index.Index
 	options Options
@@ -76,7 +73,7 @@ type Cache struct {
 	log     *slog.Logger
 	kinds   map[string]*kind
 	queue   *queue
-	changed func(narinfo.PathHash) // set by Run, and called by what that starts
+	changed func(narinfo.PathHash) // set by Run
 
 	collectors []prometheus.Collector
 
@@ -93,18 +90,18 @@ type kind struct {
 	// changing is held while a file and its row are published or removed, so that
 	// a scan sees both or neither.
 	changing sync.Mutex
-	// scanned is closed once the directory has been compared with the index.
+	// scanned is closed after the first scan.
 	scanned chan struct{}
 	metrics kindMetrics
 
 	hiddenMu sync.Mutex
 	hidden   map[narinfo.PathHash]struct{} // about to be withdrawn
-	// lost are items with a missing file, as a request found: narinfos don't name it, and Run
-	// removes its row.
+	// lost are items with a missing file that a request has found. Narinfos no longer name
+	// the file, and Run removes its row.
 	lost map[narinfo.PathHash]narinfo.StorePath
 }
 
-// New opens the directories. The errors name them, and what to do.
+// New makes a cache and opens its directories.
 func New(s *storage.Storage, options Options) (_ *Cache, err error) {
 	c := &Cache{
 		index: s.Index(), options: options, ttls: options.policy(), log: options.Log,
@@ -140,9 +137,9 @@ func New(s *storage.Storage, options Options) (_ *Cache, err error) {
 			}
 			switch overlapping, err := disk.Overlap(other, t.Directory); {
 			case err != nil:
-				return nil, fmt.Errorf("directory for cached %s nars: find out whether %s and %s lie within each other: %w", t.Name, t.Directory, other, err)
+				return nil, fmt.Errorf("directory for cached %s nars: check whether %s and %s overlap: %w", t.Name, t.Directory, other, err)
 			case overlapping && i == 0:
-				return nil, fmt.Errorf("directory for cached %s nars: %s and the storage %s lie within each other, but here files are deleted that narinfos name there: name another with --cached-compression-directory=%s=DIR",
+				return nil, fmt.Errorf("directory for cached %s nars: %s overlaps the storage %s, and files of the storage would be deleted: name another with --cached-compression-directory=%s=DIR",
 					t.Name, t.Directory, other, t.Name)
 			case overlapping:
 				return nil, fmt.Errorf("cached nars of two types can't share the directory %s: name another with --cached-compression-directory=%s=DIR", t.Directory, t.Name)
@@ -164,11 +161,11 @@ func New(s *storage.Storage, options Options) (_ *Cache, err error) {
 	return c, nil
 }
 
-// judgeProbe is the error of a directory that can't be written, but nil on a full disk:
-// nars are served without cached files, and later there may be room.
+// judgeProbe returns an error if the directory isn't writable. A full disk is only logged, as
+// there may be room later.
 func (c *Cache) judgeProbe(t Type, err error) error {
 	if disk.IsFull(err) {
-		c.log.Warn("making no cached nars for now, as the disk of their directory is full; trying again", "type", t.Name, "directory", t.Directory, "error", err)
+		c.log.Warn("can't make cached nars while the disk of their directory is full; retrying", "type", t.Name, "directory", t.Directory, "error", err)
 		return nil
 	}
 	if err != nil {
@@ -186,9 +183,8 @@ func (c *Cache) Close() error {
 	return err
 }
 
-// Text returns the narinfo with a block below it for each file that is ready,
-// and the types of these. The error is [storage.ErrNotFound] for an item that
-// is not known.
+// Text returns the narinfo with a block for each file that is ready, and the types of these
+// files. The error is [storage.ErrNotFound] for an unknown item.
 func (c *Cache) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, types []string, err error) {
 	text, files, err := c.index.TextAndCached(ctx, hash)
 	if err != nil || len(files) == 0 {
@@ -202,7 +198,7 @@ func (c *Cache) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, t
 	for _, file := range files {
 		k := c.kinds[file.Type]
 		if k == nil || names(n, file.Type) || !n.CanAppend() || len(n.Files)+len(blocks) == narinfo.MaxFiles || k.isHidden(hash) {
-			continue // of an earlier configuration, or superfluous
+			continue // no longer configured, or not needed
 		}
 		if !n.Sized() {
 			file.Size = -1
@@ -230,9 +226,9 @@ func (c *Cache) Files(ctx context.Context, hash narinfo.PathHash) ([]index.Cache
 	return c.index.CachedFiles(ctx, hash)
 }
 
-// Open opens the item's file, and checks its size. If the file is surely missing or
-// incomplete, narinfos no longer name it, Run removes its row, and the error is
-// [storage.ErrNotStored].
+// Open opens the item's file, and checks its size. If the file is certainly missing or
+// incomplete, the error is [storage.ErrNotStored], narinfos no longer name the file, and Run
+// removes its row.
 func (c *Cache) Open(ctx context.Context, item *storage.Item, file index.CachedFile, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	k := c.kinds[file.Type]
 	if k == nil {
@@ -248,7 +244,7 @@ func (c *Cache) Open(ctx context.Context, item *storage.Item, file index.CachedF
 		return nil, bytestore.Info{}, err
 	}
 	if k.lose(item.Narinfo.StorePath) {
-		c.log.Warn("a cached nar is missing or incomplete, and will be made again on request", "type", k.Name, "item", item.Narinfo.StorePath.BaseName())
+		c.log.Warn("a cached nar is missing or incomplete; it will be made again on request", "type", k.Name, "item", item.Narinfo.StorePath.BaseName())
 	}
 	return nil, bytestore.Info{}, storage.ErrNotStored
 }
@@ -277,9 +273,8 @@ func (c *Cache) path(ctx context.Context, hash narinfo.PathHash) (narinfo.StoreP
 	return n.StorePath, nil
 }
 
-// reconcile removes a file and its row if one is missing, or they don't match. If that can't
-// be found out, it removes nothing and returns an error. The usage is that of a file that
-// stays.
+// reconcile removes a file and its row if one of them is missing, or they don't match. If that
+// is unknown, it removes nothing and returns an error. usage is that of a file that stays.
 func (c *Cache) reconcile(ctx context.Context, k *kind, path narinfo.StorePath) (usage int64, removed bool, err error) {
 	k.changing.Lock()
 	defer k.changing.Unlock()
@@ -312,7 +307,7 @@ func (c *Cache) remove(ctx context.Context, k *kind, path narinfo.StorePath) err
 	return k.removeFile(ctx, path.BaseName())
 }
 
-// removeFile deletes bytes that no row claims.
+// removeFile deletes a file without a row.
 func (k *kind) removeFile(ctx context.Context, name string) error {
 	info, err := k.bytes.Stat(ctx, name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -354,17 +349,18 @@ func (k *kind) unhide(files []index.CachedFile) {
 const (
 	// tick is how often due files are withdrawn and deleted.
 	tick = time.Second
-	// scanInterval is how often a directory is compared with the index.
-	// Between, other processes may have removed items.
+	// scanInterval is how often a directory is compared with the index, as other
+	// processes may have removed items.
 	scanInterval = time.Hour
 	// scanRetry is how long to wait after a failed scan.
 	scanRetry = time.Minute
-	// stopWait is how long Run waits for jobs to stop. The next start removes their files.
+	// stopWait is how long Run waits for jobs to stop. The next start removes the files of
+	// others.
 	stopWait = 500 * time.Millisecond
 )
 
-// Run makes and removes files until the context ends, and a moment longer. It calls
-// changed when the text of an item's narinfo has become another.
+// Run makes and removes files until the context ends, and waits for jobs for a moment then. It
+// calls changed when an item's narinfo has changed.
 func (c *Cache) Run(ctx context.Context, changed func(narinfo.PathHash)) {
 	c.changed = changed
 	var background sync.WaitGroup
@@ -388,7 +384,7 @@ func (c *Cache) Run(ctx context.Context, changed func(narinfo.PathHash)) {
 		case <-ticker.C:
 			for _, k := range c.kinds {
 				if err := c.forgetLost(ctx, k); err != nil && ctx.Err() == nil {
-					c.log.Error("can't remove the rows of missing cached nars; trying again", "type", k.Name, "error", err)
+					c.log.Error("can't remove the rows of missing cached nars; retrying", "type", k.Name, "error", err)
 				}
 				if err := c.retire(ctx, k, time.Now()); err != nil && ctx.Err() == nil {
 					c.log.Error("can't remove due cached nars", "type", k.Name, "error", err)
@@ -405,8 +401,8 @@ func (c *Cache) Run(ctx context.Context, changed func(narinfo.PathHash)) {
 	select {
 	case <-stopped:
 	case <-time.After(stopWait):
-		// They are within a block of some encoder, and will see the context
-		// before they touch anything but their temporary file.
+		// The others are in an encoder. Until they check the context, they only write to
+		// their temporary file.
 	}
-	c.finishing.Lock() // for good
+	c.finishing.Lock() // forever: no job may publish its file
 }

@@ -17,7 +17,7 @@ import (
 	"nar-herder/storage/uses"
 )
 
-// TestMade has a nar compressed at its third use, and not before.
+// TestMade: a nar is compressed at its third use, not before.
 func TestMade(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, t.TempDir(), nil)
@@ -59,7 +59,7 @@ func (s *countingSource) Open(ctx context.Context, item *storage.Item) (io.ReadC
 	return s.Source.Open(ctx, item)
 }
 
-// TestManyClients has fifty ask for one item at once: one job.
+// TestManyClients: fifty requests for one item at once cause one job.
 func TestManyClients(t *testing.T) {
 	t.Parallel()
 	source := &countingSource{opened: make(map[narinfo.PathHash]int)}
@@ -89,7 +89,7 @@ func TestManyClients(t *testing.T) {
 	}
 }
 
-// badSource spoils one item.
+// badSource damages one item's nar.
 type badSource struct {
 	Source
 	hash  narinfo.PathHash
@@ -116,8 +116,7 @@ type failingReader struct{ err error }
 
 func (r failingReader) Read([]byte) (int, error) { return 0, r.err }
 
-// TestBadSource has one item's nar spoilt: it fails, is tried again later, and
-// the rest continues.
+// TestBadSource: an item with a damaged nar fails, is retried later, and the others continue.
 func TestBadSource(t *testing.T) {
 	t.Parallel()
 	for name, spoil := range map[string]func([]byte) io.Reader{
@@ -154,8 +153,8 @@ func TestBadSource(t *testing.T) {
 	}
 }
 
-// TestOverlapUnknown: where it can't be found out whether two directories lie within each
-// other, the cache does not begin to delete in one of them.
+// TestOverlapUnknown: if it is unknown whether two directories overlap, the cache deletes
+// nothing.
 func TestOverlapUnknown(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -30,11 +30,11 @@ const published = "../../testdata/published"
 const (
 	greeting = "f7d5xvkf9s1mdnclid1kqndn30nim936"
 	hello    = "g699dxrv55xnrdq6z90qwfmsgz16p3xg"
-	entropy  = "d1srdrndhd8maaz82liwpkdkmbm5rfcm" // 3 MB that get no smaller
+	entropy  = "d1srdrndhd8maaz82liwpkdkmbm5rfcm" // 3 MB that don't compress
 	gofmt    = "vwq3caqzrjacp658wz5wanfjk9z7q548" // over 1 MB
 )
 
-// bench is a cache with what it works on.
+// bench is a cache with its storage and uses.
 type bench struct {
 	*Cache
 	t       testing.TB
@@ -48,7 +48,7 @@ func zstdIn(dir string) Type {
 	return Type{Spec: compression.Spec{Name: "zstd", Level: 3}, Directory: filepath.Join(dir, "zstd"), MaxSize: -1}
 }
 
-// newBench has the corpus in a storage. change may change the options.
+// newBench makes a bench with the corpus in a storage. change may change the options.
 func newBench(t testing.TB, dir string, change func(*Options)) *bench {
 	t.Helper()
 	b := &bench{t: t, store: filepath.Join(dir, "store"), log: new(testlog.Buffer)}
@@ -111,7 +111,7 @@ func hashOf(t testing.TB, text string) narinfo.PathHash {
 	return hash
 }
 
-// use has an item asked for so often, and written down.
+// use requests an item so often, and flushes the uses.
 func (b *bench) use(hash string, times int) {
 	b.t.Helper()
 	for range times {
@@ -131,15 +131,14 @@ func until(t testing.TB, what string, condition func() bool) {
 	}
 }
 
-// makes has an item asked for often enough, and waits until its narinfo names
-// what is made.
+// makes requests an item often enough, and waits until its narinfo names the new file.
 func (b *bench) makes(hash string) {
 	b.t.Helper()
 	b.use(hash, b.options.MinUses)
 	until(b.t, "the narinfo names it", func() bool { return b.names(hash, "zstd") })
 }
 
-// fails has an item asked for often enough, and waits for the first failure.
+// fails requests an item often enough, and waits for the first failure.
 func (b *bench) fails(hash string) {
 	b.t.Helper()
 	b.use(hash, b.options.MinUses)
@@ -147,14 +146,14 @@ func (b *bench) fails(hash string) {
 	b.rests()
 }
 
-// rests waits until jobs have logged how they ended, and removed the files that they
-// wrote to: they count a failure, and show what was made, before.
+// rests waits until jobs have logged their result and removed their temporary files, which
+// they do after counting failures and publishing files.
 func (b *bench) rests() {
 	b.t.Helper()
 	until(b.t, "no job runs", func() bool { return b.total("narherder_cached_nars_running") == 0 })
 }
 
-// names says whether the item's narinfo names a file of the type.
+// names reports whether the item's narinfo names a file of the type.
 func (b *bench) names(hash, kind string) bool {
 	b.t.Helper()
 	text, _, err := b.Text(context.Background(), hashOf(b.t, hash))
@@ -164,7 +163,7 @@ func (b *bench) names(hash, kind string) bool {
 	return bytes.Contains(text, []byte("Compression: "+kind+"\n"))
 }
 
-// total is the sum of a metric over its labels.
+// total returns the sum of a metric over its labels.
 func (b *bench) total(name string) (sum float64) {
 	b.t.Helper()
 	registry := prometheus.NewRegistry()

@@ -19,11 +19,11 @@ import (
 	"nar-herder/storage/index"
 )
 
-// jobPrefix begins the names of the files that jobs write. They are in the directory of their type,
-// so that publishing one is a link.
+// jobPrefix is the prefix of temporary files, which are in the directory of their type, so that
+// publishing one is a link.
 const jobPrefix = ".nar-herder-job-"
 
-// errNothingToDo says that the item needs no file of the type.
+// errNothingToDo is returned if the item needs no file of the type.
 var errNothingToDo = errors.New("nothing to do")
 
 // work makes queued files until the context ends.
@@ -52,7 +52,7 @@ func (c *Cache) do(ctx context.Context, t task) {
 	made, err := c.make(ctx, t)
 	switch {
 	case ctx.Err() != nil:
-		// Not a failure of the job: it is queued again at the next start.
+		// The server stops. The next start queues the task again.
 	case errors.Is(err, errNothingToDo):
 		c.queue.resolve(t)
 	case err != nil:
@@ -72,13 +72,13 @@ func (c *Cache) do(ctx context.Context, t task) {
 	}
 }
 
-// make makes the file of a task, from the source to its row. It returns the
-// file's length, or the space that it would have needed at the least.
+// make makes the file of a task and its row. It returns the file's length, or after an error
+// the minimum space that it needs.
 func (c *Cache) make(ctx context.Context, t task) (size int64, err error) {
 	defer func() {
-		// Codecs read bytes from other machines.
+		// Codecs read untrusted input.
 		if fault := recover(); fault != nil {
-			err = fmt.Errorf("a fault of the program, please report it: %v\n%s", fault, debug.Stack())
+			err = fmt.Errorf("panic; please report it: %v\n%s", fault, debug.Stack())
 		}
 	}()
 	row, err := c.index.Item(ctx, t.hash)
@@ -115,7 +115,7 @@ func (c *Cache) make(ctx context.Context, t task) (size int64, err error) {
 	if err := Transcode(ctx, item.Narinfo, source, how, t.kind.Spec, out, temporary, c.options.Decoders); err != nil {
 		return out.size, err
 	}
-	// Other users than the server's may read its files.
+	// CreateTemp makes files that other users can't read.
 	if err := errors.Join(temporary.Chmod(0o644), temporary.Close()); err != nil {
 		return out.size, err
 	}
@@ -123,7 +123,7 @@ func (c *Cache) make(ctx context.Context, t task) (size int64, err error) {
 	return out.size, c.publish(ctx, t, item, temporary.Name(), out.size, room)
 }
 
-// announceAgain restores a withdrawn file that is still there.
+// announceAgain restores a withdrawn file that is not deleted yet.
 func (c *Cache) announceAgain(ctx context.Context, t task, item *storage.Item) (bool, error) {
 	file, recorded, err := c.file(ctx, t.kind, item.Hash)
 	if err != nil || !recorded {
@@ -144,8 +144,7 @@ func (c *Cache) announceAgain(ctx context.Context, t task, item *storage.Item) (
 	return true, c.record(ctx, item, file)
 }
 
-// record writes the file's row, if the item is still the one that it was made
-// for.
+// record writes the file's row, unless the item was removed or replaced.
 func (c *Cache) record(ctx context.Context, item *storage.Item, file index.CachedFile) error {
 	err := c.index.Update(ctx, func(tx *index.Tx) error {
 		row, err := tx.Item(item.Hash)
@@ -167,7 +166,7 @@ func (c *Cache) record(ctx context.Context, item *storage.Item, file index.Cache
 	return err
 }
 
-// publish gives the finished file its name, and then its row.
+// publish renames the finished file, and then writes its row.
 func (c *Cache) publish(ctx context.Context, t task, item *storage.Item, temporary string, size int64, room *reservation) error {
 	c.finishing.RLock()
 	defer c.finishing.RUnlock()
@@ -184,14 +183,14 @@ func (c *Cache) publish(ctx context.Context, t task, item *storage.Item, tempora
 	defer file.Close()
 	staged, err := k.bytes.StageFile(ctx, path.BaseName(), file, size)
 	if errors.Is(err, bytestore.ErrCantShare) {
-		// A file system without links.
+		// The file system has no hard links.
 		staged, err = k.bytes.Stage(ctx, path.BaseName(), file, size)
 	}
 	if err != nil {
 		return err
 	}
 	defer staged.Abort()
-	if err := k.removeFile(ctx, path.BaseName()); err != nil { // that no row claims
+	if err := k.removeFile(ctx, path.BaseName()); err != nil { // an unreferenced file
 		return err
 	}
 	if err := errors.Join(staged.Commit(ctx), k.bytes.Sync(ctx)); err != nil {
@@ -203,7 +202,7 @@ func (c *Cache) publish(ctx context.Context, t task, item *storage.Item, tempora
 	}
 	room.keep(info.Usage)
 	if k.space.max >= 0 && k.space.usage() > k.space.max {
-		err = errNoRoom // by what the file system adds
+		err = errNoRoom // the file takes more space than was reserved
 	} else {
 		err = c.record(ctx, item, index.CachedFile{Hash: item.Hash, Type: k.Name, Size: size, LastUsed: time.Now()})
 	}
@@ -213,16 +212,15 @@ func (c *Cache) publish(ctx context.Context, t task, item *storage.Item, tempora
 	return err
 }
 
-// Transcode reads a nar in the compression named by how, and writes it in that
-// of spec. written reads what out has taken: it is decompressed again. Both
-// times the nar must be the one that the narinfo describes. Decoders have their memory
-// of the budget.
+// Transcode reads a nar in the compression named by how, and compresses it by spec to out. Then
+// it reads the output through written and decompresses it. It verifies both times that the nar
+// has the hash and size of the narinfo.
 func Transcode(ctx context.Context, n *narinfo.Narinfo, source io.Reader, how string, spec compression.Spec, out io.Writer, written io.ReadSeeker, decoders *compression.Budget) error {
 	if err := compress(ctx, n, source, how, spec, out, decoders); err != nil {
 		return err
 	}
 	if err := verify(ctx, n, written, spec.Name, decoders); err != nil {
-		return fmt.Errorf("what was made is not the nar; please report it: %w", err)
+		return fmt.Errorf("the compressed nar is wrong; please report it: %w", err)
 	}
 	return nil
 }
@@ -249,7 +247,7 @@ func compress(ctx context.Context, n *narinfo.Narinfo, source io.Reader, how str
 	return errors.Join(err, writer.Close())
 }
 
-// verify decompresses what was written, and checks it.
+// verify decompresses a file, and checks it.
 func verify(ctx context.Context, n *narinfo.Narinfo, file io.ReadSeeker, kind string, decoders *compression.Budget) error {
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
 		return err
@@ -268,14 +266,14 @@ func verify(ctx context.Context, n *narinfo.Narinfo, file io.ReadSeeker, kind st
 
 const copyBuffer = 256 << 10
 
-// onlyReader and onlyWriter hide methods with which a copy would bypass the checks, or use
-// steps that are too large for them.
+// onlyReader and onlyWriter hide WriteTo and ReadFrom, with which a copy would bypass the checks,
+// or use larger steps.
 type (
 	onlyReader struct{ io.Reader }
 	onlyWriter struct{ io.Writer }
 )
 
-// bounded writes while there is room.
+// bounded reserves space for a file while it is written.
 type bounded struct {
 	ctx  context.Context
 	w    io.Writer

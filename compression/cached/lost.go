@@ -8,10 +8,11 @@ import (
 	"nar-herder/narinfo"
 )
 
-// mostLost bounds the lost items of a kind; a scan finds the others.
+// mostLost bounds the lost items of a kind. A scan finds the others.
 const mostLost = 10_000
 
-// lose records that the item's file is missing, and returns whether that is new.
+// lose records that the item's file is missing. It returns false if that was recorded before,
+// or there are too many.
 func (k *kind) lose(path narinfo.StorePath) bool {
 	k.hiddenMu.Lock()
 	defer k.hiddenMu.Unlock()
@@ -36,7 +37,7 @@ func (c *Cache) forgetLost(ctx context.Context, k *kind) error {
 		delete(k.lost, path.Hash)
 		k.hiddenMu.Unlock()
 		if !removed {
-			c.changed(path.Hash) // it is named again
+			c.changed(path.Hash) // the narinfo names the file again
 		}
 	}
 	return nil

@@ -10,7 +10,7 @@ type kindMetrics struct {
 	running                                   prometheus.Gauge
 }
 
-// makeMetrics makes the metrics, whether somebody registers them or not.
+// makeMetrics makes the metrics.
 func (c *Cache) makeMetrics() {
 	counter := func(name, help string) *prometheus.CounterVec {
 		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"type"})
@@ -19,9 +19,9 @@ func (c *Cache) makeMetrics() {
 	}
 	made := counter("narherder_cached_nars_made_total", "Cached nars that were made.")
 	failed := counter("narherder_cached_nars_failed_total", "Cached nars that could not be made.")
-	withdrawn := counter("narherder_cached_nars_withdrawn_total", "Cached nars that narinfos have stopped to name.")
+	withdrawn := counter("narherder_cached_nars_withdrawn_total", "Cached nars that were removed from narinfos.")
 	deleted := counter("narherder_cached_nars_deleted_total", "Cached nars that were deleted after their withdrawal.")
-	seconds := counter("narherder_cached_nars_seconds_total", "Time that making cached nars has taken, in seconds.")
+	seconds := counter("narherder_cached_nars_seconds_total", "Time for making cached nars, in seconds.")
 	running := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "narherder_cached_nars_running", Help: "Cached nars that are being made."}, []string{"type"})
 	c.add(running)
 	for name, k := range c.kinds {
@@ -30,30 +30,30 @@ func (c *Cache) makeMetrics() {
 			deleted: deleted.WithLabelValues(name), seconds: seconds.WithLabelValues(name), running: running.WithLabelValues(name),
 		}
 		c.add(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "narherder_cached_bytes", Help: "Disk space of the cached nars, with those being written.", ConstLabels: prometheus.Labels{"type": name},
+			Name: "narherder_cached_bytes", Help: "Disk space of the cached nars, including those being written.", ConstLabels: prometheus.Labels{"type": name},
 		}, func() float64 { return float64(k.space.usage()) }))
 		c.add(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "narherder_cached_bytes_limit", Help: "Limit of that; negative for none.", ConstLabels: prometheus.Labels{"type": name},
+			Name: "narherder_cached_bytes_limit", Help: "Limit of the disk space of the cached nars; negative for none.", ConstLabels: prometheus.Labels{"type": name},
 		}, func() float64 { return float64(k.space.max) }))
 	}
 	c.add(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "narherder_cached_nars_queued", Help: "Cached nars that wait to be made.",
+		Name: "narherder_cached_nars_queued", Help: "Cached nars waiting to be made.",
 	}, func() float64 { waiting, _ := c.queue.counts(); return float64(waiting) }))
 	c.add(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "narherder_cached_nars_failing", Help: "Cached nars that could not be made and wait for another try.",
+		Name: "narherder_cached_nars_failing", Help: "Cached nars that could not be made and will be retried.",
 	}, func() float64 { _, failing := c.queue.counts(); return float64(failing) }))
 }
 
 func (c *Cache) add(collector prometheus.Collector) { c.collectors = append(c.collectors, collector) }
 
-// Describe is for [prometheus.Registerer].
+// Describe implements [prometheus.Collector].
 func (c *Cache) Describe(descriptions chan<- *prometheus.Desc) {
 	for _, collector := range c.collectors {
 		collector.Describe(descriptions)
 	}
 }
 
-// Collect is for [prometheus.Registerer].
+// Collect implements [prometheus.Collector].
 func (c *Cache) Collect(metrics chan<- prometheus.Metric) {
 	for _, collector := range c.collectors {
 		collector.Collect(metrics)

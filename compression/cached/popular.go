@@ -18,12 +18,12 @@ func (c *Cache) enqueue(popular []index.Used) {
 	}
 }
 
-// enqueuePopular queues popular nars that an earlier run has not made.
+// enqueuePopular queues popular nars that earlier runs have not made.
 func (c *Cache) enqueuePopular(ctx context.Context, k *kind) {
 	for cursor := int64(0); ctx.Err() == nil; {
 		hashes, err := c.index.Popular(ctx, k.Name, int64(c.options.MinUses), &cursor)
 		if err != nil {
-			c.log.Error("can't look for popular nars of earlier runs", "type", k.Name, "error", err)
+			c.log.Error("can't find popular nars of earlier runs", "type", k.Name, "error", err)
 			return
 		}
 		if len(hashes) == 0 {
@@ -31,7 +31,7 @@ func (c *Cache) enqueuePopular(ctx context.Context, k *kind) {
 		}
 		for _, hash := range hashes {
 			if !c.queue.add(task{hash, k}) {
-				return // full: the rest comes when it is asked for again
+				return // full: others are queued when they are requested again
 			}
 		}
 	}

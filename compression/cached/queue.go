@@ -11,7 +11,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// task is a file to be made.
+// task is a file to make.
 type task struct {
 	hash narinfo.PathHash
 	kind *kind
@@ -22,12 +22,12 @@ type queue struct {
 	tasks chan task
 
 	mu       sync.Mutex
-	known    map[task]struct{} // waiting, or under way
+	known    map[task]struct{} // waiting or running
 	failures *lru.LRU[task, failure]
-	useless  *lru.LRU[task, time.Time] // have nothing to do until then
+	useless  *lru.LRU[task, time.Time] // tasks with nothing to do, and until when they are ignored
 }
 
-// failure is how often a task has failed, and when it may be tried again.
+// failure is how often a task has failed, and when it may be retried.
 type failure struct {
 	times int
 	until time.Time
@@ -36,9 +36,9 @@ type failure struct {
 const (
 	// maxQueued bounds the waiting tasks. Others are added at the next request for their item.
 	maxQueued = 10_000
-	// maxRemembered bounds the tasks that are remembered as useless for now.
+	// maxRemembered bounds the failed tasks, and those with nothing to do.
 	maxRemembered = 10_000
-	// uselessFor is how long an item that needs no file is not checked again.
+	// uselessFor is how long a task with nothing to do is not checked again.
 	uselessFor = time.Hour
 )
 
@@ -49,13 +49,13 @@ func newQueue() *queue {
 	failures, err1 := lru.NewLRU[task, failure](maxRemembered, nil)
 	useless, err2 := lru.NewLRU[task, time.Time](maxRemembered, nil)
 	if err := errors.Join(err1, err2); err != nil {
-		panic(err) // only of a size that is not positive
+		panic(err) // NewLRU fails only for a size below one
 	}
 	return &queue{tasks: make(chan task, maxQueued), known: make(map[task]struct{}), failures: failures, useless: useless}
 }
 
-// add queues the task, unless it is there already, or has failed a short while
-// ago. It returns false when the queue is full.
+// add queues the task, unless it is known, has failed recently, or had nothing to do. It returns
+// false if the queue is full.
 func (q *queue) add(t task) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -77,8 +77,7 @@ func (q *queue) add(t task) bool {
 	}
 }
 
-// done ends a task, and returns when it may be tried again: the zero time for
-// one that did not fail.
+// done ends a task, and returns when a failed one may be retried.
 func (q *queue) done(t task, failed bool) (again time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -94,8 +93,7 @@ func (q *queue) done(t task, failed bool) (again time.Time) {
 	return f.until
 }
 
-// resolve ends a task that has nothing to do, and keeps it from being added again at each
-// request for its item.
+// resolve ends a task with nothing to do. add ignores it for uselessFor.
 func (q *queue) resolve(t task) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

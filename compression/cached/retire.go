@@ -10,14 +10,13 @@ import (
 	"nar-herder/storage/index"
 )
 
-// retireAtOnce bounds the files of one transaction.
-const retireAtOnce = 500
+// retireBatch bounds the files of one transaction.
+const retireBatch = 500
 
-// retire withdraws files that were unused for long, and deletes withdrawn files after their
-// grace period.
+// retire withdraws unused files, and deletes withdrawn files after their grace period.
 func (c *Cache) retire(ctx context.Context, k *kind, now time.Time) error {
 	for k.Unused != nil {
-		files, err := c.index.LeastUsed(ctx, k.Name, now.Add(-*k.Unused), retireAtOnce)
+		files, err := c.index.LeastUsed(ctx, k.Name, now.Add(-*k.Unused), retireBatch)
 		if err != nil {
 			return err
 		}
@@ -30,7 +29,7 @@ func (c *Cache) retire(ctx context.Context, k *kind, now time.Time) error {
 		}
 	}
 	for {
-		files, err := c.index.Deletable(ctx, k.Name, now, retireAtOnce)
+		files, err := c.index.Deletable(ctx, k.Name, now, retireBatch)
 		if err != nil || len(files) == 0 {
 			return err
 		}
@@ -52,8 +51,8 @@ func (c *Cache) notPending(files []index.CachedFile) (idle []index.CachedFile) {
 	return idle
 }
 
-// withdraw removes the files from narinfos. The time that is recorded is later than the
-// last answer that names them.
+// withdraw removes the files from narinfos. The recorded time is later than the last answer
+// that names them.
 func (c *Cache) withdraw(ctx context.Context, k *kind, files []index.CachedFile) error {
 	k.hide(files)
 	defer k.unhide(files)
@@ -72,14 +71,14 @@ func (c *Cache) withdraw(ctx context.Context, k *kind, files []index.CachedFile)
 		return err
 	})
 	if err != nil {
-		// Narinfos name them again, as they are still there.
+		// Narinfos name the files again.
 		for _, file := range files {
 			c.changed(file.Hash)
 		}
 		return err
 	}
 	k.metrics.withdrawn.Add(float64(len(files)))
-	c.log.Info("withdrew cached nars; they take room until no client can hold a narinfo that names them", "type", k.Name, "nars", len(files), "freed_from", due.UTC().Format(time.RFC3339))
+	c.log.Info("withdrew cached nars; they take space until no client can have a narinfo that names them", "type", k.Name, "nars", len(files), "freed_from", due.UTC().Format(time.RFC3339))
 	return nil
 }
 
@@ -89,7 +88,7 @@ func (c *Cache) delete(ctx context.Context, k *kind, file index.CachedFile, now 
 	defer k.changing.Unlock()
 	path, err := c.path(ctx, file.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
-		return nil // its row went with the item's; the scan finds the bytes
+		return nil // the item was removed, with this row; a scan deletes the file
 	} else if err != nil {
 		return err
 	}
@@ -101,9 +100,9 @@ func (c *Cache) delete(ctx context.Context, k *kind, file index.CachedFile, now 
 	return c.remove(ctx, k, path)
 }
 
-// makeRoom withdraws the files that were not used for longest, so that there
-// will be room for needed bytes after their grace period. Files that were withdrawn before
-// count, so that one large nar doesn't empty the directory.
+// makeRoom withdraws the least recently used files, so that there will be room for needed bytes
+// after their grace period. Files that are already withdrawn count, so that one large nar
+// doesn't empty the directory.
 func (c *Cache) makeRoom(ctx context.Context, k *kind, needed int64) error {
 	if needed > k.space.max {
 		return nil // it never fits
@@ -113,7 +112,7 @@ func (c *Cache) makeRoom(ctx context.Context, k *kind, needed int64) error {
 		return err
 	}
 	for coming < needed {
-		// Any: uses may be dated ahead, after the clock was.
+		// Uses may have times in the future if the clock was wrong.
 		files, err := c.index.LeastUsed(ctx, k.Name, time.Now().AddDate(1000, 0, 0), 50)
 		if err != nil {
 			return err

@@ -14,8 +14,7 @@ import (
 	"nar-herder/storage"
 )
 
-// TestRetired moves the clock: a file is withdrawn and deleted at the right
-// moments.
+// TestRetired advances the clock: a file is withdrawn and deleted at the right times.
 func TestRetired(t *testing.T) {
 	day := 24 * time.Hour
 	duration := func(d time.Duration) *time.Duration { return &d }
@@ -72,7 +71,7 @@ func TestRetired(t *testing.T) {
 				time.Sleep(time.Millisecond)
 				retire()
 				if b.names(hello, "gzip") || !there() {
-					t.Fatal("not withdrawn, or gone")
+					t.Fatal("not withdrawn, or deleted")
 				}
 				time.Sleep(test.grace - time.Millisecond)
 				retire()
@@ -92,8 +91,8 @@ func TestRetired(t *testing.T) {
 	}
 }
 
-// TestSurvey puts right what a crash has left.
-func TestSurvey(t *testing.T) {
+// TestScan cleans up after a crash.
+func TestScan(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	b := newBench(t, dir, nil)
@@ -127,7 +126,7 @@ func TestSurvey(t *testing.T) {
 	b.checkFile(hello)
 }
 
-// TestVanished has a file deleted by hand: it is not served, and forgotten.
+// TestVanished deletes a file without the cache: it is not served, and its row is removed.
 func TestVanished(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, t.TempDir(), nil)
@@ -152,7 +151,7 @@ func TestVanished(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Before Run, and while that begins.
+	// Before Run, and while it starts.
 	var group sync.WaitGroup
 	for range 2 {
 		group.Go(func() {

@@ -31,9 +31,9 @@ func (c *Cache) scanAll(ctx context.Context, k *kind) {
 	}
 }
 
-// scan compares the directory with the index, and cleans up what crashes have left: it
-// deletes files that are incomplete or not recorded, and rows without a file. Files with
-// other names stay. The first scan, before any job runs, also measures the usage.
+// scan compares the directory with the index, and cleans up after crashes: it deletes files that
+// are incomplete or have no row, and rows without a file. Files with other names stay. The first
+// scan, before any job runs, also deletes temporary files and measures the usage.
 func (c *Cache) scan(ctx context.Context, k *kind, first bool) error {
 	var used int64
 	unreferenced := 0
@@ -46,9 +46,8 @@ func (c *Cache) scan(ctx context.Context, k *kind, first bool) error {
 			continue
 		}
 		if info.Temporary {
-			// Later ones may be a job's that is running.
 			if !first {
-				continue
+				continue // a job may be running
 			}
 			if err := k.bytes.Remove(ctx, info.Name); err != nil {
 				return err
@@ -67,14 +66,14 @@ func (c *Cache) scan(ctx context.Context, k *kind, first bool) error {
 		}
 		used += usage
 		if removed {
-			c.log.Info("removed a file that was not a finished cached nar", "type", k.Name, "file", path.BaseName())
+			c.log.Info("removed an incomplete or unreferenced cached nar", "type", k.Name, "file", path.BaseName())
 		}
 	}
 	if first {
 		k.space.set(used)
 	}
 	if unreferenced > 0 {
-		c.log.Warn("the directory of cached nars has unreferenced files; they stay, and count for its limit", "type", k.Name, "directory", k.Directory, "files", unreferenced)
+		c.log.Warn("the directory of cached nars has unknown files, which stay and count towards its limit", "type", k.Name, "directory", k.Directory, "files", unreferenced)
 	}
 	lost := 0
 	for file, err := range c.index.AllCached(ctx, k.Name) {
@@ -83,7 +82,7 @@ func (c *Cache) scan(ctx context.Context, k *kind, first bool) error {
 		}
 		path, err := c.path(ctx, file.Hash)
 		if errors.Is(err, index.ErrNotFound) {
-			continue // with its item, meanwhile
+			continue // the item was removed meanwhile
 		} else if err != nil {
 			return err
 		}
@@ -96,7 +95,7 @@ func (c *Cache) scan(ctx context.Context, k *kind, first bool) error {
 		}
 	}
 	if lost > 0 {
-		c.log.Warn("recorded cached nars were missing; they will be made again on request", "type", k.Name, "nars", lost)
+		c.log.Warn("cached nars were missing; they will be made again on request", "type", k.Name, "nars", lost)
 	}
 	return nil
 }

@@ -12,29 +12,27 @@ import (
 	"nar-herder/storage/directory"
 )
 
-// Source is where nars to be compressed are read from.
+// Source opens the nars to compress.
 type Source interface {
 	// Open opens the item's nar, and returns its compression. The caller checks the bytes.
 	Open(ctx context.Context, item *storage.Item) (nar io.ReadCloser, how string, err error)
 }
 
-var errNoFile = errors.New("it has no file there in a compression that can be read")
+var errNoFile = errors.New("the item has no file there in a supported compression")
 
-// Remote are instances that have nars which are not stored here; see
-// [peer.Peers.OpenFile].
+// Remote opens nars at other instances; see [peer.Peers.OpenFile].
 type Remote interface {
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error)
 }
 
-// storageSource reads from the storage, and nars that are not stored there from remote, if
-// that is not nil.
+// storageSource reads from the storage, or from remote, if not nil, what is not stored there.
 type storageSource struct {
 	storage *storage.Storage
 	remote  Remote
 }
 
 func (s storageSource) Open(ctx context.Context, item *storage.Item) (io.ReadCloser, string, error) {
-	// The storage knows better than the row if it belongs to another instance.
+	// If another instance owns the storage, the row may be outdated.
 	if now, err := s.storage.Item(ctx, item.Hash); err == nil && now.Narinfo.NarHash == item.Narinfo.NarHash {
 		item = now
 	}
@@ -60,8 +58,8 @@ type limited struct {
 	io.Closer
 }
 
-// NewSource makes the source that an administrator names: a directory with nars
-// under the paths of their URLs, or the URL of an instance, which self asks.
+// NewSource makes a source of a directory with nars at the paths of their URLs, or of the URL
+// of an instance, to which self is sent.
 func NewSource(name string, self peer.Self) (Source, error) {
 	if strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://") {
 		base, err := peer.ParseURL(name)
@@ -77,7 +75,7 @@ func NewSource(name string, self peer.Self) (Source, error) {
 	return directorySource{bytes}, nil
 }
 
-// directorySource reads from another directory than the storage's.
+// directorySource reads from a directory.
 type directorySource struct{ bytes *directory.Directory }
 
 func (s directorySource) Open(ctx context.Context, item *storage.Item) (io.ReadCloser, string, error) {
@@ -98,7 +96,7 @@ func (s directorySource) Open(ctx context.Context, item *storage.Item) (io.ReadC
 	file := item.Narinfo.Files[n]
 	if file.Size >= 0 && info.Size != file.Size {
 		reader.Close()
-		return nil, "", fmt.Errorf("%s in %s has %d bytes where the narinfo says %d", item.FileName(n), s.bytes, info.Size, file.Size)
+		return nil, "", fmt.Errorf("wrong size: %s in %s has %d bytes, the narinfo says %d", item.FileName(n), s.bytes, info.Size, file.Size)
 	}
 	return limited{io.LimitReader(reader, info.Size), reader}, file.Compression, nil
 }

@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// errNoRoom says that a file would exceed the limit of its directory.
-var errNoRoom = errors.New("no room below the limit of the directory")
+// errNoRoom is the error for a file that would exceed the limit of its directory.
+var errNoRoom = errors.New("the directory's limit would be exceeded")
 
 // space counts the disk space of a directory, in whole blocks.
 type space struct {
@@ -15,10 +15,10 @@ type space struct {
 
 	mu      sync.Mutex
 	used    int64 // by files
-	writing int64 // by those that are being written
+	writing int64 // reserved for files that are being written
 }
 
-// blockSize is that of usual file systems.
+// blockSize is the block size of most file systems.
 const blockSize = 4096
 
 func (s *space) set(used int64) {
@@ -39,7 +39,7 @@ func (s *space) usage() int64 {
 	return s.used + s.writing
 }
 
-// reservation is the space of one file while it is written.
+// reservation is space for a file that is being written.
 type reservation struct {
 	space *space
 	size  int64
@@ -55,7 +55,7 @@ func (r *reservation) grow(size int64) error {
 		return nil
 	}
 	if s.max >= 0 && s.used+s.writing+size-r.size > s.max {
-		return fmt.Errorf("%w: %d of %d bytes are taken, and over %d more are needed", errNoRoom, s.used+s.writing-r.size, s.max, size)
+		return fmt.Errorf("%w: %d of %d bytes are used, and at least %d more are needed", errNoRoom, s.used+s.writing-r.size, s.max, size)
 	}
 	s.writing += size - r.size
 	r.size = size
@@ -72,5 +72,5 @@ func (r *reservation) keep(usage int64) {
 	r.size = 0
 }
 
-// drop gives the space back.
+// drop releases the space, unless keep was called.
 func (r *reservation) drop() { r.keep(0) }

@@ -14,7 +14,7 @@ import (
 	"nar-herder/storage/uses"
 )
 
-// TestDirectoryGone has the directory taken away under a running cache.
+// TestDirectoryGone removes the directory of a running cache.
 func TestDirectoryGone(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -27,7 +27,7 @@ func TestDirectoryGone(t *testing.T) {
 	b.fails(hello)
 }
 
-// TestDiskFull has a real disk that gets full, below any limit.
+// TestDiskFull fills a real disk, below any limit.
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
 	disk := testfs.Small(t, 1<<20)
@@ -49,8 +49,7 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
-// TestReadOnly has a directory that can't be written: from the beginning, and
-// from some time on.
+// TestReadOnly makes a directory read-only, from the start, or later.
 func TestReadOnly(t *testing.T) {
 	t.Parallel()
 	disk := testfs.Small(t, 1<<20)
@@ -72,7 +71,7 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// TestNoRoom has a limit that the nar would never fit.
+// TestNoRoom has a limit that is smaller than the nar.
 func TestNoRoom(t *testing.T) {
 	t.Parallel()
 	const limit = 600_000
@@ -88,8 +87,8 @@ func TestNoRoom(t *testing.T) {
 	}
 }
 
-// TestMakesRoom has two nars of which the directory can have one: the one that
-// was used less goes, but not before its grace is over.
+// TestMakesRoom: of two nars, the directory has room for one. The one with fewer uses is
+// removed, after its grace period.
 func TestMakesRoom(t *testing.T) {
 	t.Parallel()
 	const limit = 3_600_000
@@ -106,7 +105,7 @@ func TestMakesRoom(t *testing.T) {
 	}
 	make1(entropy)
 	made := time.Now()
-	time.Sleep(2 * time.Millisecond) // times are kept in milliseconds
+	time.Sleep(2 * time.Millisecond) // times have a resolution of milliseconds
 	make1(gofmt)
 	if b.names(entropy, "zstd") || b.names(gofmt, "zstd") {
 		t.Fatal("no room was made, or too much")
@@ -129,8 +128,8 @@ func TestMakesRoom(t *testing.T) {
 	b.checkFile(gofmt)
 }
 
-// TestMakesRoomOfAhead: a file with a last use dated ahead, as after the clock was,
-// makes room as others do.
+// TestMakesRoomOfAhead: a file with a last use in the future, because the clock was wrong, is
+// removed like others.
 func TestMakesRoomOfAhead(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, t.TempDir(), func(o *Options) { o.Types[0].MaxSize = 3_600_000 })

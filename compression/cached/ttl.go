@@ -7,7 +7,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// policy is that of the options. Its types are a copy.
+// policy returns the TTL policy of the options. Its types are a copy.
 func (o *Options) policy() narinfo.TTLPolicy {
 	p := narinfo.TTLPolicy{TTLs: o.TTLs, Types: make(map[string]narinfo.TTLs)}
 	for _, t := range o.Types {
@@ -16,7 +16,7 @@ func (o *Options) policy() narinfo.TTLPolicy {
 	return p
 }
 
-// Advertised is for how long clients may keep narinfos, for [index.Index.Advertise].
+// Advertised returns for how long clients may keep narinfos, for [index.Index.Advertise].
 func (o *Options) Advertised() map[string]index.Advertised {
 	p := o.policy()
 	all := make(map[string]index.Advertised)
@@ -31,7 +31,7 @@ func (o *Options) Advertised() map[string]index.Advertised {
 	return all
 }
 
-// LimitTTLs keeps narinfos from being advertised for longer than the given time.
+// LimitTTLs limits advertised TTLs.
 func (o *Options) LimitTTLs(most time.Duration) {
 	p := o.policy()
 	p.Limit(most)
@@ -41,7 +41,7 @@ func (o *Options) LimitTTLs(most time.Duration) {
 	}
 }
 
-// TTL returns what a narinfo that names files of the types advertises; nil for nothing.
+// TTL returns the advertised TTL of a narinfo with files of the types; nil for none.
 func (c *Cache) TTL(types []string) *time.Duration {
 	return c.ttls.Advertised(types...)
 }

@@ -13,8 +13,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// TestLoweredTTL restarts with a shorter time to live of a type: a file that is withdrawn
-// then is kept for clients that have a narinfo of before.
+// TestLoweredTTL restarts with a shorter TTL of a type: a file that is withdrawn then stays
+// for clients with an earlier narinfo.
 func TestLoweredTTL(t *testing.T) {
 	t.Parallel()
 	const day = 24 * time.Hour
@@ -61,7 +61,7 @@ func TestAdvertised(t *testing.T) {
 	}}
 	all := o.Advertised()
 	for kind, want := range map[string]index.Advertised{
-		// A narinfo that names an lzip file may name one of zstd.
+		// A narinfo with an lzip file may also have a zstd file.
 		index.Narinfos: {TTL: 2 * day, Grace: 9 * day}, "zstd": {TTL: 2 * day, Grace: 9 * day}, "lzip": {TTL: 2 * day, Grace: 9 * day}, "gzip": {TTL: hour / 2, Grace: hour / 2},
 	} {
 		if all[kind] != want {

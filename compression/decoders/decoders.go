@@ -1,4 +1,4 @@
-// Package decoders decompresses files for clients within bounds of processor time and
+// Package decoders decompresses files for clients within limits of processor time and
 // memory.
 package decoders
 
@@ -18,61 +18,61 @@ import (
 )
 
 const (
-	// Piece is how much of a body is read at a time for a client that may not take it.
+	// Piece is how much of a body is in memory for a client.
 	Piece = 256 << 10
 	// Wait is how long a request should wait for memory before it is refused.
 	Wait = 10 * time.Second
-	// slowAfter is how long a client leaves its decoder idle before the
-	// decoder's memory may be given to another.
+	// slowAfter is how long a decoder must be idle, because its client is slow, before
+	// it may be suspended.
 	slowAfter = time.Second
-	// usualDecoderMemory is the budget where none is given.
+	// usualDecoderMemory is the default budget.
 	usualDecoderMemory = 512 << 20
 )
 
 var (
-	// ErrTooMany says that there was no memory for one more decoder in time.
+	// ErrTooMany is the error if no memory for one more decoder became free in time.
 	ErrTooMany = errors.New("too many nars are being decompressed")
-	// ErrNotRestarted says that a suspended decoder could not get back to where it
-	// was. What it read before was good.
+	// ErrNotRestarted is the error if a suspended decoder could not return to its
+	// position. The bytes before it are good.
 	ErrNotRestarted = errors.New("decompress again from the start")
 )
 
-// Pool bounds what decompressing for clients takes in all: processor time, and
-// memory by a budget. A decoder has a processor only while it computes, never while
-// its client takes the bytes. It keeps its memory meanwhile, unless others need it: then the decoder that has been idle for longest is suspended,
-// and decompresses again from the start when its client is ready for more. So slow
-// clients cost each other time, and the others nothing.
+// Pool limits the processor time and the memory for all clients' decoders. A decoder
+// holds a processor only while it computes, not while its client reads. Meanwhile it keeps its
+// memory, unless others need it: then the decoder that has been idle for longest is suspended,
+// and decompresses again from the start when its client reads more. So slow clients delay
+// only each other.
 type Pool struct {
-	// Processors are held by the decoders that compute, and restarts by those among
-	// them that make up for a suspension: at most half of the processors do that.
+	// Processors are held by decoders that compute, and restarts by those that catch up
+	// after a suspension, which use at most half of the processors.
 	Processors Processors
 	restarts   chan struct{}
 	// requests is the queue of new decoders for memory, and restarting that of
 	// suspended ones, which wait without a deadline.
 	requests, restarting memoryQueue
 	budget               *compression.Budget
-	// SlowAfter is the constant but in tests.
+	// SlowAfter is slowAfter, except in tests.
 	SlowAfter time.Duration
 
 	mu     sync.Mutex
-	used   int64     // of the budget, by decompressors
-	pieces int64     // of the budget, by what clients have not taken yet: a Piece for each open decoder and body in memory
+	used   int64     // memory of decompressors
+	pieces int64     // memory of bodies: a Piece for each open decoder and body in memory
 	idle   list.List // of *Decoder with a decompressor, the longest idle first
 	claim  *claim    // of the first in restarting; nil for none
 
 	restarted atomic.Int64
 }
 
-// Processors is a lock that as many hold at a time as there are processors for them.
+// Processors is a lock with several holders, one per processor.
 type Processors chan struct{}
 
 // Lock waits for a processor.
 func (p Processors) Lock() { p <- struct{}{} }
 
-// Unlock gives it up.
+// Unlock releases the processor.
 func (p Processors) Unlock() { <-p }
 
-// New makes a pool for that many processors. A nil budget is one of 512 MiB.
+// New makes a pool with a number of processors. A nil budget is one of 512 MiB.
 func New(processors int, budget *compression.Budget) *Pool {
 	if budget == nil {
 		budget = compression.NewBudget(usualDecoderMemory)
@@ -85,44 +85,42 @@ func New(processors int, budget *compression.Budget) *Pool {
 	return d
 }
 
-// Compressed is what a decoder reads.
+// Compressed is a compressed file.
 type Compressed interface {
-	// Reader returns the file's bytes from the first on. It ends the reader of
+	// Reader returns a reader of the file from its beginning. It invalidates the reader of
 	// an earlier call.
 	Reader() (io.Reader, error)
-	// Suspend returns what the caller has to close while the file is not read, such as
-	// a connection, or nil. It ends the reader, and doesn't wait.
+	// Suspend returns a resource that the caller must close while the file is not read, such
+	// as a connection, or nil. It invalidates the reader, and doesn't block.
 	Suspend() io.Closer
 	io.Closer
 }
 
-// Decoder decompresses a file while it is read. It is made by [Pool.Open].
+// Decoder decompresses a file while it is read. Use [Pool.Open] to make one.
 type Decoder struct {
 	pool       *Pool
 	decompress func(name string, r io.Reader, memory int64) (io.ReadCloser, error)
 	kind       string // of compression
 	file       Compressed
-	live       context.Context // of what is read and waited for
+	live       context.Context // of reads and waits
 	position   int64           // bytes that were read
-	err        error           // of the last Read, if any
+	err        error           // of the last Read
 
-	// memory is what the decoder has of the budget while it has a decompressor, apart
-	// from its piece.
+	// memory is the memory of the decompressor, without the decoder's piece.
 	memory int64
 	// overtook is the claim that the decoder overtook to get the memory; nil for
-	// none. decoders.mu guards it.
+	// none. Pool.mu guards it.
 	overtook     *claim
 	decompressor io.ReadCloser
-	// place is that in decoders.idle; nil while a call is under way, and once the
-	// decoder is suspended. While it is set, decoders.mu guards these.
-	place     *list.Element
+	// element is the decoder's element in Pool.idle; nil during a call, and while the
+	// decoder is suspended. While it is set, Pool.mu guards these fields.
+	element   *list.Element
 	idleSince time.Time
 }
 
-// Open opens a decoder with memory bytes of the budget, for which it waits until
-// ready ends: the error is ErrTooMany then. What the decoder waits for later
-// ends with live. While it waits for memory, the file is suspended. It is closed with
-// the decoder, and at once when there is an error.
+// Open opens a decoder of the file. It waits for memory bytes of the budget until ready ends:
+// the error is ErrTooMany then. The file is suspended during that. live is the context of reads.
+// The file is closed with the decoder, or if there is an error.
 func (d *Pool) Open(ready, live context.Context, kind string, file Compressed, memory int64, decompress func(string, io.Reader, int64) (io.ReadCloser, error)) (*Decoder, error) {
 	z := &Decoder{pool: d, decompress: decompress, kind: kind, file: file, live: live, memory: memory}
 	if !d.reserveNow(z) {
@@ -144,7 +142,7 @@ func (d *Pool) Open(ready, live context.Context, kind string, file Compressed, m
 	return z, nil
 }
 
-// begin opens the decompressor, in memory that is reserved.
+// begin opens the decompressor. Its memory must be reserved.
 func (z *Decoder) begin() (err error) {
 	r, err := z.file.Reader()
 	if err != nil {
@@ -160,8 +158,8 @@ func (z *Decoder) begin() (err error) {
 	return err
 }
 
-// fileReader gives up the processor of a decoder while it waits for compressed bytes,
-// which may come from far away.
+// fileReader releases the decoder's processor while it waits for compressed bytes, which
+// may come from another machine.
 type fileReader struct {
 	io.Reader
 	pool *Pool
@@ -184,7 +182,7 @@ func (z *Decoder) Read(p []byte) (n int, err error) {
 	}
 	if errors.Is(z.err, compression.ErrTooLarge) {
 		if n > 0 {
-			z.err = nil // the next Read finds it again, and these bytes are good
+			z.err = nil // these bytes are good, and the next Read gets the error again
 		} else {
 			n, z.err = z.enlarge(p)
 		}
@@ -193,13 +191,13 @@ func (z *Decoder) Read(p []byte) (n int, err error) {
 	if z.err == nil {
 		z.rest()
 	} else {
-		z.discard() // it is not needed any more
+		z.discard()
 	}
 	return n, z.err
 }
 
-// enlarge is step with as much memory as data of the compression may need, where the
-// beginning of the file asked for less.
+// enlarge is step with the maximum memory of the compression, if the beginning of the file
+// needed less.
 func (z *Decoder) enlarge(p []byte) (int, error) {
 	most := compression.MaxMemory(z.kind)
 	if z.memory >= most {
@@ -213,7 +211,7 @@ func (z *Decoder) enlarge(p []byte) (int, error) {
 	return z.step(p)
 }
 
-// step reads some bytes, when a processor is free.
+// step reads some bytes while it holds a processor.
 func (z *Decoder) step(p []byte) (n int, err error) {
 	z.pool.Processors <- struct{}{}
 	defer func() { <-z.pool.Processors }()
@@ -221,17 +219,17 @@ func (z *Decoder) step(p []byte) (n int, err error) {
 	return z.decompressor.Read(p)
 }
 
-// rest makes the decoder one that may be suspended.
+// rest allows the pool to suspend the decoder.
 func (z *Decoder) rest() {
 	d := z.pool
 	d.mu.Lock()
 	z.idleSince = time.Now()
-	z.place = d.idle.PushBack(z)
+	z.element = d.idle.PushBack(z)
 	d.mu.Unlock()
 	d.wake()
 }
 
-// resume undoes rest, and a suspension. It uses the scratch buffer.
+// resume undoes rest, and a suspension with the scratch buffer.
 func (z *Decoder) resume(scratch []byte) error {
 	if z.take() {
 		return nil
@@ -239,20 +237,20 @@ func (z *Decoder) resume(scratch []byte) error {
 	return z.restart(scratch)
 }
 
-// take undoes rest. It returns false when the decoder was suspended.
+// take undoes rest. It returns false if the decoder was suspended.
 func (z *Decoder) take() bool {
 	d := z.pool
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if z.place == nil {
+	if z.element == nil {
 		return false
 	}
-	d.idle.Remove(z.place)
-	z.place = nil
+	d.idle.Remove(z.element)
+	z.element = nil
 	return true
 }
 
-// restart decompresses again up to where the decoder was.
+// restart waits for memory, and decompresses again up to the decoder's position.
 func (z *Decoder) restart(scratch []byte) error {
 	d := z.pool
 	select {
@@ -267,7 +265,7 @@ func (z *Decoder) restart(scratch []byte) error {
 	d.restarted.Add(1)
 	err := z.replay(scratch)
 	if err != nil && z.live.Err() == nil && !errors.Is(err, storage.ErrNotStored) {
-		// All of it was read before, so the fault may be one of a remote store.
+		// The bytes were readable before, so a remote store may have failed temporarily.
 		err = z.replay(scratch)
 	}
 	if err != nil {
@@ -277,8 +275,8 @@ func (z *Decoder) restart(scratch []byte) error {
 	return nil
 }
 
-// replay decompresses again up to where the decoder was, in memory that is reserved.
-// After an error there is no decompressor.
+// replay decompresses again up to the decoder's position. The memory must be reserved. After
+// an error there is no decompressor.
 func (z *Decoder) replay(scratch []byte) error {
 	if err := z.begin(); err != nil {
 		return err
@@ -301,8 +299,7 @@ func (z *Decoder) replay(scratch []byte) error {
 	return nil
 }
 
-// discard closes the decompressor and gives back its memory. The decoder must not
-// be idle.
+// discard closes the decompressor and releases its memory. The decoder must not be idle.
 func (z *Decoder) discard() {
 	if z.decompressor != nil {
 		closeRecovered(z.decompressor)
@@ -317,25 +314,24 @@ func (z *Decoder) Close() error {
 	return z.CloseKeepingPiece()
 }
 
-// CloseKeepingPiece is Close for a caller that still needs the decoder's piece, and releases it.
+// CloseKeepingPiece is Close for a caller that releases the decoder's piece later.
 func (z *Decoder) CloseKeepingPiece() error {
 	z.take()
 	z.discard()
 	return z.file.Close()
 }
 
-// closeRecovered closes a decompressor. Its bytes were read or are not needed, so errors
-// and panics are ignored.
+// closeRecovered closes a decompressor, and ignores errors and panics.
 func closeRecovered(c io.Closer) {
 	var err error
 	defer recovered(&err)
 	_ = c.Close()
 }
 
-// recovered makes a panic of a decompressor an error. They are given what comes
-// from elsewhere, and a turn or a file must not be lost by it.
+// recovered turns a panic of a decompressor into an error, so that processors and files are
+// released. The input may come from other machines.
 func recovered(err *error) {
 	if fault := recover(); fault != nil {
-		*err = fmt.Errorf("a fault of the decompressor, please report it: %v\n%s", fault, debug.Stack())
+		*err = fmt.Errorf("panic in the decompressor; please report it: %v\n%s", fault, debug.Stack())
 	}
 }

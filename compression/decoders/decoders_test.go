@@ -21,7 +21,7 @@ func (d *Pool) take(ctx context.Context, n int64) (release func(), err error) {
 	return func() { d.release(z) }, err
 }
 
-// memoryFile is a [Compressed] in memory that is not compressed.
+// memoryFile is a [Compressed] in memory without compression.
 type memoryFile struct {
 	content []byte
 	closed  bool
@@ -38,12 +38,12 @@ func (f *memoryFile) Suspend() io.Closer { return nil }
 
 func (f *memoryFile) Close() error { f.closed = true; return nil }
 
-// plainly counts decompressors that do nothing.
+// plainly counts decompressors that return their input.
 type plainly struct {
 	open, most, reading, mostReading atomic.Int32
 }
 
-// plainDecompressor fails when it is used after Close.
+// plainDecompressor fails if it is used after Close.
 type plainDecompressor struct {
 	p      *plainly
 	r      io.Reader
@@ -72,7 +72,7 @@ func (z *plainDecompressor) Close() error {
 	return nil
 }
 
-// decompressorMemory is that of each in these tests: all pieces take less.
+// decompressorMemory is the memory of each decompressor in these tests, more than all pieces.
 const decompressorMemory = 100 << 20
 
 // new opens a decoder, or fails within the usual time.
@@ -82,8 +82,8 @@ func (p *plainly) new(t *testing.T, d *Pool, content []byte) (*Decoder, error) {
 	return d.Open(ready, t.Context(), "none", &memoryFile{content: content}, decompressorMemory, p.decompress)
 }
 
-// TestDecodersSuspended has far more slow clients than there is memory for. Each gets
-// all bytes, and the memory is never exceeded.
+// TestDecodersSuspended has far more slow clients than memory. Each gets all bytes, and the
+// budget is never exceeded.
 func TestDecodersSuspended(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const clients, fit = 30, 4 // all are open before the first has waited for Wait
@@ -104,7 +104,7 @@ func TestDecodersSuspended(t *testing.T) {
 					k, err := io.ReadFull(z, piece)
 					got = append(got, piece[:k]...)
 					if d.Memory() > d.budget.Total() {
-						t.Errorf("%d bytes are taken of %d", d.Memory(), d.budget.Total())
+						t.Errorf("%d of %d bytes are reserved", d.Memory(), d.budget.Total())
 					}
 					if err == io.EOF {
 						break
@@ -132,8 +132,8 @@ func TestDecodersSuspended(t *testing.T) {
 	})
 }
 
-// TestDecodersBusy: clients that keep up keep their decoders, and another one waits,
-// until one of them is slow or done.
+// TestDecodersBusy: clients that keep up keep their decoders, and another one waits until one
+// of them is slow or finished.
 func TestDecodersBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := poolWithin(2, 2*decompressorMemory+10*Piece)
@@ -166,7 +166,7 @@ func TestDecodersBusy(t *testing.T) {
 		if d.restarted.Load() != 0 || p.open.Load() != 2 {
 			t.Error("one that was in use was suspended")
 		}
-		stop[0]() // which is slow from now on
+		stop[0]() // slow from now on
 		begun = time.Now()
 		third, err := p.new(t, d, []byte("third"))
 		if took := time.Since(begun); err != nil || took > 2*d.SlowAfter {
@@ -176,7 +176,7 @@ func TestDecodersBusy(t *testing.T) {
 		if got, err := io.ReadAll(third); string(got) != "third" || err != nil {
 			t.Errorf("%q, %v", got, err)
 		}
-		// The one that was suspended gets on when another has ended.
+		// The suspended decoder continues after another was closed.
 		if _, err := busy[0].Read(make([]byte, 100)); err != nil || d.restarted.Load() != 1 {
 			t.Errorf("%d restarts, %v", d.restarted.Load(), err)
 		}
@@ -192,8 +192,7 @@ func TestDecodersBusy(t *testing.T) {
 	})
 }
 
-// TestDecodersPieces: what clients have not taken counts as well, also of suspended
-// decoders.
+// TestDecodersPieces: unread pieces count as well, even those of suspended decoders.
 func TestDecodersPieces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := poolWithin(2, 3*Piece)
@@ -223,7 +222,7 @@ func TestDecodersPieces(t *testing.T) {
 	})
 }
 
-// TestDecodersHangingFile: a decoder that waits for compressed bytes has no turn.
+// TestDecodersHangingFile: a decoder that waits for compressed bytes holds no processor.
 func TestDecodersHangingFile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := poolWithin(1, 1<<30)

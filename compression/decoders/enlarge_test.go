@@ -14,7 +14,8 @@ import (
 	"nar-herder/compression"
 )
 
-// compressWith compresses with a dictionary or window of so many bytes, where the format's writer can be told.
+// compressWith compresses with a dictionary or window of a given size, if the format's writer
+// supports that.
 func compressWith(t testing.TB, how string, dictionary int, content []byte) []byte {
 	t.Helper()
 	var out bytes.Buffer

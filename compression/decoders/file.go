@@ -9,30 +9,29 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// File is a [Compressed] file that is opened again where it must be read again.
+// File is a [Compressed] file. It opens the file again to read it again if necessary.
 type File struct {
 	open func(offset, length int64) (io.ReadCloser, bytestore.Info, error)
 	file io.ReadCloser // nil while none is open
-	size int64         // -1 when it is not known
-	// fresh is the file from its first byte on, until it is used.
+	size int64         // -1 if unknown
+	// fresh reads the file from its first byte; nil once used.
 	fresh io.Reader
-	// local is the file where it is on this machine; nil where it has to be opened
-	// again to be read again.
+	// local is the file if it is local, and can be read again without opening it again.
 	local io.ReaderAt
 }
 
-// NewFile makes a file of what opens length bytes of it from offset on.
+// NewFile makes a file with a function that opens length bytes of it from offset on.
 func NewFile(open func(offset, length int64) (io.ReadCloser, bytestore.Info, error)) *File {
 	return &File{open: open}
 }
 
-// Head opens the file and returns its first bytes, [compression.HeadBytes] if it has
-// as many.
+// Head opens the file and returns its first [compression.HeadBytes] bytes, or the whole file
+// if it is shorter.
 func (f *File) Head() ([]byte, error) {
 	if err := f.reopen(); err != nil {
 		return nil, err
 	}
-	// One that is still being written can only be read by its own reader.
+	// A growing file must be read through its own reader.
 	if local, ok := f.file.(bytestore.LocalFile); ok && f.size >= 0 {
 		if _, growing := f.file.(bytestore.GrowingFile); !growing {
 			file, offset := local.Local()
@@ -44,7 +43,7 @@ func (f *File) Head() ([]byte, error) {
 	head = head[:n]
 	f.fresh = io.MultiReader(bytes.NewReader(head), f.fresh)
 	if err == io.EOF || err == io.ErrUnexpectedEOF {
-		err = nil // the decompressor says what is wrong with so little
+		err = nil // the decompressor returns a better error
 	}
 	return head, err
 }
@@ -60,7 +59,7 @@ func (f *File) reopen() error {
 	}
 	f.file, f.size, f.fresh = file, info.Size, file
 	if f.size >= 0 {
-		f.fresh = io.LimitReader(file, f.size) // a store's reader may give more
+		f.fresh = io.LimitReader(file, f.size) // a store's reader may have more
 	}
 	return nil
 }
@@ -80,8 +79,8 @@ func (f *File) Reader() (io.Reader, error) {
 	return r, nil
 }
 
-// Suspend implements [Compressed]. A file that is being fetched stays open: to close it
-// could cancel the fetch, which has to begin again then.
+// Suspend implements [Compressed]. A growing file stays open, as closing it could cancel its
+// download.
 func (f *File) Suspend() io.Closer {
 	if _, growing := f.file.(bytestore.GrowingFile); growing || f.local != nil || f.file == nil {
 		return nil
@@ -99,13 +98,14 @@ func (f *File) Close() error {
 	return f.file.Close()
 }
 
-// body is a body in memory. Close releases its piece of the budget.
+// body is a body in memory. Close releases its piece.
 type body struct {
 	io.Reader
 	release func()
 }
 
-// NewBody makes a body in memory of the budget. Its Close releases the piece.
+// NewBody makes a body in memory, for which the caller has reserved a piece. Its Close releases
+// the piece.
 func (d *Pool) NewBody(content []byte) io.ReadCloser {
 	return body{bytes.NewReader(content), sync.OnceFunc(d.ReleasePiece)}
 }

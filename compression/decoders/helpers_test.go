@@ -11,7 +11,7 @@ import (
 	"nar-herder/compression"
 )
 
-// poolWithin makes a pool that has a budget for itself.
+// poolWithin makes a pool with its own budget.
 func poolWithin(processors int, bytes int64) *Pool {
 	return New(processors, compression.NewBudget(bytes))
 }
@@ -27,7 +27,7 @@ func gzipped(t *testing.T, content []byte) []byte {
 	return out.Bytes()
 }
 
-// closingReader reads from one and calls a function when it is closed.
+// closingReader reads, and calls a function when it is closed.
 type closingReader struct {
 	io.Reader
 	closed func()

@@ -8,7 +8,7 @@ import (
 	"nar-herder/compression"
 )
 
-// memoryQueue is a queue of callers that wait for memory.
+// memoryQueue is a queue of goroutines that wait for memory.
 type memoryQueue struct {
 	first chan struct{} // held by the first in the queue
 	retry chan struct{} // wakes the first when memory may have become free
@@ -18,7 +18,7 @@ func newMemoryQueue() memoryQueue {
 	return memoryQueue{make(chan struct{}, 1), make(chan struct{}, 1)}
 }
 
-// wake makes the first in the queue, if any, try again to get memory.
+// wake makes the first in the queue, if any, retry.
 func (q memoryQueue) wake() {
 	if len(q.first) > 0 {
 		select {
@@ -28,25 +28,23 @@ func (q memoryQueue) wake() {
 	}
 }
 
-// claim is what a suspended decoder that restarts waits for. New decoders may overtake
-// it, as long as they and the claim fit into the budget together. So a large decoder
-// doesn't keep out small ones, and gets its memory at the latest when the decoders that
-// are older than the claim have ended or are suspended.
+// claim is the memory that a suspended decoder waits for. New decoders may overtake it if they
+// and the claim fit into the budget together. So a large decoder doesn't block small ones, and
+// gets its memory at the latest when the decoders that are older than the claim are closed or
+// suspended.
 type claim struct {
-	memory int64 // in bytes
-	// overtaken is how much memory the decompressors that were opened since
-	// have, in bytes.
-	overtaken int64
+	memory    int64 // in bytes
+	overtaken int64 // memory of the decompressors that overtook the claim, in bytes
 }
 
-// reserve takes memory of the budget for the decompressor of a new decoder, and its piece.
-// It waits until they are free, or returns ErrTooMany when the context ends. A
-// decompressor that needs more than the budget gets it when it is the only one.
+// reserve reserves memory for the decompressor of a new decoder, and its piece. It waits until
+// they are free, or returns ErrTooMany when the context ends. A decompressor that needs more than
+// the budget gets it when it is the only one.
 func (d *Pool) reserve(ctx context.Context, z *Decoder) error {
 	return d.wait(ctx, d.requests, z, Piece, nil)
 }
 
-// reserveAgain is reserve for a decoder that has its piece.
+// reserveAgain is reserve for a suspended decoder, which still has its piece.
 func (d *Pool) reserveAgain(ctx context.Context, z *Decoder) error {
 	return d.wait(ctx, d.restarting, z, 0, &claim{memory: z.memory})
 }
@@ -79,8 +77,7 @@ func (d *Pool) wait(ctx context.Context, queue memoryQueue, z *Decoder, piece in
 	}
 }
 
-// reserveNow is reserve for a decoder that doesn't wait. It returns false where it would
-// have to.
+// reserveNow is reserve without waiting. It returns false if it would have to wait.
 func (d *Pool) reserveNow(z *Decoder) bool {
 	select {
 	case d.requests.first <- struct{}{}:
@@ -99,8 +96,8 @@ func (d *Pool) setClaim(c *claim) {
 	d.requests.wake()
 }
 
-// tryReserve reserves memory without waiting, and suspends decoders of slow clients where
-// that helps. Else it returns how long to wait before the next one can be suspended.
+// tryReserve reserves memory without waiting, and suspends decoders of slow clients for that.
+// Otherwise it returns how long to wait until the next decoder can be suspended.
 func (d *Pool) tryReserve(z *Decoder, piece int64, own *claim) (wait time.Duration, ok bool) {
 	var suspended []io.Closer
 	defer func() {
@@ -117,7 +114,7 @@ func (d *Pool) tryReserve(z *Decoder, piece int64, own *claim) (wait time.Durati
 	if overtaken == own {
 		overtaken = nil
 	}
-	// One is always admitted when no other has a decompressor, even if background work has all.
+	// The only decompressor is always admitted, even if background work has all memory.
 	alone := d.used == 0 && (piece == 0 || d.pieces+piece <= max(piece, d.budget.Total()/2))
 	if !alone && d.pieces+piece > d.forClients() {
 		return time.Hour, false // until another is closed
@@ -133,7 +130,7 @@ func (d *Pool) tryReserve(z *Decoder, piece int64, own *claim) (wait time.Durati
 		}
 		d.idle.Remove(first)
 		suspended = append(suspended, slow.decompressor)
-		slow.place, slow.decompressor = nil, nil
+		slow.element, slow.decompressor = nil, nil
 		if file := slow.file.Suspend(); file != nil {
 			suspended = append(suspended, file)
 		}
@@ -148,7 +145,7 @@ func (d *Pool) tryReserve(z *Decoder, piece int64, own *claim) (wait time.Durati
 }
 
 // tryTake reserves memory for a decompressor and a piece if they fit into the budget, beside
-// the claim that they would overtake, if any. The caller holds mu.
+// the claim that they would overtake, if any. The mutex is held.
 func (d *Pool) tryTake(memory, piece int64, c *claim) bool {
 	if c != nil && c.memory+c.overtaken+d.pieces+memory+piece > d.forClients() {
 		return false
@@ -156,11 +153,10 @@ func (d *Pool) tryTake(memory, piece int64, c *claim) bool {
 	return d.budget.Reserve(memory+piece, d.used == 0)
 }
 
-// forClients is what background work leaves of the budget.
+// forClients returns the part of the budget that background work doesn't use.
 func (d *Pool) forClients() int64 { return d.budget.Total() - d.budget.Background() }
 
-// free gives back the memory of a decompressor. The caller holds mu, and wakes the
-// queues.
+// free releases the memory of a decompressor. The mutex is held. The caller must wake the queues.
 func (d *Pool) free(z *Decoder) {
 	d.used -= z.memory
 	d.budget.Release(z.memory)
@@ -170,7 +166,7 @@ func (d *Pool) free(z *Decoder) {
 	}
 }
 
-// release gives back the memory of a decompressor.
+// release releases the memory of a decompressor.
 func (d *Pool) release(z *Decoder) {
 	d.mu.Lock()
 	d.free(z)
@@ -178,9 +174,8 @@ func (d *Pool) release(z *Decoder) {
 	d.wake()
 }
 
-// ReservePiece takes memory of the budget for a body that no decoder makes. It needs little,
-// so it doesn't queue behind new decoders while it fits. The error is ErrTooMany when
-// the context ends.
+// ReservePiece reserves memory for a body without a decoder. It doesn't queue behind new
+// decoders if the piece fits. The error is ErrTooMany when the context ends.
 func (d *Pool) ReservePiece(ctx context.Context) error {
 	z := &Decoder{pool: d}
 	if _, ok := d.tryReserve(z, Piece, nil); ok {
@@ -189,7 +184,7 @@ func (d *Pool) ReservePiece(ctx context.Context) error {
 	return d.reserve(ctx, z)
 }
 
-// ReleasePiece gives back the piece of a decoder or a body.
+// ReleasePiece releases the piece of a decoder or a body.
 func (d *Pool) ReleasePiece() {
 	d.mu.Lock()
 	d.pieces -= Piece
@@ -198,13 +193,13 @@ func (d *Pool) ReleasePiece() {
 	d.wake()
 }
 
-// wake makes the first of each queue try again.
+// wake makes the first in each queue retry.
 func (d *Pool) wake() {
 	d.requests.wake()
 	d.restarting.wake()
 }
 
-// Memory returns how many bytes of the budget are taken.
+// Memory returns how many bytes are reserved.
 func (d *Pool) Memory() int64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -218,10 +213,10 @@ func (d *Pool) Count() int64 {
 	return d.pieces / Piece
 }
 
-// Restarted returns how often a suspended decoder has begun again.
+// Restarted returns how often suspended decoders have restarted.
 func (d *Pool) Restarted() int64 { return d.restarted.Load() }
 
-// Budget is the memory that the decoders share with background work.
+// Budget returns the budget that the decoders share with background work.
 func (d *Pool) Budget() *compression.Budget { return d.budget }
 
 // Waiting reports whether a request waits for memory.

@@ -13,14 +13,14 @@ import (
 	"nar-herder/compression"
 )
 
-// newWith opens a decoder with so many pieces of memory, or fails within the usual time.
+// newWith opens a decoder with the memory of that many pieces, or fails within the usual time.
 func (p *plainly) newWith(t *testing.T, d *Pool, pieces int64, content []byte) (*Decoder, error) {
 	ready, cancel := context.WithTimeout(t.Context(), Wait)
 	defer cancel()
 	return d.Open(ready, t.Context(), "none", &memoryFile{content: content}, pieces*Piece, p.decompress)
 }
 
-// keepReading reads a byte again and again, so that the decoder is never slow, until stop is called.
+// keepReading reads byte by byte, so that the decoder is never slow, until stop is called.
 func keepReading(t *testing.T, z *Decoder) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var reading sync.WaitGroup
@@ -36,8 +36,9 @@ func keepReading(t *testing.T, z *Decoder) (stop func()) {
 	return func() { cancel(); reading.Wait(); z.Close() }
 }
 
-// resumeSuspended returns a decoder with 6 of 10 pieces that was suspended and waits for memory, as another has 3 and
-// keeps up with its client until stop is called. The channel gets the first read's error.
+// resumeSuspended returns a decoder with 6 of 10 pieces that was suspended and waits for
+// memory, as another one has 3 and keeps up with its client until stop is called. The channel
+// receives the first read's error.
 func resumeSuspended(t *testing.T, d *Pool, p *plainly) (resumed *Decoder, read chan error, stop func()) {
 	resumed, err := p.newWith(t, d, 6, make([]byte, 1000))
 	if err != nil {
@@ -61,8 +62,8 @@ func resumeSuspended(t *testing.T, d *Pool, p *plainly) (resumed *Decoder, read 
 	return resumed, read, stop
 }
 
-// TestDecodersRestartWaits: a suspended decoder that waits for more memory than is free doesn't keep out a request
-// that needs less.
+// TestDecodersRestartWaits: a suspended decoder that waits for much memory doesn't block a
+// request that needs less.
 func TestDecodersRestartWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := poolWithin(2, 10*Piece)
@@ -91,8 +92,8 @@ func TestDecodersRestartWaits(t *testing.T) {
 	})
 }
 
-// TestDecodersRestartNotStarved: new requests without end don't keep a suspended decoder from its memory, nor does it
-// refuse one of them.
+// TestDecodersRestartNotStarved: endless new requests don't keep a suspended decoder from its
+// memory, and none of them is refused.
 func TestDecodersRestartNotStarved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := poolWithin(2, 10*Piece)
@@ -139,8 +140,8 @@ func TestDecodersRestartNotStarved(t *testing.T) {
 	})
 }
 
-// TestDecodersShareBudget: a client waits for memory that background work has, and gets it when that is done, or is refused
-// after a while.
+// TestDecodersShareBudget: a client waits for memory of background work, and gets it when that
+// is finished, or is refused after a while.
 func TestDecodersShareBudget(t *testing.T) {
 	var packed bytes.Buffer
 	w, err := compression.NewWriter("lzip", 0, &packed)
@@ -184,8 +185,8 @@ func TestDecodersShareBudget(t *testing.T) {
 	})
 }
 
-// TestDecodersBesideLargeBackground: while a decoder of background work takes more than the budget, one for clients is
-// admitted, whether it is new or restarts.
+// TestDecodersBesideLargeBackground: while a background decoder takes more than the budget, a
+// new or restarting decoder for a client is admitted.
 func TestDecodersBesideLargeBackground(t *testing.T) {
 	var packed bytes.Buffer
 	w, err := compression.NewWriter("lzip", 0, &packed)

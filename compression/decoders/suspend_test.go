@@ -13,7 +13,7 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// remoteFile is a compressed nar that has to be opened again to be read again.
+// remoteFile is a compressed nar that must be opened again to be read again.
 type remoteFile struct {
 	content []byte
 	// reader replaces the reader of the opening with that number, from 1 on; may be nil.
@@ -39,7 +39,7 @@ func (f *remoteFile) opener() func(offset, length int64) (io.ReadCloser, bytesto
 	}
 }
 
-// decoder opens a decoder of the file, which is gzip.
+// decoder opens a gzip decoder of the file.
 func (f *remoteFile) decoder(t *testing.T, d *Pool) *Decoder {
 	t.Helper()
 	file := NewFile(f.opener())
@@ -54,7 +54,8 @@ func (f *remoteFile) decoder(t *testing.T, d *Pool) *Decoder {
 	return z
 }
 
-// TestSuspendClosesFile: a suspended decoder holds no connection to the bucket or instance that has its nar.
+// TestSuspendClosesFile: a suspended decoder keeps no connection to the nar's bucket or
+// instance open.
 func TestSuspendClosesFile(t *testing.T) {
 	t.Parallel()
 	content := randomBytes(1 << 20)
@@ -80,7 +81,7 @@ func TestSuspendClosesFile(t *testing.T) {
 	}
 }
 
-// TestSuspendKeepsGrowingFile: to close a file that is still being fetched could cancel the fetch.
+// TestSuspendKeepsGrowingFile: closing a growing file could cancel its download.
 func TestSuspendKeepsGrowingFile(t *testing.T) {
 	t.Parallel()
 	file := &File{open: func(int64, int64) (io.ReadCloser, bytestore.Info, error) {
@@ -99,7 +100,7 @@ type growingReader struct{ bytestore.GrowingFile }
 func (growingReader) Read([]byte) (int, error) { return 0, io.EOF }
 func (growingReader) Close() error             { return nil }
 
-// TestSuspendedRetries: a decoder that restarts reads a file once more when that fails, where it may help.
+// TestSuspendedRetries: a decoder that restarts retries once if reading fails.
 func TestSuspendedRetries(t *testing.T) {
 	t.Parallel()
 	content := randomBytes(1 << 20)

@@ -6,8 +6,8 @@ import (
 )
 
 const (
-	// inMargin is what must lie in the input buffer for a symbol to be decoded without looking: a match takes at most
-	// 22 modelled bits, each of at most 6.1 bits of information, and 26 direct ones, so 20 bytes.
+	// inMargin is how much input must be buffered to decode a symbol without checks: a match takes at most 22 modelled
+	// bits, each of at most 6.1 bits of information, and 26 direct ones, so 20 bytes.
 	inMargin = 32
 
 	// The window is laid out as lead bytes, size bytes, slack bytes. The lead holds copies of the last bytes of the
@@ -24,7 +24,7 @@ const (
 	runBytes = 1 << 16
 )
 
-// status says why decoder.run came back.
+// status is why decoder.run returned.
 type status int
 
 const (
@@ -71,7 +71,7 @@ func (d *decoder) reset(dict uint32) {
 	d.win[windowLead-1] = 0
 }
 
-// setWindow gives the decoder a window of n bytes that begins with what the old one holds.
+// setWindow makes a window of n bytes that begins with the contents of the old one.
 func (d *decoder) setWindow(n int) {
 	w := make([]byte, windowLead+n+windowSlack)
 	copy(w, d.win)
@@ -79,8 +79,8 @@ func (d *decoder) setWindow(n int) {
 	d.end = windowLead + n
 }
 
-// makeRoom moves on where the window is full: it grows, or goes back to its beginning. All output must have been taken.
-// It returns false where the window would have to grow and allow refuses its size in bytes; a nil allow sets no limit.
+// makeRoom enlarges a full window, or continues at its beginning. All output must have been returned. The result is false
+// if the window must grow and allow refuses its size in bytes; a nil allow sets no limit.
 func (d *decoder) makeRoom(allow func(window int) bool) bool {
 	if d.pos < d.end {
 		return true
@@ -112,7 +112,7 @@ func (d *decoder) start(b [5]byte) bool {
 // Steps of the range decoder. They pass values rather than a struct so that the compiler inlines them and run keeps
 // everything in registers.
 
-// normalize takes in a byte if the range has become small.
+// normalize reads a byte if the range has become small.
 func normalize(rng, code uint32, in []byte, ip int) (uint32, uint32, int) {
 	if rng < rangeTop {
 		return rng << 8, code<<8 | uint32(in[ip]), ip + 1

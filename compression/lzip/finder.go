@@ -42,8 +42,8 @@ func matchLen(data []byte, a, b, limit int) int {
 type treeFinder struct {
 	data  []byte
 	size  int // of the data without padding
-	pos   int // the next position to be looked at
-	nice  int // no longer match is looked for
+	pos   int // the next position to search
+	nice  int // length of a match that ends the search
 	depth int // steps down a tree
 
 	cyclic int     // how many positions the trees hold
@@ -78,7 +78,7 @@ func (f *treeFinder) reset(data []byte, size, dict, nice, depth int) {
 	clear(f.hash4)
 }
 
-// find looks at the next position and appends the matches there, each longer and farther than the one before.
+// find appends the matches at the next position, each longer and farther than the one before.
 func (f *treeFinder) find(found []candidate) []candidate {
 	pos, data := f.pos, f.data
 	limit := min(f.nice, f.size-pos)
@@ -108,7 +108,7 @@ func (f *treeFinder) find(found []candidate) []candidate {
 	return f.descend(p, limit, max(best, 3), found)
 }
 
-// skip goes over n positions that nobody asks about, putting them into the trees.
+// skip adds n positions to the trees without returning matches.
 func (f *treeFinder) skip(n int) {
 	for range n {
 		pos := f.pos
@@ -134,8 +134,8 @@ func (f *treeFinder) advance() {
 	}
 }
 
-// descend makes the position the root of its tree in place of p, and on the way notes matches longer than best.
-// The old tree comes apart into what is smaller and what is greater than the new root.
+// descend makes the position the root of its tree in place of p, and records matches longer than best on the way.
+// It splits the old tree into smaller and greater nodes than the new root.
 func (f *treeFinder) descend(p, limit, best int, found []candidate) []candidate {
 	data, sons, pos, slot := f.data, f.sons, f.pos, f.slot
 	smaller, greater := 2*slot, 2*slot+1 // where the next smaller and greater nodes hang

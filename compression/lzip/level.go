@@ -2,23 +2,23 @@ package lzip
 
 import "fmt"
 
-// The levels of the lzip program, and which it uses when it is not told.
+// The levels of the lzip program, and its default.
 const (
 	MinLevel     = 0
 	MaxLevel     = 9
 	DefaultLevel = 6
 )
 
-// level says how a level compresses.
+// level has the parameters of a level.
 type level struct {
 	dict  int // dictionary size in bytes
-	nice  int // length of a match that is taken without looking further
-	depth int // how many candidates for a match are looked at
+	nice  int // length of a match that ends the search
+	depth int // how many candidates for a match are compared
 	fast  bool
 }
 
-// Dictionary sizes and match lengths are those that the manual of lzip lists for its levels, so that a level asks as
-// much of who decodes it.
+// Dictionary sizes and match lengths are those that lzip's manual lists for its levels, so that decoders need as much
+// memory.
 var levels = [MaxLevel + 1]level{
 	{dict: 64 << 10, nice: 16, depth: 4, fast: true},
 	{dict: 1 << 20, nice: 5, depth: 16},

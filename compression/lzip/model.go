@@ -1,7 +1,7 @@
 package lzip
 
-// What encoder and decoder share: the shape of LZMA's adaptive model, as the LZMA specification gives it, with the
-// parameters lzip fixes. Arrays that are indexed by a state or a slot are rounded up to a power of two so that a mask
+// This file has what encoder and decoder share: LZMA's adaptive model, as in the LZMA specification, with lzip's fixed
+// parameters. Arrays that are indexed by a state or a slot are rounded up to a power of two so that a mask
 // proves the index in range.
 
 // prob is the probability of a 0 bit, in units of 2^-probBits.
@@ -11,7 +11,7 @@ const (
 	probBits   = 11
 	probInit   = 1 << (probBits - 1)
 	adaptShift = 5       // a bit moves its probability by 1/32 of what is left
-	rangeTop   = 1 << 24 // below this the coder takes in or gives out a byte
+	rangeTop   = 1 << 24 // below this the coder reads or writes a byte
 
 	numStates    = 12
 	firstMatched = 7 // states from here on follow a match, and code literals against the byte at rep0
@@ -30,7 +30,7 @@ const (
 	alignBits      = 4
 	alignSize      = 1 << alignBits
 
-	// markerDist is the distance, less one, of a match that is none: with length 2 it ends a member.
+	// markerDist is the distance, less one, of a marker, which is coded like a match: with length 2 it ends a member.
 	markerDist = 0xFFFFFFFF
 )
 

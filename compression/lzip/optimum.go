@@ -1,19 +1,19 @@
 package lzip
 
 const (
-	// parseSpan is how far the parser looks for the cheapest way, in bytes. Ways meet long before that in most data.
+	// parseSpan is how far the parser searches for the cheapest path, in bytes. Paths meet long before that in most data.
 	parseSpan = 1 << 12
 )
 
-// node is a position that the parser can reach, with the cheapest way there that is known. The last part of the way
-// starts at node from and is one of
+// node is a position that the parser can reach, with the cheapest known path to it. The last part of the path starts at
+// node from and is one of
 //
 //	a literal, a short rep or a match          first
 //	a literal and a match at the same distance rep0After, first is the literal
 //	a match, a literal, a match at the same    rep0After, first is the match of firstLen
 //	distance
 //
-// The latter two are worth a look because what follows a byte that differs is coded cheaply.
+// The latter two are tried because a match after a differing byte is cheap to code.
 type node struct {
 	price     uint32
 	from      int32
@@ -24,7 +24,7 @@ type node struct {
 	reps      [4]uint32
 }
 
-// Values of a step: what is below matchStep is the index of a rep; with length 1 rep 0 is the short one.
+// Values of a step: those below matchStep are the index of a rep; with length 1 rep 0 is the short one.
 const (
 	stepLiteral = -1
 	matchStep   = 4
@@ -36,8 +36,8 @@ type step struct {
 	len  int32
 }
 
-// optimalEncoder encodes a member with price-based parsing: it works out the cheapest sequence of symbols over a span
-// of positions, under the probabilities of now, and encodes it.
+// optimalEncoder encodes a member with price-based parsing: it computes the cheapest sequence of symbols over a span
+// of positions with the current probabilities, and encodes it.
 type optimalEncoder struct {
 	symbolEncoder
 	finder treeFinder
@@ -97,13 +97,13 @@ func (e *optimalEncoder) emit(s step) {
 	}
 }
 
-// single makes the steps consist of one, and skips what it passes.
+// single sets the steps to a single one, and skips its bytes.
 func (e *optimalEncoder) single(what int32, n int) {
 	e.steps = append(e.steps[:0], step{what, int32(n)})
 	e.finder.skip(e.pos + n - e.finder.pos)
 }
 
-// lookup has the matches at e.pos+cur in found.
+// lookup finds the matches at e.pos+cur.
 func (e *optimalEncoder) lookup(cur int) {
 	if e.finder.pos == e.pos+cur {
 		e.found = e.finder.find(e.found[:0])
@@ -119,7 +119,7 @@ func (e *optimalEncoder) parse() {
 		e.single(stepLiteral, 1)
 		return
 	}
-	// What is long enough is taken without weighing.
+	// A match that is long enough is used without comparing prices.
 	bestRep, repLen := 0, 0
 	for i, r := range e.reps {
 		if p := pos - 1 - int(r); p >= 0 {
@@ -156,7 +156,7 @@ func (e *optimalEncoder) parse() {
 	e.collect(cur)
 }
 
-// arrive works out the state at a node from the way there.
+// arrive computes the state at a node from the path to it.
 func (e *optimalEncoder) arrive(cur int) {
 	n := &e.nodes[cur]
 	from := &e.nodes[n.from]
@@ -182,7 +182,7 @@ func (e *optimalEncoder) arrive(cur int) {
 	n.state, n.reps = state, reps
 }
 
-// collect walks back from node cur and leaves the steps of the way.
+// collect walks back from node cur and stores the steps of the path.
 func (e *optimalEncoder) collect(cur int) {
 	e.steps = e.steps[:0]
 	for cur > 0 {
@@ -201,7 +201,7 @@ func (e *optimalEncoder) collect(cur int) {
 	}
 }
 
-// reach returns node i, which has no way yet if nothing came so far.
+// reach returns node i, which has no path yet if it is beyond e.last.
 func (e *optimalEncoder) reach(i int) {
 	for e.last < i {
 		e.last++

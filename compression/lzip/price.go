@@ -2,7 +2,7 @@ package lzip
 
 import "math"
 
-// Prices are what symbols would cost now, in units of 1/64 bit. The optimal parser compares sums of them.
+// Prices are the current costs of symbols, in units of 1/64 bit. The optimal parser compares sums of them.
 
 const (
 	priceShift  = 6
@@ -71,7 +71,7 @@ func matchedLiteralPrice(probs *[0x400]prob, c, like uint32) uint32 {
 type lenPrices struct {
 	price [posStates][maxMatch + 1]uint32
 	uses  [posStates]int
-	limit int // the longest length asked for
+	limit int // the longest length
 }
 
 func (l *lenPrices) reset(m *lenModel, limit int) {

@@ -1,7 +1,7 @@
 package lzip
 
-// rangeEncoder is the counterpart of the decoder's range coder: it narrows [low, low+rng) with every bit and gives out
-// the bytes of low that can no longer change but by a carry.
+// rangeEncoder is the counterpart of the decoder's range coder: it narrows [low, low+rng) with every bit and writes
+// the bytes of low that only a carry can still change.
 type rangeEncoder struct {
 	low     uint64 // 33 bits: the highest is the carry
 	rng     uint32
@@ -30,7 +30,7 @@ func (rc *rangeEncoder) shiftLow() {
 	rc.low = rc.low & 0x00FFFFFF << 8
 }
 
-// flush makes all of low certain. Nothing may follow.
+// flush writes all of low. It ends the stream.
 func (rc *rangeEncoder) flush() {
 	for range 5 {
 		rc.shiftLow()

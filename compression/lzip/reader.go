@@ -7,32 +7,32 @@ import (
 	"io"
 )
 
-// inBytes is how much input a Reader asks for at a time.
+// inBytes is how much input a Reader reads at a time.
 const inBytes = 1 << 16
 
 // Reader decompresses an lzip file of one or more members. It checks every member's CRC, data size and member size,
-// refuses what follows the last one, and never ends with io.EOF before it has done so. Data is handed out as it is
-// decoded, so before its member has been checked: only a Read that returns io.EOF says that all of it is good.
+// refuses trailing data, and returns io.EOF only after that. Read returns data before its member has been checked: only
+// io.EOF means that all of it is good.
 //
 // Memory: 64 KiB of input, 20 KB of model, and a window that grows with the data, to no more than four times their size
 // and to the dictionary size in the member's header, in the worst case 512 MiB; lzip's own levels use at most 32 MiB.
 type Reader struct {
 	src    io.Reader
-	srcErr error // what src returned last, io.EOF included
+	srcErr error // the last error of src, including io.EOF
 	in     []byte
 	inEnd  int   // in[:inEnd] is input
 	inBase int64 // offset in the file of in[0]
 
 	dec         decoder
-	taken       int // dec.win[taken:dec.pos] has not been handed out
+	taken       int // dec.win[taken:dec.pos] has not been returned
 	inMember    bool
 	memberStart int64
 	members     int64
 	crc         uint32
 	dataSize    uint64
 	maxDict     uint32
-	allow       func(window int) bool // nil is what maxDict allows
-	err         error                 // what Read returns once the output is taken
+	allow       func(window int) bool // nil if only maxDict limits the window
+	err         error                 // for Read after the remaining output
 }
 
 // NewReader returns a Reader of the lzip file that r holds. It reads r to its end, and does not close it.
@@ -65,8 +65,8 @@ func (z *Reader) Reset(r io.Reader) {
 // holds after Reset as well.
 func (z *Reader) LimitDict(n uint32) { z.maxDict = n }
 
-// LimitWindow makes z call allow before its window, which grows with the data, grows to so many bytes, and fail with
-// ErrWindow where the result is false. It holds after Reset as well.
+// LimitWindow makes z call allow before its window, which grows with the data, grows to a number of bytes, and fail with
+// ErrWindow if the result is false. It holds after Reset as well.
 func (z *Reader) LimitWindow(allow func(window int) bool) { z.allow = allow }
 
 // WindowFor returns the size in bytes of the window, at the most, for size bytes of data in members with dictionaries of
@@ -77,7 +77,7 @@ func WindowFor(dict uint32, size int64) int {
 		return windowLead + int(window) + windowSlack
 	}
 	n := min(int64(firstWindow), window)
-	// Data is handed out in runs, so some more than size may be decoded.
+	// Data is decoded in runs, so slightly more than size may be decoded.
 	for n < window && n < size+runBytes+maxMatch {
 		n = min(4*n, window)
 	}
@@ -87,8 +87,8 @@ func WindowFor(dict uint32, size int64) int {
 // WindowSize returns the size in bytes of the window that z keeps for its next file.
 func (z *Reader) WindowSize() int { return len(z.dec.win) }
 
-// Read implements io.Reader. Errors are io.ErrUnexpectedEOF, one of the package's own, wrapped, or what the
-// underlying reader returned; all but io.EOF stand for a file that must not be used.
+// Read implements io.Reader. Errors are io.ErrUnexpectedEOF, one of this package, wrapped, or one of the underlying
+// reader. After any error but io.EOF, the data must not be used.
 func (z *Reader) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -131,7 +131,7 @@ func (z *Reader) WriteTo(w io.Writer) (int64, error) {
 	}
 }
 
-// advance decodes the next piece. All output must have been taken.
+// advance decodes the next piece. All output must have been returned.
 func (z *Reader) advance() error {
 	if !z.inMember {
 		if err := z.openMember(); err != nil {
@@ -147,8 +147,8 @@ func (z *Reader) advance() error {
 	d.in = z.in
 	d.limit = z.inEnd - inMargin
 	if z.srcErr == io.EOF {
-		// Zeros stand for what is missing, so that the last symbols need no other path; whether they were used
-		// shows in ip. A complete file never comes so far, as its trailer follows.
+		// Pad the input with zeros, so that the last symbols need no special case; ip shows whether they were used.
+		// That never happens in a complete file, as its trailer follows.
 		clear(z.in[z.inEnd : z.inEnd+inMargin])
 		d.limit = z.inEnd
 	}
@@ -206,7 +206,7 @@ func (z *Reader) take(n int) []byte {
 	return b
 }
 
-// openMember reads the header of the next member. It returns io.EOF where the file may end.
+// openMember reads the header of the next member. It returns io.EOF at the end of the file.
 func (z *Reader) openMember() error {
 	z.memberStart = z.offset()
 	b := z.take(headerSize)
@@ -217,7 +217,7 @@ func (z *Reader) openMember() error {
 		if len(b) == 0 {
 			return io.EOF
 		}
-		// What is not even the beginning of a header is trailing data.
+		// Anything else than the beginning of a header is trailing data.
 		if n := min(len(b), len(magic)); string(b[:n]) != string(magic[:n]) {
 			return z.fail(ErrTrailing)
 		}
@@ -255,7 +255,7 @@ func (z *Reader) startStream() error {
 	return nil
 }
 
-// closeMember compares the trailer with what was decoded.
+// closeMember compares the trailer with the decoded data.
 func (z *Reader) closeMember() error {
 	// The encoder's flush makes the range coder's value the lower end of its range.
 	if z.dec.code != 0 {
@@ -276,7 +276,7 @@ func (z *Reader) closeMember() error {
 
 func (z *Reader) offset() int64 { return z.inBase + int64(z.dec.ip) }
 
-// fail says where in the file an error was found. An end of input is never a good one here.
+// fail adds the position in the file to an error. io.EOF becomes io.ErrUnexpectedEOF.
 func (z *Reader) fail(err error) error {
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF

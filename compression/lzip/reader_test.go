@@ -18,7 +18,8 @@ import (
 	"github.com/ulikunitz/xz/lzma"
 )
 
-// filter runs a program over data. Without the program the test is skipped, but not where everything has to be tested.
+// filter runs a program over data. It skips the test if the program is missing, unless
+// everything must be tested.
 func filter(t testing.TB, data []byte, program string, args ...string) []byte {
 	t.Helper()
 	path, err := exec.LookPath(program)
@@ -38,8 +39,8 @@ func filter(t testing.TB, data []byte, program string, args ...string) []byte {
 	return out.Bytes()
 }
 
-// sample is data with all that LZMA has symbols for: text, runs, records that differ in a byte, near and far copies,
-// noise.
+// sample is data that uses all symbols of LZMA: text, runs, records that differ in a byte,
+// near and far copies, noise.
 func sample(n int) []byte {
 	r := rand.New(rand.NewPCG(3, 4))
 	b := make([]byte, 0, n+400)
@@ -92,7 +93,7 @@ func TestReaderPrograms(t *testing.T) {
 				z := filter(t, in, program, append(args, "-c")...)
 				got, err := io.ReadAll(NewReader(bytes.NewReader(z)))
 				if err != nil || !bytes.Equal(got, in) {
-					t.Errorf("%s %v: %d of %d bytes came back, %v", program, args, len(got), len(in), err)
+					t.Errorf("%s %v: %d of %d bytes read, %v", program, args, len(got), len(in), err)
 				}
 			}
 		}
@@ -128,7 +129,7 @@ func TestReaderReset(t *testing.T) {
 		data := sample(n)
 		z.Reset(bytes.NewReader(filter(t, data, "lzip", "-c", "-s100000")))
 		if got, err := io.ReadAll(z); err != nil || !bytes.Equal(got, data) {
-			t.Errorf("%d bytes: %d came back, %v", n, len(got), err)
+			t.Errorf("%d bytes: %d read, %v", n, len(got), err)
 		}
 	}
 }
@@ -179,7 +180,7 @@ func TestReaderTruncated(t *testing.T) {
 	}
 }
 
-// Every bit counts, but for those that only make the dictionary larger.
+// Every flipped bit is detected, except those that only enlarge the dictionary.
 func TestReaderFlippedBits(t *testing.T) {
 	data := sample(1500)
 	z := filter(t, data, "lzip", "-c", "-s64KiB")
@@ -229,7 +230,7 @@ func TestReaderDictSize(t *testing.T) {
 		}
 	}
 
-	// The most that the format allows costs no more than the data.
+	// The largest dictionary takes no more memory than the data.
 	z[5] = 29
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -247,8 +248,8 @@ func TestReaderDictSize(t *testing.T) {
 	}
 }
 
-// TestReaderSeveral reads what plzip makes of several members, and finds damage within them
-// and sizes in a trailer that can't be.
+// TestReaderSeveral reads plzip's files of several members, and detects damage within them and
+// impossible sizes in trailers.
 func TestReaderSeveral(t *testing.T) {
 	data := sample(1 << 20)
 	z := filter(t, data, "plzip", "-c", "-0", "-B100KiB")
@@ -270,14 +271,14 @@ func TestReaderSeveral(t *testing.T) {
 	}
 }
 
-// wrap puts a raw LZMA stream into a member, for streams no program would make.
+// wrap makes a member of a raw LZMA stream, for streams that programs don't make.
 func wrap(stream []byte, dict byte, data []byte) []byte {
 	b := append([]byte("LZIP\x01"), dict)
 	b = append(b, stream...)
 	return trailer{crc32.ChecksumIEEE(data), uint64(len(data)), uint64(len(b) + trailerSize)}.append(b)
 }
 
-// FuzzReader compares with another decoder of LZMA. That one reads the classic header, which is made up here.
+// FuzzReader compares with another LZMA decoder, which reads the classic header, made here.
 func FuzzReader(f *testing.F) {
 	for _, set := range []string{"published", "published-multi"} {
 		files, _ := filepath.Glob(filepath.Join("..", "..", "testdata", set, "nar", "lzip", "*"))
@@ -311,12 +312,13 @@ func FuzzReader(f *testing.F) {
 			return
 		}
 		if err == nil && whole.members != 1 {
-			return // it is not for the other decoder
+			return // unsupported by the other decoder
 		}
 		header := []byte{(2*5+0)*9 + 3}
 		header = binary.LittleEndian.AppendUint32(header, dict)
 		header = append(header, bytes.Repeat([]byte{0xff}, 8)...)
-		// Without the trailer, which is no part of the stream even where it could be.
+		// Without the trailer, which the other decoder could read as a part of the
+		// stream.
 		stream := b[6 : len(b)-trailerSize]
 		other, otherErr := lzma.NewReader(io.MultiReader(bytes.NewReader(header), bytes.NewReader(stream)))
 		var want []byte
@@ -326,7 +328,8 @@ func FuzzReader(f *testing.F) {
 		if err == nil && (otherErr != nil || !bytes.Equal(got, want)) {
 			t.Fatalf("%d bytes; the other decoder %d, %v", len(got), len(want), otherErr)
 		}
-		// The framing is ours alone; with a frame around it, the same bytes must come out of the stream.
+		// The other decoder doesn't read lzip's framing. Within a frame, the same
+		// bytes must result.
 		if err != nil && otherErr == nil {
 			w := wrap(stream, b[5], want)
 			if got, err := io.ReadAll(NewReader(bytes.NewReader(w))); errors.Is(err, ErrData) && len(got) < len(want) {

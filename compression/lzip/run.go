@@ -172,7 +172,7 @@ func (d *decoder) run(stop int) status {
 			}
 		}
 		if rep0 >= 7 {
-			// Eight bytes at a time; those too many are overwritten by what follows, see windowSpare.
+			// Eight bytes at a time. Later bytes overwrite the excess, see windowSpare.
 			from, to := win[src:src+n+7], win[pos:pos+n+7]
 			for i := 0; i < n; i += 8 {
 				binary.LittleEndian.PutUint64(to[i:i+8], binary.LittleEndian.Uint64(from[i:i+8]))

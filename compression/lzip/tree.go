@@ -2,9 +2,9 @@ package lzip
 
 import "encoding/binary"
 
-// The trees of run, as functions of their own: they have enough to do to be worth a call, and by themselves all their
-// values fit into registers. A tree takes at most a byte of input for each bit, so the caller passes the next 8 bytes
-// in ahead, first byte on top, and is told how many were used.
+// The trees of run. They are separate functions, as they do enough work to be worth a call, and all their values then fit
+// into registers. A tree reads at most a byte of input for each bit, so the caller passes the next 8 bytes in ahead, the
+// first byte on top. The result has the number of used bytes.
 
 // literal decodes a byte that follows a literal.
 func literal(probs *[0x400]prob, rng, code uint32, ahead uint64) (_, _, _ uint32, used int) {
@@ -17,7 +17,7 @@ func literal(probs *[0x400]prob, rng, code uint32, ahead uint64) (_, _, _ uint32
 			ahead <<= 8
 			used++
 		}
-		// Loading both that may come next hides what the load costs.
+		// Loading both possible next values hides the latency of the load.
 		v0, v1 := uint32(probs[(2*sym)&0x3ff]), uint32(probs[(2*sym+1)&0x3ff])
 		var mask uint32
 		var w prob
@@ -29,7 +29,7 @@ func literal(probs *[0x400]prob, rng, code uint32, ahead uint64) (_, _, _ uint32
 	return sym, rng, code, used
 }
 
-// matchedLiteral decodes a byte that follows a match, where the byte at rep0 tells what it is not. Its bits choose
+// matchedLiteral decodes a byte that follows a match, and differs from the byte at rep0. The bits of that choose
 // between two more trees until one of them differs.
 func matchedLiteral(probs *[0x400]prob, rng, code uint32, ahead uint64, like uint32) (_, _, _ uint32, used int) {
 	sym := uint32(1)

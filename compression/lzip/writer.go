@@ -7,15 +7,15 @@ import (
 )
 
 const (
-	// minMember is the smallest member, in bytes of data, that a large file is cut into: it costs 36 bytes and a model
-	// that begins to learn anew.
+	// minMember is the minimum data of a member in a large file, in bytes: each member costs 36 bytes, and its model
+	// starts without statistics.
 	minMember = 1 << 20
-	// firstBuffer is what a Writer allocates for its first bytes.
+	// firstBuffer is the initial size of a Writer's buffer.
 	firstBuffer = 64 << 10
 )
 
-// Writer compresses to an lzip file. It makes a member of every two dictionaries' worth of data, as plzip does, and of
-// no less than 1 MiB, and compresses several of them at the same time.
+// Writer compresses to an lzip file. Each member has twice the dictionary size of data, as with plzip, and at least 1 MiB.
+// Several members are compressed at the same time.
 //
 // Memory for each member being compressed, where N is the size of its data, and D that of the dictionary or of the
 // data if they are less: 2 N for data and output, 8 D for trees, 2 D for a table of hashes, and 1 MiB. So for a large
@@ -54,14 +54,14 @@ func NewWriter(w io.Writer, n, workers int) (*Writer, error) {
 	return &Writer{w: w, level: l, member: max(2*l.dict, minMember), workers: max(workers, 1)}, nil
 }
 
-// Write implements io.Writer. After an error of the underlying writer all that follows fails with it.
+// Write implements io.Writer. After an error of the underlying writer, all calls return it.
 func (z *Writer) Write(p []byte) (int, error) {
 	total := len(p)
 	for len(p) > 0 {
 		if z.err != nil {
 			return total - len(p), z.err
 		}
-		// A full buffer waits for what comes, as the last member may be as large.
+		// A full buffer is only compressed when more data arrives, as the last member may be as large.
 		if len(z.buf) == z.member {
 			z.start()
 			continue
@@ -78,7 +78,7 @@ func (z *Writer) Write(p []byte) (int, error) {
 	return total, z.err
 }
 
-// Close compresses what is left and writes it. A file of nothing has one empty member.
+// Close compresses and writes the remaining data. An empty file has one empty member.
 func (z *Writer) Close() error {
 	if z.err == nil && (len(z.buf) > 0 || !z.written) {
 		z.start()
@@ -118,7 +118,7 @@ func (z *Writer) start() {
 	}()
 }
 
-// collect waits for the oldest job and writes what it made.
+// collect waits for the oldest job and writes its output.
 func (z *Writer) collect() {
 	j := z.jobs[0]
 	z.jobs = append(z.jobs[:0], z.jobs[1:]...)

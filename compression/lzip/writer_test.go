@@ -25,7 +25,7 @@ func compress(t testing.TB, data []byte, level, workers int) []byte {
 	return out.Bytes()
 }
 
-// hardCases are data at the edges of what an encoder sees.
+// hardCases are edge cases of the encoders.
 func hardCases() map[string][]byte {
 	r := rand.New(rand.NewPCG(5, 6))
 	noise := make([]byte, 30000)
@@ -56,7 +56,7 @@ func TestWriterRoundTrip(t *testing.T) {
 			z := compress(t, data, level, 1)
 			got, err := io.ReadAll(NewReader(bytes.NewReader(z)))
 			if err != nil || !bytes.Equal(got, data) {
-				t.Errorf("%s at level %d: %d of %d bytes came back, %v", name, level, len(got), len(data), err)
+				t.Errorf("%s at level %d: %d of %d bytes read, %v", name, level, len(got), len(data), err)
 			}
 		}
 	}
@@ -75,7 +75,7 @@ func TestWriterPrograms(t *testing.T) {
 	}
 }
 
-// Data of several members come out the same however many are compressed at a time and however they come in.
+// Data of several members give the same output with any concurrency and sizes of writes.
 func TestWriterMembers(t *testing.T) {
 	data := sample(2<<20 + 12345)
 	want := compress(t, data, 0, 1)
@@ -106,7 +106,7 @@ func TestWriterMembers(t *testing.T) {
 		t.Errorf("small writes give something else, %v", err)
 	}
 
-	// A member that is just full is the last one: no empty one follows.
+	// If a member is just full, no empty one follows.
 	full := compress(t, data[:2<<20], 0, 1)
 	if members := countMembers(t, full); members != 2 {
 		t.Errorf("%d members of full ones", members)
@@ -161,7 +161,7 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
-// The levels keep what they promise beside the program's.
+// Sizes of the levels compared with the program's.
 func TestWriterSizes(t *testing.T) {
 	data, err := io.ReadAll(NewReader(bytes.NewReader(published(t, "*-gofmt-bin-*"))))
 	if err != nil {
@@ -190,7 +190,7 @@ func FuzzWriter(f *testing.F) {
 		z := compress(t, data, int(level)%(MaxLevel+1), 1)
 		got, err := io.ReadAll(NewReader(bytes.NewReader(z)))
 		if err != nil || !bytes.Equal(got, data) {
-			t.Fatalf("%d of %d bytes came back, %v", len(got), len(data), err)
+			t.Fatalf("%d of %d bytes read, %v", len(got), len(data), err)
 		}
 	})
 }

@@ -1,5 +1,4 @@
-// Package content answers with a file, or the part of it that was asked for, and keeps files
-// open that many clients ask for.
+// Package content answers with a file or a range of it, and keeps popular files open.
 package content
 
 import (
@@ -18,16 +17,16 @@ import (
 // Opener opens a part of a file.
 type Opener func(offset, length int64) (io.ReadCloser, bytestore.Info, error)
 
-// File is what [Sender.Send] sends: length bytes of a file, from start on. They
-// are all of it, or what a flat nar contains.
+// File is content that [Sender.Send] sends: Length bytes of a file from Start on, such as the
+// whole file or the content of a flat nar.
 type File struct {
 	Source
-	Kept          *Kept // nil for a file that isn't kept open
+	Kept          *Kept // nil disables keeping the file open
 	Type          string
 	Start, Length int64
 }
 
-// Source is a file that can be sent.
+// Source opens and tags a file.
 type Source interface {
 	// Open opens length bytes from offset on.
 	Open(offset, length int64) (io.ReadCloser, bytestore.Info, error)
@@ -35,7 +34,7 @@ type Source interface {
 	Tag(length int64, info bytestore.Info) (etag, former []byte)
 }
 
-// Funcs is a source made of functions.
+// Funcs implements Source with functions.
 type Funcs struct {
 	OpenFunc Opener
 	TagFunc  Tagger
@@ -48,8 +47,8 @@ func (f *Funcs) Tag(length int64, info bytestore.Info) (etag, former []byte) {
 	return f.TagFunc(length, info)
 }
 
-// Send answers with the content, or the part of it that was asked for. It returns the
-// error when the source can't be opened.
+// Send answers with the content or the requested range of it. It returns an error if the source
+// can't be opened.
 func (s *Sender) Send(ctx *fasthttp.RequestCtx, c File) error {
 	header := &ctx.Request.Header
 	length := c.Length
@@ -61,7 +60,6 @@ func (s *Sender) Send(ctx *fasthttp.RequestCtx, c File) error {
 	}
 	response := &ctx.Response
 	if headers.HasConditions(header) {
-		// A client that has it already gets no byte of it.
 		reader, v, err := s.openPart(ctx, &c, headers.Range{})
 		if err != nil {
 			return err
@@ -74,7 +72,7 @@ func (s *Sender) Send(ctx *fasthttp.RequestCtx, c File) error {
 	}
 	asked := wanted
 	if ctx.IsHead() {
-		asked.Length = 0 // To look is enough. Far away, all that was opened would be sent.
+		asked.Length = 0 // a remote source would send all that is opened
 	}
 	reader, v, err := s.openPart(ctx, &c, asked)
 	if err != nil {
@@ -91,7 +89,7 @@ func (s *Sender) Send(ctx *fasthttp.RequestCtx, c File) error {
 		return nil
 	}
 	if partial && stale {
-		// The client's part is of another file, so it gets this one whole.
+		// The client has a part of another version of the file.
 		reader.Close()
 		partial, wanted = false, headers.Range{Length: length}
 		if !ctx.IsHead() {
@@ -110,7 +108,7 @@ func (s *Sender) Send(ctx *fasthttp.RequestCtx, c File) error {
 	return StreamFile(ctx, reader, wanted.Length)
 }
 
-// openPart opens a part of the content.
+// openPart opens a range of the content.
 func (s *Sender) openPart(ctx *fasthttp.RequestCtx, c *File, r headers.Range) (io.ReadCloser, *validators, error) {
 	offset := c.Start + r.Start
 	if reader, v := c.Kept.reader(offset); reader != nil {
@@ -129,7 +127,7 @@ func (s *Sender) openPart(ctx *fasthttp.RequestCtx, c *File, r headers.Range) (i
 	return reader, v, nil
 }
 
-// describe adds the validators of a file to an answer.
+// describe adds the validators of a file to the response.
 func describe(response *fasthttp.Response, v *validators) {
 	response.Header.SetCanonical(etagField, v.etag)
 	response.Header.SetCanonical(lastModifiedField, v.lastModified)
@@ -143,7 +141,7 @@ var (
 	bytesUnit         = []byte("bytes")
 )
 
-// NewPart returns a reader of the part of a file that was asked for, which closes the file.
+// NewPart returns a reader that reads from r and closes file.
 func NewPart(r io.Reader, file io.ReadCloser) io.ReadCloser { return part{r, file} }
 
 type part struct {
@@ -153,20 +151,19 @@ type part struct {
 
 func (p part) Close() error { return p.file.Close() }
 
-// StreamFile answers with the length bytes of a file that the reader gives, and closes
-// it. A store's reader may give more.
+// StreamFile answers with length bytes of the reader, and closes it. The reader may have more.
 func StreamFile(ctx *fasthttp.RequestCtx, reader io.ReadCloser, length int64) error {
 	if !ctx.IsHead() && engine.SendFile(ctx, reader, length) {
 		return nil
 	}
 	if shared, ok := reader.(*sharedReader); !ok || !shared.IsCached() {
-		engine.LeaveLoop(ctx) // to read from a disk takes long
+		engine.LeaveLoop(ctx) // reading from a disk may take long
 	}
 	return Stream(ctx, part{io.LimitReader(reader, length), reader}, length)
 }
 
-// Stream answers with the length bytes that the body gives, and closes it. It
-// must give exactly that many: anything else cuts the connection.
+// Stream answers with the body, and closes it. If the body does not have exactly length bytes,
+// the connection is cut.
 func Stream(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int64) error {
 	if length > math.MaxInt || length < 0 {
 		body.Close()

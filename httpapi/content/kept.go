@@ -12,21 +12,20 @@ import (
 )
 
 const (
-	// keepOpen is how long a file stays open for further answers: of small nars that
-	// many ask for, opening and closing is a good part of the work. It also bounds for
-	// how long a file is sent that was removed behind the server's back; a change of
-	// the item is noticed by its row, see followInterval.
+	// keepOpen is how long a file stays open for further answers: opening and closing is
+	// much of the work for small popular nars. It also bounds how long a file is sent
+	// after it was removed without the index; changes of the index are noticed earlier.
 	keepOpen = 250 * time.Millisecond
-	// mostOpen bounds the files that are kept open, where there are file descriptors enough.
+	// mostOpen bounds the files that are kept open, if there are enough file descriptors.
 	mostOpen = 512
-	// mostCached bounds the files that are taken to be in the page cache once they were
-	// sent: of a larger one, parts may have been evicted.
+	// mostCached is the largest file that is assumed to be in the page cache once it was
+	// sent. Parts of a larger one may have been evicted.
 	mostCached = 1 << 20
 )
 
-// Sender answers with files. It is made by [NewSender].
+// Sender answers with files. Use [NewSender] to make one.
 type Sender struct {
-	kept     atomic.Int32 // files that are open without a request
+	kept     atomic.Int32 // files that are kept open
 	mostKept int32
 }
 
@@ -36,10 +35,10 @@ func NewSender() *Sender { return &Sender{mostKept: mostKept(engine.Descriptors(
 // Kept returns how many files are kept open.
 func (s *Sender) Kept() int { return int(s.kept.Load()) }
 
-// mostKept is how many files are kept open at most in a process with so many descriptors.
+// mostKept bounds the files that are kept open by a process with so many descriptors.
 func mostKept(descriptors int) int32 { return int32(min(mostOpen, descriptors/8)) }
 
-// Kept is a file of an item that may be open. The zero value is one that isn't.
+// Kept is a file of an item that may be open. The zero value is not open.
 type Kept struct{ atomic.Pointer[openFile] }
 
 // openFile is an open file that answers share.
@@ -48,11 +47,11 @@ type openFile struct {
 	size       int64
 	validators *validators
 	opened     io.Closer
-	// remote is whether the file system may ask another machine for each read.
+	// remote is whether reads may go to another machine, as with NFS.
 	remote bool
-	// users are the answers, and the Kept.
+	// users counts answers, and the Kept. The last user closes the file.
 	users atomic.Int32
-	// sent is whether all of it was sent: it is in the page cache then.
+	// sent is whether the whole file was sent, and so is in the page cache.
 	sent atomic.Bool
 }
 
@@ -69,7 +68,7 @@ func (f *openFile) reader(offset int64) *sharedReader {
 	}
 }
 
-// newReader returns a reader that is counted as a user already.
+// newReader returns a reader that the caller has counted as a user.
 func (f *openFile) newReader(offset int64) *sharedReader {
 	return &sharedReader{FileReader: bytestore.FileReader{File: f.file, Offset: offset}, shared: f}
 }
@@ -95,8 +94,8 @@ func (k *Kept) reader(offset int64) (io.ReadCloser, *validators) {
 	return nil, nil
 }
 
-// keep keeps a file open that was just opened as a whole, if it is on this machine. It
-// returns the reader to use in the place of the given one.
+// keep keeps a whole file open, if it is local. It returns the reader that replaces the
+// given one.
 func (k *Kept) keep(s *Sender, reader io.ReadCloser, info bytestore.Info, v *validators, offset int64) io.ReadCloser {
 	local, isLocal := reader.(bytestore.LocalFile)
 	_, isGrowing := reader.(bytestore.GrowingFile)
@@ -108,17 +107,17 @@ func (k *Kept) keep(s *Sender, reader io.ReadCloser, info bytestore.Info, v *val
 	f.users.Store(2)
 	if !k.CompareAndSwap(nil, f) {
 		s.kept.Add(-1)
-		return reader // another answer keeps its own
+		return reader // another answer keeps its file open
 	}
 	time.AfterFunc(keepOpen, func() {
 		k.Store(nil)
 		s.kept.Add(-1)
-		_ = f.release() // it was only read from
+		_ = f.release() // only read from
 	})
 	return f.newReader(offset)
 }
 
-// reserve reports whether one more file may be kept open, and counts it then.
+// reserve counts one more file, and reports whether it may be kept open.
 func (s *Sender) reserve() bool {
 	if s.kept.Add(1) > s.mostKept {
 		s.kept.Add(-1)
@@ -127,7 +126,7 @@ func (s *Sender) reserve() bool {
 	return true
 }
 
-// sharedReader is a [bytestore.LocalFile]: the place of one answer in an open file.
+// sharedReader is the [bytestore.LocalFile] of one answer in a shared open file.
 type sharedReader struct {
 	bytestore.FileReader
 	shared *openFile
@@ -143,20 +142,19 @@ func (r *sharedReader) Close() error {
 	return r.shared.release()
 }
 
-// IsCached reports whether the file is in the page cache, so that sending it does not
-// wait for a disk.
+// IsCached reports whether the file is in the page cache.
 func (r *sharedReader) IsCached() bool { return r.shared.sent.Load() }
 
-// WasSent notes that length bytes from the place of the reader on were sent.
+// WasSent records that length bytes from the reader's offset were sent.
 func (r *sharedReader) WasSent(length int64) {
 	if r.Offset == 0 && length == r.shared.size && length <= mostCached && !r.shared.remote {
 		r.shared.sent.Store(true)
 	}
 }
 
-// validators are the header fields that tell one content from another.
+// validators are the header fields that identify a version of a file.
 type validators struct {
-	// former is an entity tag that the content had before; nil for none.
+	// former is a previous entity tag of the same content; nil for none.
 	etag, former, lastModified []byte
 	modified                   time.Time
 }

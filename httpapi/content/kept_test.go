@@ -18,7 +18,7 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// localFile is a [bytestore.LocalFile] that counts how many are open.
+// localFile is a [bytestore.LocalFile] that counts open files.
 type localFile struct {
 	*os.File
 	offset int64
@@ -64,7 +64,7 @@ func newOpening(t *testing.T) *opening {
 	return o
 }
 
-// reader opens a part of the file, as Send does.
+// reader opens a range of the file, as Send does.
 func (o *opening) reader(t *testing.T, r headers.Range, wrap func(*localFile) io.ReadCloser) io.ReadCloser {
 	t.Helper()
 	reader, v, err := o.sender.openPart(new(fasthttp.RequestCtx), &File{Kept: &o.kept, Length: wholeFile.Length, Source: &Funcs{
@@ -92,8 +92,8 @@ func plainFile(f *localFile) io.ReadCloser { return f }
 
 var wholeFile = headers.Range{Start: 0, Length: int64(len(openingContent))}
 
-// TestKeptFile: answers within a moment share one open file, each from its own offset. It
-// is closed when the moment is over and the last answer is done.
+// TestKeptFile: answers within keepOpen share one open file, each with its own offset. The
+// file is closed after keepOpen and the last answer.
 func TestKeptFile(t *testing.T) {
 	t.Parallel()
 	o := newOpening(t)
@@ -134,7 +134,7 @@ func TestKeptFile(t *testing.T) {
 		}
 		o.reader(t, wholeFile, plainFile).Close()
 		if o.opened != 2 {
-			t.Errorf("the file was opened %d times, want anew after a moment", o.opened)
+			t.Errorf("the file was opened %d times, want once more after keepOpen", o.opened)
 		}
 		time.Sleep(keepOpen)
 		synctest.Wait()
@@ -144,7 +144,7 @@ func TestKeptFile(t *testing.T) {
 	})
 }
 
-// TestNotKept has files that must not be shared between answers.
+// TestNotKept uses files that answers must not share.
 func TestNotKept(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {

@@ -9,11 +9,11 @@ import (
 )
 
 // Tagger makes the entity tag of length bytes of the file that the info describes. former
-// is a tag that they had before; nil for none.
+// is a previous tag of the same bytes; nil for none.
 type Tagger func(length int64, info bytestore.Info) (etag, former []byte)
 
-// ByTime makes entity tags that differ between instances, see [TimeTag], unless the
-// info has a checksum.
+// ByTime makes entity tags of the checksum in the info, or else of the time, as [TimeTag]
+// does; the latter differ between instances.
 func ByTime(name string) Tagger {
 	return func(length int64, info bytestore.Info) (etag, former []byte) {
 		byTime := TimeTag(name, length, info.ModTime)
@@ -24,8 +24,8 @@ func ByTime(name string) Tagger {
 	}
 }
 
-// TimeTag is the entity tag of a file of which only its time is known. That tells two
-// files apart that have the same nar and length, such as one that was compressed again.
+// TimeTag makes the entity tag of a file without a known checksum. The time distinguishes files
+// with the same nar and length, such as one that was compressed again.
 func TimeTag(name string, length int64, modified time.Time) []byte {
 	etag := append(append(make([]byte, 0, 96), '"'), name...)
 	etag = strconv.AppendInt(append(etag, '-'), length, 16)
@@ -33,9 +33,7 @@ func TimeTag(name string, length int64, modified time.Time) []byte {
 	return append(etag, '"')
 }
 
-// ByContent makes the entity tag of bytes that have the name wherever they are.
+// ByContent makes the entity tag of bytes that the name identifies on all instances.
 func ByContent(name string) Tagger {
-	return func(int64, bytestore.Info) (etag, _ []byte) { return contentTag(name), nil }
+	return func(int64, bytestore.Info) (etag, _ []byte) { return []byte(`"` + name + `"`), nil }
 }
-
-func contentTag(name string) []byte { return []byte(`"` + name + `"`) }

@@ -8,13 +8,14 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// Proxies are those that are trusted to say for whom they ask, in X-Forwarded-For.
+// Proxies are proxies that are trusted to name their clients in X-Forwarded-For.
 type Proxies struct {
 	Networks []netip.Prefix
-	// Unix trusts all that connect to a socket in the file system.
+	// Unix trusts all clients of a Unix domain socket.
 	Unix bool
 }
 
+// Trusts reports whether the address belongs to a trusted proxy.
 func (p *Proxies) Trusts(address netip.Addr) bool {
 	for _, network := range p.Networks {
 		if network.Contains(address) {
@@ -24,9 +25,8 @@ func (p *Proxies) Trusts(address netip.Addr) bool {
 	return false
 }
 
-// Client returns the address of the client that asks, itself or through trusted
-// proxies. It is the zero value where that is not known, as for a socket in the file
-// system.
+// Client returns the address of the client, which may have sent the request through trusted
+// proxies. It is the zero value if unknown, as for a Unix domain socket.
 func (p *Proxies) Client(ctx *fasthttp.RequestCtx) netip.Addr {
 	var peer netip.Addr
 	var trusted bool
@@ -42,8 +42,8 @@ func (p *Proxies) Client(ctx *fasthttp.RequestCtx) netip.Addr {
 	}
 	client := peer
 	lines := ctx.Request.Header.PeekAll(fasthttp.HeaderXForwardedFor)
-	// Each proxy adds to the right whom it was asked by, so what is left of the first
-	// that is not trusted is anybody's word.
+	// Each proxy appends its client's address. Addresses before the last one that is not
+	// trusted may be forged.
 	for i := len(lines) - 1; i >= 0; i-- {
 		list := string(lines[i])
 		for more := true; more; {
@@ -65,7 +65,7 @@ func (p *Proxies) Client(ctx *fasthttp.RequestCtx) netip.Addr {
 	return client
 }
 
-// parseForwarded reads an address, which some proxies give with a port, and in brackets.
+// parseForwarded parses an address. Some proxies add a port, or brackets.
 func parseForwarded(text string) (netip.Addr, bool) {
 	if address, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(text, "["), "]")); err == nil {
 		return address.Unmap(), true
@@ -74,8 +74,8 @@ func parseForwarded(text string) (netip.Addr, bool) {
 	return address.Addr().Unmap(), err == nil
 }
 
-// ClientName is the client for the log: the address with its port, where the client has
-// connected itself.
+// ClientName returns the client for the log: the address, with its port if the client has
+// connected directly.
 func (p *Proxies) ClientName(ctx *fasthttp.RequestCtx) string {
 	if len(ctx.Request.Header.Peek(fasthttp.HeaderXForwardedFor)) > 0 {
 		remote, isTCP := ctx.RemoteAddr().(*net.TCPAddr)
@@ -86,8 +86,8 @@ func (p *Proxies) ClientName(ctx *fasthttp.RequestCtx) string {
 	return ctx.RemoteAddr().String()
 }
 
-// NetworkOf returns what counts as one client: an IPv6 address is easily changed for
-// another of the same network.
+// NetworkOf returns the network that counts as one client: the /64 of an IPv6 address, as
+// clients can change the rest of it easily.
 func NetworkOf(client netip.Addr) netip.Prefix {
 	client = client.Unmap()
 	bits := client.BitLen()
@@ -96,7 +96,7 @@ func NetworkOf(client netip.Addr) netip.Prefix {
 	}
 	network, err := client.WithZone("").Prefix(bits)
 	if err != nil {
-		return netip.Prefix{} // of no address, as that of a socket in the file system
+		return netip.Prefix{} // no address, as of a Unix domain socket
 	}
 	return network
 }

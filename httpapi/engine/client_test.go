@@ -33,6 +33,6 @@ func TestNetworkOf(t *testing.T) {
 		}
 	}
 	if got := NetworkOf(netip.Addr{}); got != (netip.Prefix{}) {
-		t.Errorf("of nobody: %s", got)
+		t.Errorf("no address: %s", got)
 	}
 }

@@ -15,31 +15,30 @@ import (
 	"nar-herder/internal/rawio"
 )
 
-// connection is one client's. It adds to a net.Conn:
+// connection is the connection of one client. It adds to a net.Conn:
 //
-//   - Answers may take for ever, as long as the client takes bytes.
-//   - While a client takes none, its requests are still read. The client of
-//     Guix writes a thousand of them before it reads the first answer; a
-//     server that only writes until the answers are taken, with a client that
-//     only writes until the requests are, would wait for ever.
-//   - Deadlines for reading, of which two come with each request, are set
-//     again only when they have moved by more than a second.
+//   - An answer has no deadline as long as the client reads some of it.
+//   - While the client reads nothing, its requests are read ahead. The client of
+//     Guix writes a thousand of them before it reads the first answer, which would be
+//     a deadlock otherwise.
+//   - Read deadlines, which are set twice per request, reach the system only
+//     when they have moved by more than a second.
 type connection struct {
 	net.Conn
 	engine *Engine
-	loop   *eventloop.Conn // nil of what is not the system's, and
-	raw    syscall.RawConn // its descriptor
+	loop   *eventloop.Conn // nil if Conn is not a socket
+	raw    syscall.RawConn // of loop
 
 	// ahead are bytes read while writing, and unread is how much memory is reserved for them.
 	ahead  []byte
 	unread atomic.Int64
-	// stalled is since when the client has taken nothing of an answer, as a Unix time in
-	// nanoseconds; 0 unless the connection waits for that.
+	// stalled is the time since which a write has made no progress, as a Unix time in
+	// nanoseconds; 0 if no write is waiting.
 	stalled atomic.Int64
-	// client and leaving are of the mutex of connections.
-	client  netip.Prefix // not valid for those that are exempt from a limit
+	// Engine.mu guards client and leaving.
+	client  netip.Prefix // not valid if exempt from the limit
 	leaving bool
-	// lingers is whether the client may be sending what is not read any more.
+	// lingers says that the client may still be sending, so Close must not reset.
 	lingers bool
 
 	deadline, deadlineSet time.Time
@@ -48,24 +47,24 @@ type connection struct {
 	begun   bool
 	failure error
 
-	// fileFollows says that the next Write is the head of an answer
-	// with a fileBody: both go in one segment then.
+	// fileFollows says that the next Write is the head of an answer with a fileBody, and
+	// shares a segment with it.
 	fileFollows bool
-	// holds says that what is written is held back, up to the head of an answer
-	// with a copiedBody: both go in one call of the system then.
+	// holds says that Write collects bytes in held, up to the head of an answer with a
+	// copiedBody, and head and body are written in one system call.
 	holds bool
 	held  []byte
 
-	// pending and its result are the arguments of tryWrite, a method value
-	// that is made once.
+	// pending, written and writeErr are the arguments and results of tryWrite, a method
+	// value that is allocated once.
 	tryWrite func(fd uintptr) bool
 	pending  []byte
 	written  int
 	writeErr error
 }
 
-// maxAhead bounds how much is read while writing, for each connection: a
-// thousand requests of the longest kind seen take a quarter of it.
+// maxAhead bounds how much each connection reads ahead: a thousand requests of the
+// longest kind seen take a quarter of it.
 const maxAhead = 1 << 20
 
 func (c *connection) Close() error {
@@ -100,13 +99,13 @@ func (c *connection) read(p []byte) (int, error) {
 	if c.engine.draining.Load() {
 		c.endWhenQuiet()
 	}
-	if c.engine.ending.Load() { // looked at last, as endAll sets another deadline
+	if c.engine.ending.Load() { // checked last, as endAll sets another deadline
 		return 0, net.ErrClosed
 	}
 	return c.Conn.Read(p)
 }
 
-// Write tries without waiting first, which is all that most answers need.
+// Write first tries without waiting, which suffices for most answers.
 func (c *connection) Write(p []byte) (int, error) {
 	if c.holds {
 		c.held = append(c.held, p...)
@@ -114,7 +113,6 @@ func (c *connection) Write(p []byte) (int, error) {
 	}
 	n := 0
 	if c.raw != nil {
-		// It is not even called on a connection that is closed.
 		c.written, c.writeErr = 0, nil
 		c.pending = p
 		err := c.raw.Write(c.tryWrite)
@@ -155,7 +153,7 @@ func (c *connection) writeOnce(fd uintptr) bool {
 	return true
 }
 
-// writeSlowly writes to a client that does not take all at once.
+// writeSlowly writes to a client that does not read fast enough.
 func (c *connection) writeSlowly(p []byte) (written int, err error) {
 	_, err = c.slowly(func() (int64, error) {
 		n, err := c.Conn.Write(p[written:])
@@ -165,9 +163,8 @@ func (c *connection) writeSlowly(p []byte) (written int, err error) {
 	return written, err
 }
 
-// slowly calls send until it has sent all, or the client takes no more. It looks
-// for requests of the client's meanwhile: soon, since the client may be waiting
-// for that, then less and less often.
+// slowly calls send until it has sent all, or the client has read nothing for
+// ProgressTimeout. Meanwhile, it reads requests ahead, with growing intervals.
 func (c *connection) slowly(send func() (int64, error)) (total int64, err error) {
 	defer func() {
 		if err == nil {
@@ -198,8 +195,8 @@ func (c *connection) slowly(send func() (int64, error)) (total int64, err error)
 	}
 }
 
-// readAhead takes in what the client has sent, without waiting, and says
-// whether there was anything.
+// readAhead reads what the client has sent, without waiting, and reports whether there was
+// anything.
 func (c *connection) readAhead() (some bool) {
 	if c.raw == nil {
 		return false
@@ -225,8 +222,7 @@ func (c *connection) readAhead() (some bool) {
 			}
 			n, _ := rawio.Read(fd, c.ahead[start:cap(c.ahead)])
 			if n == 0 {
-				// Nothing, the end, or a fault: the next Read finds the same.
-				break
+				break // no data, the end, or an error, which the next Read returns
 			}
 			c.ahead = c.ahead[:start+n]
 			some = true
@@ -236,32 +232,32 @@ func (c *connection) readAhead() (some bool) {
 	return some
 }
 
-// leaveLoop is called before what may take long: other connections no longer wait for
-// this one, until it has answered.
+// leaveLoop continues outside the event loop until the answer is written, so that other
+// connections don't wait for this one.
 func (c *connection) leaveLoop() {
 	if c.loop != nil {
 		c.loop.Leave()
 	}
 }
 
-// LeaveLoop resumes the request outside the event loop, where it may take long.
+// LeaveLoop continues the request outside the event loop. Call it before work that may take
+// long.
 func LeaveLoop(ctx *fasthttp.RequestCtx) {
 	if c, ok := ctx.Conn().(*connection); ok {
 		c.leaveLoop()
 	}
 }
 
-// Enter waits for the request's turn in a pool. Call it before what takes a short time, such
-// as a query of the index.
+// Enter waits until a pool has room for the request. Call it before work that takes a short
+// time, such as a query of the index.
 func Enter(ctx *fasthttp.RequestCtx, pool *eventloop.Pool) {
 	if c, ok := ctx.Conn().(*connection); ok && c.loop != nil {
 		c.loop.Enter(pool)
 	}
 }
 
-// pastEngine returns the connection, for a body that is written to it past the engine's
-// writer, which is empty then: the head is written before. It is nil for a connection
-// that is not ours.
+// pastEngine returns the connection, for a body that bypasses fasthttp's writer. It makes
+// fasthttp flush the head first. It returns nil if the connection is not a socket.
 func pastEngine(ctx *fasthttp.RequestCtx) *connection {
 	c, ok := ctx.Conn().(*connection)
 	if !ok || c.raw == nil {

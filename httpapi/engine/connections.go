@@ -10,22 +10,21 @@ import (
 	"nar-herder/internal/eventloop"
 )
 
-// count returns how many have not ended.
+// count returns how many connections have not ended.
 func (e *Engine) count() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return len(e.open.members)
 }
 
-// size returns how many are open and were not closed to make room.
+// size returns how many connections are open and were not closed to make room.
 func (e *Engine) size() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.open.size()
 }
 
-// closeAll cuts them, whatever they are doing. Each is counted until its coroutine has
-// noticed.
+// closeAll cuts all connections. Each is counted until its coroutine has ended.
 func (e *Engine) closeAll() {
 	e.mu.Lock()
 	all := make([]*connection, 0, len(e.open.members))
@@ -34,11 +33,11 @@ func (e *Engine) closeAll() {
 	}
 	e.mu.Unlock()
 	for _, connection := range all {
-		_ = connection.Conn.Close() // or the client was first
+		_ = connection.Conn.Close() // fails if the client was first
 	}
 }
 
-// Serve answers the clients of a listener until that is closed.
+// Serve answers the clients of a listener until it is closed.
 func (e *Engine) Serve(l net.Listener) error {
 	for {
 		accepted, err := e.accept(l)
@@ -60,7 +59,7 @@ func (e *Engine) Serve(l net.Listener) error {
 			_ = accepted.Close()
 			continue
 		}
-		serve := func() { _ = e.Server.ServeConn(connection) } // what goes wrong is the client's
+		serve := func() { _ = e.Server.ServeConn(connection) } // errors are the client's
 		if connection.loop != nil {
 			connection.loop.Serve(serve)
 		} else {
@@ -69,7 +68,6 @@ func (e *Engine) Serve(l net.Listener) error {
 	}
 }
 
-// accept accepts a connection.
 func (e *Engine) accept(l net.Listener) (accepted net.Conn, err error) {
 	err = e.waitOut(func() (err error) {
 		accepted, err = l.Accept()
@@ -78,9 +76,8 @@ func (e *Engine) accept(l net.Listener) (accepted net.Conn, err error) {
 	return accepted, err
 }
 
-// waitOut closes other connections when file descriptors are short, and tries again; it
-// waits where there is none to close, or memory is short: a server that gave up then would
-// be gone for good.
+// waitOut retries while file descriptors or memory are short, so that the server survives
+// that. It closes a connection for its file descriptor, or else waits.
 func (e *Engine) waitOut(try func() error) error {
 	for delay := 5 * time.Millisecond; ; delay = min(2*delay, time.Second) {
 		err := try()
@@ -89,7 +86,7 @@ func (e *Engine) waitOut(try func() error) error {
 			return err
 		}
 		if lacking && !(lacksDescriptors(err) && e.makeRoom()) {
-			e.log.Error("can't accept a connection; raise the limit of open files if this goes on", "error", err, "retry", delay)
+			e.log.Error("can't accept a connection; raise the limit of open files if this continues", "error", err, "retry", delay)
 			time.Sleep(delay)
 		}
 	}
@@ -99,7 +96,7 @@ func lacksDescriptors(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
 }
 
-// wrap takes a connection over. The error is errRefused where there is no room for it.
+// wrap takes a connection over. The error is errRefused if there is no room for it.
 func (e *Engine) wrap(accepted net.Conn) (*connection, error) {
 	client := e.limitedClient(accepted.RemoteAddr())
 	if !e.admit(client) {
@@ -110,7 +107,7 @@ func (e *Engine) wrap(accepted net.Conn) (*connection, error) {
 	switch {
 	case err == nil:
 		connection.Conn, connection.loop = loop, loop
-		connection.raw, _ = loop.SyscallConn() // it has one
+		connection.raw, _ = loop.SyscallConn() // never fails
 	case !errors.Is(err, errors.ErrUnsupported):
 		return nil, err
 	}

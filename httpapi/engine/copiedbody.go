@@ -13,28 +13,28 @@ import (
 	"nar-herder/compression/decoders"
 )
 
-// copyPiece is how much of a body that is in no file is copied at a time: nars of the
-// usual sizes as a whole, with one call of the system each way. A download has as much
-// memory only while its client takes bytes, but for what the client leaves of a piece.
+// copyPiece is how much of a body is copied at a time: nars of the usual sizes as a whole,
+// with one system call each way. A download holds that memory only while its client reads,
+// apart from the unread rest of a piece.
 const copyPiece = decoders.Piece
 
-// slowWrite is how long a client takes for a piece, or for what is left of it, before
-// the next piece waits until the client has room for it.
+// slowWrite is the time for writing a piece above which the client is slow: the next piece
+// is not read before the connection has room for it.
 const slowWrite = 50 * time.Millisecond
 
 var copyPieces = sync.Pool{New: func() any { return new([copyPiece]byte) }}
 
-// copiedBody is a body that comes from elsewhere, or is made on the way. It is
-// read to its end, where what makes it may say that something was wrong.
+// copiedBody is a body that is not a file, such as a decompressed nar. It is read to its
+// end, as its reader may return an error there.
 type copiedBody struct {
 	io.ReadCloser
 	connection *connection // nil to write through the engine
 	length     int64
 }
 
-// SendCopy makes length bytes of a body the answer's. One that does not fit into the engine's
-// buffer is written past it, the first piece together with the head. (To have the kernel
-// pass bytes from one socket to the other, with splice, took longer than to copy them.)
+// SendCopy answers with length bytes of a body. One that does not fit into fasthttp's buffer
+// bypasses it, and the first piece is written together with the head. (For bytes from another
+// socket, splice(2) took longer than copying.)
 func SendCopy(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int64) {
 	b := copiedBody{body, nil, length}
 	if length > writeBuffer {
@@ -47,8 +47,7 @@ func SendCopy(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int64) {
 
 var errTooLong = errors.New("the body of an answer is longer than its head says")
 
-// Close implements [io.Closer]. An answer that is dropped before it is written holds
-// nothing back any more.
+// Close implements [io.Closer]. It undoes holding back the head if the answer was dropped.
 func (b copiedBody) Close() error {
 	if b.connection != nil {
 		b.connection.holds, b.connection.held = false, nil
@@ -68,7 +67,7 @@ func (b copiedBody) WriteTo(engine io.Writer) (total int64, err error) {
 	head := 0
 	if c := b.connection; c != nil {
 		to = c
-		head = copy(piece[:], c.held) // all of it, as the engine's buffer is smaller by far
+		head = copy(piece[:], c.held) // all of it, as fasthttp's buffer is much smaller
 		c.holds, c.held = false, nil
 	}
 	for slow := false; ; {
@@ -107,11 +106,11 @@ func (b copiedBody) WriteTo(engine io.Writer) (total int64, err error) {
 	}
 }
 
-// waitForRoom waits until the client's connection takes bytes, as poll(2) says: of TCP,
-// when a third of what it can hold is free. It fails when the client takes none for
-// too long, or the connection is broken: poll reports room then as well.
+// waitForRoom waits until the connection is writable according to poll(2): for TCP, until a
+// third of the buffer is free. It fails if the client reads nothing for too long, or the
+// connection is broken, which poll reports as writable too.
 func (c *connection) waitForRoom() error {
-	waiting := -1 // bytes that the client has not taken
+	waiting := -1 // bytes that the client has not read
 	_, err := c.slowly(func() (taken int64, err error) {
 		var pollErr error
 		err = c.raw.Write(func(fd uintptr) bool {

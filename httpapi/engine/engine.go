@@ -1,30 +1,28 @@
 // Package engine accepts the connections of clients, keeps them within limits, and lets
 // fasthttp answer their requests.
 //
-// fasthttp reads requests and writes heads and short bodies. It is bypassed where it
-// can't do what clients need. All that is here:
+// fasthttp reads requests and writes heads and short bodies. This package bypasses it for:
 //
-//   - Reading ahead. A client may write a thousand requests before it reads the first
-//     answer, as that of Guix does. fasthttp would wait for ever in a write. While a write
-//     makes no progress, [connection] therefore reads the next requests into memory, which
-//     the limits bound; see connection.slowly and connection.readAhead.
+//   - Reading ahead. The client of Guix may write a thousand requests before it reads the
+//     first answer, and fasthttp would never return from a write. While a write makes no
+//     progress, [connection] therefore reads the next requests into memory, within the
+//     limits; see connection.slowly and connection.readAhead.
 //   - Files. [SendFile] sends a file with sendfile(2), without copying it through this
-//     process. fasthttp writes the head only, at once, and with MSG_MORE, so that head and
-//     body share a segment.
+//     process. fasthttp writes only the head, with MSG_MORE, so that head and body share a
+//     segment.
 //   - Bodies that are not files, such as decompressed nars. [SendCopy] writes pieces of
 //     [decoders.Piece] past fasthttp's small buffer. The connection holds the head back and
-//     writes it with the first piece. Memory for a piece is only used while the client
-//     takes bytes.
+//     writes it with the first piece. A piece takes memory only while the client reads.
 //   - Bodies of unknown length for HTTP/1.0, which has no chunks. [SendUntilClose] takes the
 //     connection from fasthttp and ends the body with it.
-//   - Bodies of requests. None of our requests has one, but fasthttp would reserve as much
+//   - Bodies of requests. No request here needs one, but fasthttp would reserve as much
 //     memory as the head announces. hideBody removes the body from the head, and the
 //     connection is closed after the answer.
 //   - Requests that fasthttp accepts although RFC 9112 doesn't, see [Violation], and lines
 //     that end without a carriage return, see connection.readBare.
 //
-// fasthttp reads from the connection's coroutine on an [eventloop]: what takes a short
-// time calls [Enter] first, and what may take long calls [LeaveLoop].
+// Requests are handled in the connection's coroutine on an [eventloop]. Handlers call [Enter]
+// before work that takes a short time, and [LeaveLoop] before work that may take long.
 package engine
 
 import (
@@ -43,37 +41,35 @@ import (
 )
 
 const (
-	// HeaderTimeout is for the bytes of one request. The client of Guix sends
-	// up to a thousand requests at once, but each comes in one piece.
+	// HeaderTimeout is the timeout for reading one request.
 	HeaderTimeout = 15 * time.Second
-	// IdleTimeout is for a kept connection without a request. A client that
-	// builds between two downloads comes back within minutes.
+	// IdleTimeout is the keep-alive timeout. Clients often build between two downloads
+	// and are back within minutes.
 	IdleTimeout = 5 * time.Minute
-	// progressTimeout is for an answer of which the client takes no byte.
-	// There is none on an answer as a whole: nars are large and lines slow.
+	// progressTimeout is the timeout for an answer while the client reads nothing.
+	// There is none for a whole answer: nars are large and connections slow.
 	progressTimeout = 60 * time.Second
 
-	// ReadBuffer bounds the head of a request, as nginx does, and is what a
-	// pipelined burst is read by.
+	// ReadBuffer is the size of reads, and the limit for the head of a request, as in nginx.
 	ReadBuffer = 8 << 10
 	// writeBuffer gathers pipelined answers into one write.
 	writeBuffer = 16 << 10
 
-	// shutdownGrace is for answers in flight once the server stops.
-	// A supervisor kills after about five seconds; a cut download is resumed
-	// or fetched from another server, so a longer wait is useless.
+	// shutdownGrace is the time for answers in flight once the server stops. A longer
+	// one is useless: supervisors kill after about five seconds, and clients resume a
+	// cut download or use another server.
 	shutdownGrace = time.Second
 )
 
-// Engine serves connections. It is made by [New].
+// Engine serves connections. Use [New] to make one.
 type Engine struct {
 	// Server reads requests and writes answers.
 	Server *fasthttp.Server
 
-	// ProgressTimeout is for an answer of which the client takes no byte, QuietTime for
-	// how long a client must have sent nothing before its connection is closed when the
-	// server stops, and Grace for answers in flight then. They have defaults, which tests
-	// change before Serve.
+	// ProgressTimeout is the timeout for an answer while the client reads nothing. When
+	// the server stops, QuietTime is how long a client must have sent nothing before its
+	// connection is closed, and Grace is the time for answers in flight. Tests change the
+	// defaults before Serve.
 	ProgressTimeout, QuietTime, Grace time.Duration
 
 	log     *slog.Logger
@@ -82,11 +78,11 @@ type Engine struct {
 
 	mu   sync.Mutex
 	open group
-	// clients are the groups of the addresses that Limits.PerAddress is for.
+	// clients are the connections of each address, which Limits.PerAddress bounds.
 	clients map[netip.Prefix]*group
-	// noneIdle is when idle connections were last looked for in vain.
+	// noneIdle is when the last search for idle connections found none.
 	noneIdle time.Time
-	// logged is when it was last logged that connections are closed to make room.
+	// logged is when the last warning about closed connections was logged.
 	logged time.Time
 
 	// unread is the memory for requests that were read ahead, in bytes.
@@ -95,12 +91,12 @@ type Engine struct {
 	closed [closeReasons]atomic.Int64
 
 	draining atomic.Bool  // connections end once their clients are quiet; see drain
-	ending   atomic.Bool  // each answer is the last of its connection
+	ending   atomic.Bool  // connections end after their answer; see endAll
 	sending  atomic.Int32 // how many bodies are being sent from files
 }
 
-// New makes an engine whose requests are answered by handle, and by fail where they
-// can't be read. Trusted proxies are exempt from the limit of an address.
+// New makes an engine that calls handle for requests, and fail for malformed ones. Trusted
+// proxies are exempt from the limit per address.
 func New(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, error), limits Limits, proxies Proxies, log *slog.Logger) *Engine {
 	within := limits.within(Descriptors())
 	if within.Connections < limits.Connections {
@@ -114,17 +110,16 @@ func New(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, error),
 				}
 				handle(ctx)
 			},
-			ErrorHandler:          fail,
-			NoDefaultServerHeader: true,
-			NoDefaultContentType:  true,
-			ReadTimeout:           HeaderTimeout,
-			IdleTimeout:           IdleTimeout,
-			ReadBufferSize:        ReadBuffer,
-			WriteBufferSize:       writeBuffer,
-			HeaderReceived:        hideBody,
-			LazyRequestTime:       true,
-			// It logs what clients do wrong, which is not the administrator's business.
-			Logger:                        discardLogger{},
+			ErrorHandler:                  fail,
+			NoDefaultServerHeader:         true,
+			NoDefaultContentType:          true,
+			ReadTimeout:                   HeaderTimeout,
+			IdleTimeout:                   IdleTimeout,
+			ReadBufferSize:                ReadBuffer,
+			WriteBufferSize:               writeBuffer,
+			HeaderReceived:                hideBody,
+			LazyRequestTime:               true,
+			Logger:                        discardLogger{}, // only errors of clients
 			DisablePreParseMultipartForm:  true,
 			DisableHeaderNamesNormalizing: false,
 		},
@@ -134,8 +129,7 @@ func New(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, error),
 	}
 }
 
-// AnswerBadRequest answers what could not be read as a request. The connection is closed
-// after it.
+// AnswerBadRequest answers a malformed request, and closes the connection after it.
 func AnswerBadRequest(ctx *fasthttp.RequestCtx, err error) {
 	status, message := fasthttp.StatusBadRequest, "this is not a well-formed HTTP request"
 	var small *fasthttp.ErrSmallBuffer
@@ -143,7 +137,7 @@ func AnswerBadRequest(ctx *fasthttp.RequestCtx, err error) {
 	switch {
 	case errors.As(err, &small):
 		status, message = fasthttp.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("the head of a request has at most %d bytes here", ReadBuffer)
-	case strings.Contains(err.Error(), "missing required host header"): // an error that can't be named
+	case strings.Contains(err.Error(), "missing required host header"): // fasthttp doesn't export the error
 		message = "the request has no Host header, or an empty one"
 	case errors.Is(err, errBareLines):
 		message = errBareLines.Error()
@@ -169,28 +163,28 @@ func (e *Engine) Register(registry prometheus.Registerer) {
 	}
 	gauge("narherder_http_connections", "Open connections.", func() float64 { return float64(e.size()) })
 	gauge("narherder_http_connections_limit", "Connections that may be open.", func() float64 { return float64(e.limits.Connections) })
-	gauge("narherder_http_unread_bytes", "Memory for requests of clients that don't read the answers to those before.", func() float64 { return float64(e.unread.Load()) })
-	gauge("narherder_http_unread_limit_bytes", "What that may be at the most.", func() float64 { return float64(e.limits.Unread) })
+	gauge("narherder_http_unread_bytes", "Memory for pipelined requests of clients that don't read their answers.", func() float64 { return float64(e.unread.Load()) })
+	gauge("narherder_http_unread_limit_bytes", "Limit of the memory for pipelined requests of clients that don't read their answers.", func() float64 { return float64(e.limits.Unread) })
 	for reason, name := range closeReasonNames {
 		registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name:        "narherder_http_connections_closed_total",
-			Help:        "Connections closed to stay within the limits: idle, stalled, or busy ones of an address with many for others, those with unread answers, and new ones of an address that has too many.",
+			Help:        "Connections closed to stay within the limits: idle, stalled, busy ones of addresses with many connections, ones with unread answers, and new ones of addresses with too many connections.",
 			ConstLabels: prometheus.Labels{"reason": name},
 		}, func() float64 { return float64(e.closed[reason].Load()) }))
 	}
 }
 
-// Usage is what an engine's clients take of its limits.
+// Usage is how much of an engine's limits its clients use.
 type Usage struct {
 	Open    int              // connections
 	Closing int              // connections that were closed and have not ended
-	Idle    []time.Time      // since when connections wait for a request
-	Stalled []time.Time      // since when clients take nothing of their answers
+	Idle    []time.Time      // since when idle connections wait for a request
+	Stalled []time.Time      // since when stalled clients have read nothing
 	Unread  int64            // memory for requests that were read ahead, in bytes
 	Closed  map[string]int64 // how many connections were closed to stay within the limits, by reason
 }
 
-// Usage returns the usage at this moment.
+// Usage returns the current usage.
 func (e *Engine) Usage() Usage {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -15,24 +15,25 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// fileBody is the body of an answer that is stored in a file.
+// fileBody is a body in a file.
 type fileBody struct {
 	bytestore.LocalFile
 	connection *connection
 	length     int64
-	cached     pageCached // the file if it is one, or nil
+	cached     pageCached // nil if LocalFile is not one
 }
 
 // pageCached is a file that may be known to be in the page cache.
 type pageCached interface {
-	// IsCached reports whether it is, so that sending it does not wait for a disk.
+	// IsCached reports whether the file is in the page cache, so that sending it does
+	// not wait for a disk.
 	IsCached() bool
-	// WasSent notes that length bytes were sent from where it was read.
+	// WasSent records that length bytes from the reader's offset were sent.
 	WasSent(length int64)
 }
 
-// SendFile makes length bytes of a file the answer's body, and returns false if they must be
-// copied. The head is written at once, in one segment with the body's first bytes.
+// SendFile answers with length bytes of a file, and returns false if they must be copied.
+// The head shares a segment with the first bytes of the body.
 func SendFile(ctx *fasthttp.RequestCtx, reader io.Reader, length int64) bool {
 	file, isLocal := reader.(bytestore.LocalFile)
 	if !isLocal || length <= smallFile || length > math.MaxInt {
@@ -48,13 +49,12 @@ func SendFile(ctx *fasthttp.RequestCtx, reader io.Reader, length int64) bool {
 	return true
 }
 
-// smallFile is the length up to which a file is copied, since its bytes fit into
-// the write that its head takes anyway.
+// smallFile is the length up to which a file is copied, as it fits into one write with the
+// head.
 const smallFile = 4 << 10
 
-// WriteTo sends the file without copying its bytes through this process, past
-// the engine's writer, which is empty once the head is flushed. What is still
-// being written is sent as it comes.
+// WriteTo sends the file with sendfile, bypassing fasthttp's writer, which is empty once the
+// head is flushed. A growing file is sent as it grows.
 func (b *fileBody) WriteTo(engine io.Writer) (total int64, err error) {
 	growing, _ := b.LocalFile.(bytestore.GrowingFile)
 	for total < b.length {
@@ -84,19 +84,18 @@ func (b *fileBody) WriteTo(engine io.Writer) (total int64, err error) {
 		}
 		return total, nil
 	}
-	// From a file system that can't, or from where else the bytes are.
+	// The file system does not support sendfile, or a growing file has failed and has other sources.
 	copied, err := io.CopyN(engine, b.LocalFile, b.length-total)
 	return total + copied, err
 }
 
-// isUnsendable says whether an error is one of files that sendfile can't read.
+// isUnsendable reports whether an error means that sendfile can't read the file.
 func isUnsendable(err error) bool {
 	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP)
 }
 
-// send sends bytes of the file. It calls sendfile itself: what package net does
-// with a deadline that has passed is to read from the file in vain, and the
-// client would miss those bytes.
+// send sends bytes of the file. It does not use package net, which reads from the file
+// and loses the bytes once a deadline has passed.
 func (b *fileBody) send(length int64) (int64, error) {
 	file, offset := b.Local()
 	source, err := file.SyscallConn()
@@ -106,7 +105,7 @@ func (b *fileBody) send(length int64) (int64, error) {
 	c := b.connection
 	cached := b.cached != nil && b.cached.IsCached()
 	if !cached {
-		c.leaveLoop() // to read from a disk takes long
+		c.leaveLoop() // reading from a disk may take long
 	}
 	c.engine.sending.Add(1)
 	defer c.engine.sending.Add(-1)
@@ -130,17 +129,16 @@ func (b *fileBody) send(length int64) (int64, error) {
 }
 
 const (
-	// wholePiece is how much of a file is sent at once. It is nars of the usual
-	// sizes as a whole, and for the others four times what the kernel passes on
-	// at a time.
+	// wholePiece is how much of a file is sent at once: nars of the usual sizes as a
+	// whole, and of others four times what the kernel passes on at a time.
 	wholePiece = 256 << 10
-	// eagerPiece is the size for a client that has the machine to itself. The
-	// kernel holds back a segment that isn't full until the end of a piece, and
-	// such a client waits for it: pieces of 1 GiB have 0.6 of the speed, those
-	// of 48 KiB 1.3 times that of wholePiece, and the processor does a third
-	// more for them (one curl on loopback; go run ./cmd/bench nar).
+	// eagerPiece is used for a few fast clients. The kernel holds back a segment that
+	// isn't full until the end of a piece, and such clients wait for it. Compared with
+	// wholePiece, pieces of 48 KiB have 1.3 times the speed and take a third more
+	// processor time, and pieces of 1 GiB have 0.6 of the speed (one curl on loopback;
+	// go run ./cmd/bench nar).
 	eagerPiece = 48 << 10
-	// eagerMost is up to how many bodies at a time it is used.
+	// eagerMost is the number of bodies at a time up to which eagerPiece is used.
 	eagerMost = 2
 )
 
@@ -151,7 +149,7 @@ type fileSender struct {
 	offset, left int64
 	sendfile     func(to, from uintptr, offset *int64, n int) (int, error)
 	begun        bool
-	wait         bool // when the socket's buffer is full
+	wait         bool // if the socket's buffer is full
 	full         bool
 	err          error
 }
@@ -160,8 +158,8 @@ func unixSendfile(to, from uintptr, offset *int64, n int) (int, error) {
 	return unix.Sendfile(int(to), int(from), offset, n)
 }
 
-// send is called with the socket's descriptor; false asks to be called again
-// when it takes more.
+// send is called with the socket's descriptor. False asks to be called again when the socket
+// is writable.
 func (s *fileSender) send(socket uintptr) (done bool) {
 	s.full = false
 	err := s.source.Control(func(file uintptr) {
@@ -170,8 +168,7 @@ func (s *fileSender) send(socket uintptr) (done bool) {
 			if s.begun && s.sending.Load() <= eagerMost {
 				piece = eagerPiece
 			}
-			// It moves the offset on.
-			n, err := s.sendfile(socket, file, &s.offset, int(min(s.left, piece)))
+			n, err := s.sendfile(socket, file, &s.offset, int(min(s.left, piece))) // advances the offset
 			s.left -= int64(max(n, 0))
 			s.begun = true
 			switch {
@@ -181,7 +178,7 @@ func (s *fileSender) send(socket uintptr) (done bool) {
 			case err != nil:
 				s.err = os.NewSyscallError("sendfile", err)
 			case n == 0:
-				s.left = 0 // the file is shorter than it was; the caller counts the bytes
+				s.left = 0 // the file was truncated; the caller counts the bytes
 			}
 		}
 	})

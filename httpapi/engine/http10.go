@@ -8,9 +8,9 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// SendUntilClose sends a body of unknown length to a client of HTTP/1.0, which
-// can't read chunks (RFC 9112, section 6.1): the end of the connection ends the
-// body. The engine would send chunks, so the connection is taken from it.
+// SendUntilClose sends a body of unknown length to a client of HTTP/1.0, which can't read
+// chunks (RFC 9112, section 6.1): closing the connection ends the body. It hijacks the
+// connection, as fasthttp would send chunks.
 func SendUntilClose(ctx *fasthttp.RequestCtx) {
 	response := &ctx.Response
 	if !response.IsBodyStream() || response.Header.ContentLength() >= 0 {
@@ -19,7 +19,7 @@ func SendUntilClose(ctx *fasthttp.RequestCtx) {
 	response.Header.Del("Transfer-Encoding")
 	response.Header.SetConnectionClose()
 	head := bytes.Clone(response.Header.Header())
-	// Request and response are valid until the function returns.
+	// Request and response stay valid until the hijack handler returns.
 	body := response.BodyStream()
 	if ctx.IsHead() {
 		body = bytes.NewReader(nil)
@@ -33,17 +33,17 @@ func SendUntilClose(ctx *fasthttp.RequestCtx) {
 		if err != nil {
 			reset(ctx.Conn())
 		}
-		_ = response.CloseBodyStream() // before the connection, for which a server that stops waits
+		_ = response.CloseBodyStream() // before the connection, as Stop waits only for that
 	})
 }
 
-// reset makes the next Close tell the client that its answer is not complete. A
-// connection that ends in the usual way would say that it is.
+// reset makes the next Close reset the connection, so that the client knows that its answer
+// is incomplete.
 func reset(conn net.Conn) {
 	if c, ok := conn.(*connection); ok {
 		conn = c.Conn
 	}
 	if tcp, ok := conn.(interface{ SetLinger(seconds int) error }); ok {
-		_ = tcp.SetLinger(0) // the client is gone otherwise
+		_ = tcp.SetLinger(0) // fails if the client is gone
 	}
 }

@@ -13,45 +13,44 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Limits bound what all clients together may hold. Zero is the default of each.
+// Limits bound the resources of all clients together. Zero selects the default of each.
 type Limits struct {
-	// Connections is how many may be open. At most half of the file descriptors are for
-	// them; the default is a third, or mostConnections if that is less: each may need one
-	// more for a file, and one for another instance or bucket.
+	// Connections is how many may be open, at most half of the file descriptors. The
+	// default is a third of them, or mostConnections if that is less: each connection may
+	// need another descriptor for a file, and one for another instance or bucket.
 	Connections int
-	// PerAddress is how many of them one client address may have: by default, a quarter.
-	// Trusted proxies and sockets in the file system are exempt.
+	// PerAddress is how many connections one client address may have: by default, a
+	// quarter. Trusted proxies and Unix domain sockets are exempt.
 	PerAddress int
-	// Unread is the memory for requests of clients that don't read the answers to those
-	// before, in bytes: by default 64 MiB.
+	// Unread is the memory for pipelined requests of clients that don't read their
+	// answers, in bytes: by default 64 MiB.
 	Unread int64
 }
 
 const (
-	// mostConnections is the default where there are file descriptors for more. A
-	// connection takes some 30 KB.
+	// mostConnections bounds the default. A connection takes some 30 KB.
 	mostConnections = 16 << 10
 	defaultUnread   = 64 << 20
-	// fairAhead is what a connection may have read ahead before it counts as one that
-	// takes more than others: twice of what the client of Guix sends before it reads.
+	// fairAhead is the fair share of memory that a connection may read ahead: twice of what
+	// the client of Guix sends before it reads.
 	fairAhead = maxAhead / 2
 
-	// idleTime is how long a connection has waited for a request when it is taken to be
-	// idle, and stalledTime how long a client must have taken nothing before it is cut off to
-	// make room. A new connection that waits for room longer than roomPatience gets that of
-	// any whose client takes nothing.
+	// idleTime is how long a connection must have waited for a request to be idle, and
+	// stalledTime how long a client must have read nothing before it is closed to make room.
+	// A new connection that has waited for room for roomPatience also replaces clients that
+	// have stalled for less.
 	idleTime     = time.Second
-	noneIdleTime = 100 * time.Millisecond // until idle ones are looked for again
+	noneIdleTime = 100 * time.Millisecond // until the next search for idle connections
 	stalledTime  = 5 * time.Second
 	roomPatience = time.Second
-	// manyShare is the part of all connections of an address that has many.
+	// manyShare: an address has many connections if it has 1/manyShare of the limit.
 	manyShare = 8
-	// roomLogged is how often it is logged that connections are closed.
+	// roomLogged is the interval of warnings about closed connections.
 	roomLogged = time.Minute
 )
 
-// Descriptors returns how many file descriptors the process may have. (Package os raises
-// the soft limit to the hard one when a program starts.)
+// Descriptors returns how many file descriptors the process may open. (Package os raises
+// the soft limit to the hard one at the start.)
 func Descriptors() int {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
@@ -60,7 +59,7 @@ func Descriptors() int {
 	return int(min(limit.Cur, math.MaxInt32))
 }
 
-// within fills in what follows from the number of file descriptors.
+// within returns the limits with defaults for a number of file descriptors.
 func (l Limits) within(descriptors int) Limits {
 	if l.Connections <= 0 {
 		l.Connections = min(descriptors/3, mostConnections)
@@ -80,11 +79,11 @@ func (l Limits) within(descriptors int) Limits {
 type closeReason int
 
 const (
-	closedIdle    closeReason = iota // it waited for a request, and another needed the room
-	closedStalled                    // its client took nothing, and another needed the room
-	closedBusy                       // its address has many, and another needed the room
-	closedUnread                     // its client sent requests and didn't read the answers
-	closedRefused                    // its address has too many
+	closedIdle    closeReason = iota // idle, and another needed the room
+	closedStalled                    // the client read nothing, and another needed the room
+	closedBusy                       // the address has many, and another needed the room
+	closedUnread                     // the client sent requests and didn't read the answers
+	closedRefused                    // the address has too many
 	closeReasons
 )
 
@@ -95,19 +94,19 @@ var errRefused = errors.New("there are too many connections")
 // group is a set of connections: all of them, or those of one address.
 type group struct {
 	members map[*connection]struct{}
-	// leaving is how many of them were closed, and have not ended yet.
+	// leaving is how many members were closed, and have not ended yet.
 	leaving int
-	// victims are those to close next. They are looked for many at a time.
+	// victims are the members to close next. look finds many at a time.
 	victims []victim
 }
 
-// victim is a connection that has waited for its client since then.
+// victim is a connection that has waited for its client since a time.
 type victim struct {
 	connection *connection
 	since      time.Time
 	stalled    bool
-	// rank orders those of addresses with about the same share of connections: up to
-	// stalledRank, they would hardly be missed.
+	// share orders victims by the number of connections of their address, and rank orders
+	// victims with the same share. Up to stalledRank, clients hardly notice.
 	rank, share int
 }
 
@@ -120,11 +119,11 @@ func newGroup() group { return group{members: make(map[*connection]struct{})} }
 
 func (g *group) size() int { return len(g.members) - g.leaving }
 
-// next removes and returns the member to close next, or nil: one of the addresses with the
-// most connections, and there the one that has waited for a request for the longest time.
-// If none has for idleTime, it is one whose client has taken nothing for stalledTime, then
-// any that waits for a request, and then one whose client has taken nothing for atLeast, or
-// for any time if its address has many. Its rank is maxRank or less.
+// next removes and returns the member to close next, or nil. Addresses with the most
+// connections come first, and there the connection that has been idle for longest, then a
+// client that has stalled for stalledTime, then any connection that waits for a request, then a
+// client that has stalled for atLeast, or for any time if its address has many connections. The
+// rank is maxRank or less.
 func (g *group) next(atLeast time.Duration, maxRank int) *victim {
 	for again := false; ; again = true {
 		for len(g.victims) > 0 {
@@ -175,7 +174,7 @@ func (g *group) look(atLeast time.Duration, maxRank int) {
 	g.victims = slices.Clone(all[:min(len(all), len(all)/16+1)])
 }
 
-// hasInput reports whether there are bytes that were not read yet.
+// hasInput reports whether the socket has bytes to read.
 func (c *connection) hasInput() (has bool) {
 	if c.raw == nil {
 		return false
@@ -187,7 +186,7 @@ func (c *connection) hasInput() (has bool) {
 	return has
 }
 
-// waits reports whether the connection waits for its client, and since when.
+// waits returns since when the connection has waited for its client, and whether it does.
 func (c *connection) waits() (victim, bool) {
 	if c.loop != nil {
 		if since, ok := c.loop.Waiting(); ok {
@@ -198,8 +197,7 @@ func (c *connection) waits() (victim, bool) {
 	return victim{connection: c, since: time.Unix(0, at), stalled: true}, at != 0
 }
 
-// limitedClient returns the client to count a connection for; not valid for those
-// that are exempt.
+// limitedClient returns the client that a connection counts for; not valid if exempt.
 func (e *Engine) limitedClient(remote net.Addr) netip.Prefix {
 	tcp, ok := remote.(*net.TCPAddr)
 	if !ok {
@@ -212,7 +210,7 @@ func (e *Engine) limitedClient(remote net.Addr) netip.Prefix {
 	return NetworkOf(address)
 }
 
-// admit makes room for a connection of the client, and reports whether it could.
+// admit makes room for a connection of the client, and reports whether that succeeded.
 func (e *Engine) admit(client netip.Prefix) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -255,8 +253,8 @@ func (e *Engine) makeRoom() bool {
 	return e.closeOne(&e.open, stalledTime)
 }
 
-// closeIdle closes a connection that is idle or has stalled, of any address. The mutex is
-// held.
+// closeIdle closes an idle or stalled connection of any address, and reports whether there
+// was one. The mutex is held.
 func (e *Engine) closeIdle() bool {
 	now := time.Now()
 	if now.Sub(e.noneIdle) < noneIdleTime {
@@ -270,7 +268,8 @@ func (e *Engine) closeIdle() bool {
 	return false
 }
 
-// closeOne closes one connection of the group. The mutex is held.
+// closeOne closes one connection of the group, and reports whether there was one to close. The
+// mutex is held.
 func (e *Engine) closeOne(g *group, atLeast time.Duration) bool {
 	v := g.next(atLeast, anyRank)
 	if v == nil {
@@ -288,15 +287,15 @@ func (e *Engine) closeVictim(v *victim) {
 	e.closeFor(v.connection, reason)
 }
 
-// hasMany reports whether an address has so many connections that they are closed for those
-// of others, whatever they do. The mutex is held.
+// hasMany reports whether an address has so many connections that even busy ones are closed
+// for other addresses. The mutex is held.
 func (e *Engine) hasMany(client *group) bool {
 	return client != nil && client.size() > 1 && client.size() >= e.limits.Connections/manyShare
 }
 
-// crowd returns the connections among which room is made when none is idle: those of the
-// address with the most if it has many, and of the newcomer's own if that has; else nil, for
-// all. The mutex is held.
+// crowd returns the connections to close from when none is idle: those of the newcomer's
+// address if it has many, or else of the address with the most if that has many, or else nil,
+// for all. The mutex is held.
 func (e *Engine) crowd(newcomer netip.Prefix) *group {
 	largest := e.clients[newcomer]
 	if e.hasMany(largest) {
@@ -311,7 +310,7 @@ func (e *Engine) crowd(newcomer netip.Prefix) *group {
 	return largest
 }
 
-// closeBusy closes a connection of the group, whatever it does. The mutex is held.
+// closeBusy closes any connection of the group. The mutex is held.
 func (e *Engine) closeBusy(g *group) bool {
 	for member := range g.members {
 		if !member.leaving {
@@ -322,14 +321,14 @@ func (e *Engine) closeBusy(g *group) bool {
 	return false
 }
 
-// closeFor closes a connection, which is counted no more. The mutex is held.
+// closeFor closes a connection, and no longer counts it. The mutex is held.
 func (e *Engine) closeFor(connection *connection, reason closeReason) {
 	connection.leaving = true
 	e.open.leaving++
 	if g := e.clients[connection.client]; g != nil {
 		g.leaving++
 	}
-	_ = connection.Conn.Close() // or the client was first
+	_ = connection.Conn.Close() // fails if the client was first
 	e.wasClosed(reason)
 }
 
@@ -359,7 +358,7 @@ func (e *Engine) add(connection *connection, client netip.Prefix) {
 	}
 }
 
-// remove is called when a connection has ended, perhaps again.
+// remove forgets a connection that has ended. It may be called again.
 func (e *Engine) remove(connection *connection) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -377,9 +376,9 @@ func (e *Engine) remove(connection *connection) {
 	}
 }
 
-// reserveAhead reserves memory for a connection that is to have size bytes read ahead. It
-// returns false if the connection had to be closed: one that takes more than its fair share
-// when half of the memory is reserved, or the first of closeUnread when all of it is.
+// reserveAhead reserves memory for reading size bytes ahead. It returns false if the
+// connection was closed: because it exceeds its fair share when half of the memory is reserved,
+// or by closeUnread when all of it is.
 func (c *connection) reserveAhead(size int64) bool {
 	all := c.engine
 	more := size - c.unread.Load()
@@ -398,13 +397,12 @@ func (c *connection) reserveAhead(size int64) bool {
 	return c.unread.Load() > 0
 }
 
-// releaseAhead gives the memory back.
+// releaseAhead releases the memory.
 func (c *connection) releaseAhead() { c.engine.unread.Add(-c.unread.Swap(0)) }
 
 // closeUnread closes connections of clients that don't read, until an eighth of the memory
-// for their requests is free: first those of the addresses that hold most, and there those
-// that hold most. All that are within the fair share count alike, and the one that
-// has taken nothing for the longest time is the first.
+// for their requests is free. Addresses that hold most come first, and there the connections that
+// hold most. Within the fair share, the client that has stalled for longest comes first.
 func (e *Engine) closeUnread() {
 	type reader struct {
 		*connection

@@ -6,12 +6,11 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// lingerTime bounds for how long bytes of a client are read and dropped before its
-// connection is closed.
+// lingerTime bounds how long linger waits.
 const lingerTime = 2 * time.Second
 
-// CloseAfter closes the connection after the answer. Its client may be sending a body or
-// further requests, which are not read.
+// CloseAfter closes the connection after the answer. The client may still be sending a body
+// or further requests, which are dropped.
 func CloseAfter(ctx *fasthttp.RequestCtx) {
 	ctx.SetConnectionClose()
 	if c, ok := ctx.Conn().(*connection); ok {
@@ -19,9 +18,9 @@ func CloseAfter(ctx *fasthttp.RequestCtx) {
 	}
 }
 
-// linger waits until the client has ended its side as well. To close a connection on which
-// bytes arrive that nobody reads resets it, and the client may lose the answer (RFC 9112,
-// section 9.6).
+// linger closes this side of the connection, and drops what the client sends until it has
+// closed its side as well. Closing a connection with unread bytes would reset it, and the client
+// might lose the answer (RFC 9112, section 9.6).
 func (c *connection) linger() {
 	half, ok := c.Conn.(interface{ CloseWrite() error })
 	if !ok || half.CloseWrite() != nil {
@@ -33,7 +32,7 @@ func (c *connection) linger() {
 		while = c.engine.QuietTime
 	}
 	if c.Conn.SetReadDeadline(time.Now().Add(while)) != nil || c.engine.ending.Load() {
-		return // endAll has set the deadline before, or will
+		return // endAll sets the deadline
 	}
 	dropped := make([]byte, 4<<10)
 	for err := error(nil); err == nil; {

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fullConnection returns a connection whose client has taken a few of the bytes that the server has written, up to when
-// no more fit.
+// fullConnection returns a connection with full buffers, of which the client has read a few
+// bytes.
 func fullConnection(t *testing.T) (*connection, net.Conn) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -59,7 +59,7 @@ func TestRoomClientGone(t *testing.T) {
 		c, client := fullConnection(t)
 		waited := make(chan error, 1)
 		if before {
-			client.Close() // with bytes that were not read: the connection is reset
+			client.Close() // with unread bytes: the connection is reset
 			for reset := false; !reset; time.Sleep(time.Millisecond) {
 				if err := c.raw.Control(func(fd uintptr) {
 					n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd)}}, 0)
@@ -76,10 +76,10 @@ func TestRoomClientGone(t *testing.T) {
 		select {
 		case err := <-waited:
 			if err == nil {
-				t.Errorf("gone before: %v: there is room", before)
+				t.Errorf("closed before: %v: reported room", before)
 			}
 		case <-time.After(30 * time.Second):
-			t.Fatalf("gone before: %v: waits for ever", before)
+			t.Fatalf("closed before: %v: still waiting", before)
 		}
 	}
 }
@@ -124,8 +124,8 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// TestWriteAfterClose has a connection cut between two answers: what was written
-// before must not be told again.
+// TestWriteAfterClose closes a connection between two answers: the second Write must not
+// report the bytes of the first.
 func TestWriteAfterClose(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -9,14 +9,14 @@ import (
 
 // quietTime is how long a client must have sent nothing before its connection is
 // closed when the server stops. The client of Guix writes up to 1,000 requests in one
-// burst, which takes several round trips to arrive, and sends those that are left again
-// on a new connection where one is closed within the burst.
+// burst, which takes several round trips to arrive. If the connection is closed within the
+// burst, it repeats the rest on a new one.
 const quietTime = 300 * time.Millisecond
 
 // Stop closes the connections, after the listeners were closed. First, requests are answered
-// as always, and a connection is closed after QuietTime without a request. In the last quarter
-// of Grace, it calls stopping, and each answer must be the last of its connection. Then it
-// closes the connections that are left, calls cut, and gives handlers half of Grace to end.
+// as usual, and a connection is closed after QuietTime without a request. In the last quarter
+// of Grace, Stop calls stopping, from when on each connection must be closed after its answer.
+// Then it closes the remaining connections, calls cut, and gives handlers half of Grace to end.
 func (e *Engine) Stop(stopping, cut func()) {
 	e.drain(time.Now().Add(e.Grace - e.Grace/4))
 	stopping()
@@ -26,14 +26,14 @@ func (e *Engine) Stop(stopping, cut func()) {
 	if e.count() == 0 {
 		return
 	}
-	e.log.Info("cutting connections whose answers are not done", "connections", e.count())
+	e.log.Info("cutting connections with unfinished answers", "connections", e.count())
 	e.closeAll()
 	cut()
 	e.wait(time.Now().Add(e.Grace / 2))
 }
 
-// drain closes each connection once its client has sent nothing for quietTime, until
-// none is left or the time is over.
+// drain closes each connection once its client has sent nothing for QuietTime, until
+// none is left or the end is reached.
 func (e *Engine) drain(end time.Time) {
 	e.draining.Store(true)
 	e.mu.Lock()
@@ -44,13 +44,13 @@ func (e *Engine) drain(end time.Time) {
 	e.wait(end)
 }
 
-// endAll closes connections that wait for a request, and the others when they do.
+// endAll closes connections that wait for a request, and others once they wait.
 func (e *Engine) endAll() {
 	e.ending.Store(true)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for connection := range e.open.members {
-		_ = connection.Conn.SetReadDeadline(time.Now()) // Read fails as well, then
+		_ = connection.Conn.SetReadDeadline(time.Now()) // fails only if closed
 	}
 }
 
@@ -61,14 +61,13 @@ func (e *Engine) wait(end time.Time) {
 	}
 }
 
-// endWhenQuiet makes a Read of the connection fail that gets nothing for quietTime.
+// endWhenQuiet makes Read fail after QuietTime without bytes.
 func (c *connection) endWhenQuiet() {
-	_ = c.Conn.SetReadDeadline(time.Now().Add(c.engine.QuietTime)) // Read fails as well, then
+	_ = c.Conn.SetReadDeadline(time.Now().Add(c.engine.QuietTime)) // fails only if closed
 }
 
-// Read implements [net.Conn]. The end of a connection that the server closes has the
-// error that the engine gives no answer to, such as 408: a client could take that for
-// the answer to its next request.
+// Read implements [net.Conn]. While the server stops, a timeout becomes net.ErrClosed, which
+// fasthttp doesn't answer: a client could take a 408 for the answer to its next request.
 func (c *connection) Read(p []byte) (int, error) {
 	if c.failure != nil {
 		return 0, c.failure

@@ -7,8 +7,8 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// Violation returns how to answer a request that the engine accepts and RFC 9112
-// doesn't, or 0. The connection must be closed after it.
+// Violation returns the error for a request that fasthttp accepts but RFC 9112 forbids, or 0.
+// The connection must be closed after it.
 func Violation(ctx *fasthttp.RequestCtx) (status int, message string) {
 	header := &ctx.Request.Header
 	switch {
@@ -22,16 +22,15 @@ func Violation(ctx *fasthttp.RequestCtx) (status int, message string) {
 	return 0, ""
 }
 
-// hadBody is a field that is added to the head of a request with a body. The engine
-// refuses fields of clients with such a name.
+// hadBody is a field that hideBody adds to the head of a request with a body. Clients can't
+// send it: fasthttp refuses such names.
 var hadBody = []byte("\x00body")
 
-// hideBody is called with the head of each request. It hides the body from the engine,
+// hideBody is called with the head of each request. It hides the body from fasthttp,
 // which would reserve as much memory as the head announces and then wait for the body.
-// None of our requests has one. The connection is closed after the answer, as what
-// follows on it can't be read as requests.
+// The connection is closed after the answer, as the body follows on it.
 func hideBody(header *fasthttp.RequestHeader) (config fasthttp.RequestConfig) {
-	if n := header.ContentLength(); n > 0 || n == -1 { // which stands for chunks
+	if n := header.ContentLength(); n > 0 || n == -1 { // -1 for chunks
 		header.SetContentLength(0)
 		header.Del(fasthttp.HeaderExpect)
 		header.SetConnectionClose()
@@ -46,19 +45,19 @@ func HasBody(ctx *fasthttp.RequestCtx) bool {
 	return header.ConnectionClose() && header.PeekCanonical(hadBody) != nil
 }
 
-// hasAuthority reports whether a target that is a whole URL names a host, as RFC 9110,
-// section 4.2.1, demands. Targets of other forms are not for GET.
+// hasAuthority reports whether a target in absolute form has a host, as RFC 9110,
+// section 4.2.1, demands.
 func hasAuthority(target []byte) bool {
 	_, authority, isURL := bytes.Cut(target, []byte("://"))
 	return !isURL || len(authority) > 0 && bytes.IndexByte([]byte("/?#:"), authority[0]) < 0
 }
 
-// errBareLines says that the lines of a request end with line feeds alone. The engine
-// would wait for the rest of it.
+// errBareLines is the error for a request with bare line feeds. fasthttp would wait for the
+// end of its head.
 var errBareLines = errors.New("the lines of a request end with a carriage return and a line feed")
 
-// endsBare reports whether bytes end with an empty line that is not the end of a head as
-// the engine knows it, as one of its line feeds has no carriage return before it.
+// endsBare reports whether the bytes end with an empty line that fasthttp does not accept as
+// the end of a head, because a line feed lacks its carriage return.
 func endsBare(p []byte) bool {
 	n := len(p)
 	switch {
@@ -70,18 +69,18 @@ func endsBare(p []byte) bool {
 	return p[n-2] == '\r' && p[n-3] == '\n' && p[n-4] != '\r'
 }
 
-// readBare takes what was read, and ends so. RFC 9112, section 2.2, leaves to the server
-// what line feeds alone mean; a proxy before it might see another request than it does.
-// So they are read as ends of lines where the client has sent one request and nothing
-// else yet; else the next Read fails with errBareLines, unless the bytes have the end of
-// a head in them, and are part of a body.
+// readBare handles bytes that end so. RFC 9112, section 2.2, lets the server accept bare
+// line feeds, but a proxy in front might see other requests than the server does. So
+// they are accepted only if the client has sent a single request and nothing before it.
+// Otherwise the next Read fails with errBareLines, unless the bytes contain the end of a head,
+// as they may then be part of a body.
 func (c *connection) readBare(p []byte, n int, isFirst bool) int {
 	chunk := p[:n]
 	switch {
 	case isFirst && bytes.IndexByte(chunk, '\r') < 0 && bytes.Index(chunk, []byte("\n\n")) == n-2 && !mayHaveBody(chunk):
 		lines := bytes.ReplaceAll(chunk, []byte("\n"), []byte("\r\n"))
 		n = copy(p, lines)
-		c.ahead = lines[n:] // nothing was read ahead before
+		c.ahead = lines[n:] // which was empty before
 	case len(bytes.TrimRight(chunk, "\r\n")) > 0 && !bytes.Contains(chunk, []byte("\r\n\r\n")):
 		c.failure = errBareLines
 	}

@@ -1,5 +1,5 @@
-// Package headers reads header fields and paths of requests: conditions, ranges, codings and
-// escaped characters.
+// Package headers parses header fields and paths of requests: conditions, ranges, codings and
+// percent-encoding.
 package headers
 
 import (
@@ -15,19 +15,18 @@ import (
 	"nar-herder/httpapi/respond"
 )
 
-// TimeFormat is the form of dates in HTTP, which are always in GMT.
+// TimeFormat is the format of dates in HTTP, which are always in GMT.
 const TimeFormat = "Mon, 02 Jan 2006 15:04:05 GMT"
 
 // Range is a part of a body, in bytes.
 type Range struct{ Start, Length int64 }
 
-// ErrUnsatisfiable says that a range lies outside of the body.
+// ErrUnsatisfiable is the error for a range outside of the body.
 var ErrUnsatisfiable = errors.New("range outside of the body")
 
-// ParseRange reads the header Range for a body of that size. What it does not
-// understand, and several ranges at once, are as if the header was not there,
-// which RFC 9110, section 14.2, leaves to us: partial is false then, and the
-// range is the whole body.
+// ParseRange parses the header Range for a body of that size. It ignores malformed
+// headers and several ranges, as RFC 9110, section 14.2, allows: partial is false then,
+// and the range is the whole body.
 func ParseRange(header string, size int64) (_ Range, partial bool, err error) {
 	whole := Range{0, size}
 	spec, ok := strings.CutPrefix(strings.TrimSpace(header), "bytes=")
@@ -66,8 +65,8 @@ func ParseRange(header string, size int64) (_ Range, partial bool, err error) {
 	return Range{start, end - start + 1}, true, nil
 }
 
-// parseLength reads a number of digits alone; one too large for an int64 is as
-// good as the largest.
+// parseLength parses a number without sign. One that is too large for an int64 becomes the
+// largest.
 func parseLength(s string) (int64, bool) {
 	if s == "" || strings.Trim(s, "0123456789") != "" {
 		return 0, false
@@ -79,27 +78,27 @@ func parseLength(s string) (int64, bool) {
 	return n, true
 }
 
-// AnswerUnsatisfiable answers a range that lies outside of a body of that size.
+// AnswerUnsatisfiable answers 416 for a range outside of a body of that size.
 func AnswerUnsatisfiable(ctx *fasthttp.RequestCtx, size int64) {
 	respond.Fail(ctx, fasthttp.StatusRequestedRangeNotSatisfiable, fmt.Sprintf("the body has %d bytes", size))
 	ctx.Response.Header.Set("Content-Range", fmt.Sprintf("bytes */%d", size))
 	ctx.Response.Header.Set("Accept-Ranges", "bytes")
 }
 
-// HasConditions reports whether an answer depends on what the client has already.
+// HasConditions reports whether a request is conditional.
 func HasConditions(header *fasthttp.RequestHeader) bool {
 	return len(header.Peek("If-None-Match")) > 0 || len(header.Peek("If-Modified-Since")) > 0 ||
 		len(header.Peek("If-Match")) > 0 || len(header.Peek("If-Unmodified-Since")) > 0
 }
 
-// AnswerConditions answers with 412 or 304 if the conditions of the request say so, in
-// the order of RFC 9110, section 13.2.2, and reports whether it did. A zero time is for
-// content without one. The entity tags are those that the content has, or had before.
+// AnswerConditions answers with 412 or 304 if the conditions of the request require it, in
+// the order of RFC 9110, section 13.2.2, and reports whether it did. A zero time means that
+// the content has none. etags are the entity tag of the content and any previous one.
 func AnswerConditions(ctx *fasthttp.RequestCtx, modified time.Time, etags ...string) (sent bool) {
 	header := &ctx.Request.Header
 	switch {
 	case isAnother(header, modified, etags):
-		respond.Fail(ctx, fasthttp.StatusPreconditionFailed, "what you have a part of has changed since")
+		respond.Fail(ctx, fasthttp.StatusPreconditionFailed, "the content has changed since you downloaded a part of it")
 		return true
 	case notModified(header, modified, etags):
 		ctx.Response.SetStatusCode(fasthttp.StatusNotModified)
@@ -108,10 +107,10 @@ func AnswerConditions(ctx *fasthttp.RequestCtx, modified time.Time, etags ...str
 	return false
 }
 
-// isAnother reports whether the client asks for content that is not the one here.
+// isAnother reports whether If-Match or If-Unmodified-Since fails.
 func isAnother(header *fasthttp.RequestHeader, modified time.Time, etags []string) bool {
 	if tags := header.PeekAll("If-Match"); len(tags) > 0 {
-		// Strong comparison: a weak tag says nothing about bytes.
+		// Strong comparison: a weak tag doesn't identify bytes.
 		return !hasTag(tags, etags, false)
 	}
 	since := header.Peek("If-Unmodified-Since")
@@ -122,8 +121,8 @@ func isAnother(header *fasthttp.RequestHeader, modified time.Time, etags []strin
 	return err == nil && modified.Truncate(time.Second).After(t)
 }
 
-// hasTag reports whether one of the entity tags is in lists of tags, or one of these is
-// "*". With weak, a weak tag of the same name counts.
+// hasTag reports whether one of the entity tags, or "*", is in lists of tags. With weak, a
+// weak tag of the same value counts.
 func hasTag(lists [][]byte, etags []string, weak bool) bool {
 	for _, list := range lists {
 		for tag := range strings.SplitSeq(string(list), ",") {
@@ -139,8 +138,8 @@ func hasTag(lists [][]byte, etags []string, weak bool) bool {
 	return false
 }
 
-// notModified says whether the client has what it asks for already. A zero time
-// is for content without one.
+// notModified reports whether the client has the content already, according to If-None-Match
+// or If-Modified-Since.
 func notModified(header *fasthttp.RequestHeader, modified time.Time, etags []string) bool {
 	if tags := header.PeekAll("If-None-Match"); len(tags) > 0 {
 		return hasTag(tags, etags, true)
@@ -153,8 +152,8 @@ func notModified(header *fasthttp.RequestHeader, modified time.Time, etags []str
 	return err == nil && !modified.Truncate(time.Second).After(t)
 }
 
-// RangeStillGood says whether a part may be sent: the client's other parts are
-// of this very content, or it did not ask.
+// RangeStillGood reports whether If-Range is absent or matches the content, so that a range
+// may be sent.
 func RangeStillGood(ifRange, etag string, modified time.Time) bool {
 	switch ifRange = strings.TrimSpace(ifRange); {
 	case ifRange == "":
@@ -162,7 +161,7 @@ func RangeStillGood(ifRange, etag string, modified time.Time) bool {
 	case strings.HasPrefix(ifRange, `"`):
 		return ifRange == etag
 	case strings.HasPrefix(ifRange, "W/"):
-		return false // a weak tag says nothing about bytes
+		return false // a weak tag doesn't identify bytes
 	}
 	t, err := fasthttp.ParseHTTPDate([]byte(ifRange))
 	return err == nil && modified.Truncate(time.Second).Equal(t)

@@ -12,8 +12,8 @@ import (
 
 func TestParseRange(t *testing.T) {
 	t.Parallel()
-	const all = -1 // the header counts for nothing
-	const no = -2  // it can't be satisfied
+	const all = -1 // the header is ignored
+	const no = -2  // unsatisfiable
 	for _, test := range []struct {
 		header        string
 		size          int64
@@ -121,7 +121,7 @@ func TestNotModified(t *testing.T) {
 		{`abc-1`, "", modified, false},
 		{`"ABC-1"`, "", modified, false},
 		{`garbage`, "", modified, false},
-		// The tag decides where there is one, whatever the date says.
+		// If there is a tag, the date is ignored.
 		{`"abc-2"`, "Fri, 02 Jan 2026 03:04:05 GMT", modified, false},
 		{etag, "Fri, 02 Jan 2015 03:04:05 GMT", modified, true},
 		{"", "Fri, 02 Jan 2026 03:04:05 GMT", modified, true},
@@ -187,7 +187,7 @@ func TestEscapePath(t *testing.T) {
 	}
 }
 
-// FuzzConditions: conditions that can't be met together are not, and nothing panics.
+// FuzzConditions: contradictory conditions are never met, and nothing panics.
 func FuzzConditions(f *testing.F) {
 	const date = "Fri, 02 Jan 2026 03:04:05 GMT"
 	for _, seed := range []string{"*", `"abc-1"`, `W/"abc-1"`, `"x", W/"abc-1"`, `"a,b", *`, date, "Friday, 02-Jan-26 03:04:05 GMT", "", ",", `"`} {
@@ -223,7 +223,7 @@ func FuzzConditions(f *testing.F) {
 	})
 }
 
-// FuzzEscapePath: what is escaped is decoded to the same, unless it is not a path.
+// FuzzEscapePath: an escaped path decodes to the same path, unless it is malformed.
 func FuzzEscapePath(f *testing.F) {
 	for _, seed := range []string{"nar/lzip/" + "2y8b79q71l3w1d9kh7i1b5al0mlahnd3-odd_name-1.0%2Bx%3Dy%3Fz", "a b", "a+b", "%", "é", "a/../b", "\x00", "a\r\nX: y", "?#"} {
 		f.Add(seed)

@@ -4,9 +4,8 @@ import (
 	"strings"
 )
 
-// PrefersEncoded says whether a client that sent these headers Accept-Encoding
-// wants the coding rather than plain bytes. A client has to name it: "*" says
-// nothing of what it can read. Where it likes both as much, it gets the coding.
+// PrefersEncoded reports whether a client with these Accept-Encoding headers prefers the
+// coding to plain bytes, or accepts both equally. It must name the coding: "*" doesn't count.
 func PrefersEncoded(headers [][]byte, coding string) bool {
 	encoded, plain := -1, -1 // thousandths; -1 when not named
 	for _, header := range headers {
@@ -26,7 +25,7 @@ func PrefersEncoded(headers [][]byte, coding string) bool {
 	return encoded > 0 && encoded >= plain
 }
 
-// lesser is the weight of a coding that is named once more.
+// lesser returns the weight of a coding that is named again.
 func lesser(before, weight int) int {
 	if before < 0 {
 		return weight
@@ -34,9 +33,8 @@ func lesser(before, weight int) int {
 	return min(before, weight)
 }
 
-// parseCoding reads an element of Accept-Encoding, by RFC 9110, section 12.5.3:
-// a name, and perhaps a weight in thousandths. One that is not well-formed is not
-// ok, and counts as not there.
+// parseCoding parses an element of Accept-Encoding (RFC 9110, section 12.5.3) and returns the
+// name and the weight in thousandths. ok is false for malformed elements, which are ignored.
 func parseCoding(element string) (name string, weight int, ok bool) {
 	const space = " \t"
 	name, parameter, weighted := strings.Cut(element, ";")
@@ -55,8 +53,7 @@ func parseCoding(element string) (name string, weight int, ok bool) {
 	return name, weight, ok
 }
 
-// parseWeight reads a number from 0 to 1 with three decimals at most, in
-// thousandths.
+// parseWeight parses a number from 0 to 1 with at most three decimals, in thousandths.
 func parseWeight(s string) (weight int, ok bool) {
 	whole, decimals, _ := strings.Cut(s, ".")
 	if whole != "0" && whole != "1" || len(decimals) > 3 || strings.Trim(decimals, "0123456789") != "" {

@@ -27,7 +27,7 @@ func TestPrefersEncoded(t *testing.T) {
 
 		{"gzip", false},
 		{"identity", false},
-		{"*", false}, // by who does not know what there is
+		{"*", false}, // "*" doesn't name the coding
 		{"zstd;q=0", false},
 		{"zstd;q=0.000, *", false},
 		{"zstd, zstd;q=0", false},
@@ -58,8 +58,8 @@ func TestPrefersEncoded(t *testing.T) {
 	}
 }
 
-// FuzzPrefersEncoded: whatever comes is read, and what is said after it counts just
-// the same, as long as it is another coding's.
+// FuzzPrefersEncoded: an element of another coding doesn't affect the result, whatever
+// precedes it.
 func FuzzPrefersEncoded(f *testing.F) {
 	for _, seed := range []string{"zstd", "identity;q=0.5, zstd;q=0.4", "a;b;c,,*;q=1", "zstd;q=0.9999", "\x00", "zstd\t;q=1"} {
 		f.Add(seed)

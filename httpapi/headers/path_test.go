@@ -9,7 +9,7 @@ import (
 
 func TestDecodePath(t *testing.T) {
 	t.Parallel()
-	for path, want := range map[string]string{ // "" for those that are refused
+	for path, want := range map[string]string{ // "" for refused paths
 		"/":                  "/",
 		"/a":                 "/a",
 		"/a/":                "/a/",

@@ -9,9 +9,9 @@ import (
 // ErrBadPath is the error of [DecodePath], for clients.
 var ErrBadPath = errors.New("the path of the URL is malformed")
 
-// DecodePath undoes the percent-encoding of a request's path. The result
-// begins with a slash, and has no empty part but perhaps the last, no "." or
-// "..", and no NUL: those have no meaning here, but might to what is behind.
+// DecodePath decodes the percent-encoding of a request's path. The result begins with a
+// slash, and has no empty segment except perhaps the last, no "." or "..", and no control
+// characters, which could be misinterpreted by a file system or proxy.
 func DecodePath(path []byte) (string, error) {
 	if len(path) == 0 || path[0] != '/' {
 		return "", ErrBadPath

@@ -18,15 +18,14 @@ import (
 	"nar-herder/httpapi/respond"
 )
 
-// Control answers what only the administrator should be able to ask: /metrics,
-// what is below /health, and /debug/pprof/. It has listeners of its own, apart from
-// those of the server, and answers before there is one. Its requests are not
-// counted in the metrics.
+// Control answers requests of the administrator: /metrics, /health and the paths below it,
+// and /debug/pprof/. It has its own listeners, and answers before there is a server. Its
+// requests are not counted in the metrics.
 type Control struct {
 	host   string
 	log    *slog.Logger
 	engine *http.Server
-	// attached is nil until the Server answers, and starting what is done until then.
+	// attached is nil until a server is attached. Until then, starting returns the state.
 	attached atomic.Pointer[attached]
 	starting atomic.Pointer[func() any]
 }
@@ -51,7 +50,7 @@ func ServeControl(host string, log *slog.Logger, listeners ...net.Listener) *Con
 	mux.HandleFunc(Path, func(w http.ResponseWriter, r *http.Request) { c.serveHealth(w, r, false) })
 	mux.HandleFunc(ReadyPath, func(w http.ResponseWriter, r *http.Request) { c.serveHealth(w, r, true) })
 	mux.HandleFunc(LivePath, func(w http.ResponseWriter, _ *http.Request) { c.json(w, http.StatusOK, []byte(LiveBody)) })
-	// Not cmdline: there may be passwords among the arguments.
+	// Without cmdline, as there may be passwords among the arguments.
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
@@ -64,7 +63,7 @@ func ServeControl(host string, log *slog.Logger, listeners ...net.Listener) *Con
 	for _, listener := range listeners {
 		go func() {
 			if err := c.engine.Serve(listener); err != http.ErrServerClosed {
-				log.Error("the control listener has failed; restart to have it back", "address", listener.Addr().String(), "error", err)
+				log.Error("the control listener has failed; restart the server to use it again", "address", listener.Addr().String(), "error", err)
 			}
 		}()
 	}
@@ -81,7 +80,7 @@ func (c *Control) Starting(state func() any) {
 	c.starting.Store(&state)
 }
 
-// Attach makes /health and /metrics those of a server.
+// Attach makes /health and /metrics answer for a server.
 func (c *Control) Attach(health *Health, registry *prometheus.Registry) {
 	c.attached.Store(&attached{health, promhttp.HandlerFor(registry, promhttp.HandlerOpts{})})
 }
@@ -148,7 +147,7 @@ func (c *Control) serveHealth(w http.ResponseWriter, r *http.Request, ready bool
 	status, body, err := a.health.Answer(r.Context(), ready)
 	if err != nil {
 		c.log.Error("can't write the health", "error", err)
-		http.Error(w, "this server has a fault; its log says more", http.StatusInternalServerError)
+		http.Error(w, "internal error; see the log of this server", http.StatusInternalServerError)
 		return
 	}
 	c.json(w, status, body)
@@ -172,5 +171,5 @@ func (c *Control) serveStarting(w http.ResponseWriter, ready bool) {
 func (*Control) json(w http.ResponseWriter, status int, body []byte) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = w.Write(body) // to a client that may be gone
+	_, _ = w.Write(body) // fails if the client is gone
 }

@@ -1,5 +1,5 @@
-// Package health answers whether the server works, also before there is one, and serves the
-// control listener for the administrator.
+// Package health checks the parts of the server, answers requests for its health, also while it
+// starts, and serves the administrator's control listener.
 package health
 
 import (
@@ -21,14 +21,14 @@ import (
 )
 
 const (
-	// Interval is how often each part is checked, whether anybody asks or not.
+	// Interval is how often each part is checked.
 	Interval = 2 * time.Second
 	// Deadline is how long a check may take.
 	Deadline = 3 * time.Second
 )
 
-// Paths of requests: whether requests are answered, with what is wrong; only whether they
-// are; and whether the program runs.
+// Paths of requests. Path answers whether the server is ready, with its problems, ReadyPath only
+// whether it is ready, and LivePath whether the program runs.
 const (
 	Path      = "/health"
 	ReadyPath = "/health/ready"
@@ -38,22 +38,21 @@ const (
 // LiveBody is the answer at LivePath.
 const LiveBody = `{"status": "ok"}` + "\n"
 
-// Part is a part of the server that its health is about.
+// Part is a part of the server that is checked.
 type Part struct {
-	// Name is the part's in the answer and in the metric.
+	// Name is the part's name in the answer and in the metric.
 	Name string
-	// Needed says that requests fail without the part, so that the server is not ready
-	// after two failed looks in a row, or a failed first one. What is wrong with others is
-	// a warning.
+	// Needed says that requests fail without the part: the server is not ready after two
+	// failed checks in a row, or a failed first one. Problems of other parts are warnings.
 	Needed bool
-	// Look returns what is wrong; nil for nothing. It writes nothing. Errors are logged,
-	// and clients get no text of them, except for [Warnings].
+	// Look checks the part, without writing anything, and returns a problem or nil. Errors
+	// are logged, and clients don't get their texts, except for [Warnings].
 	Look func(ctx context.Context) error
-	// Interval is the least time from one look to the next, unless that failed.
+	// Interval is the minimum time between checks, unless the last one failed.
 	Interval time.Duration
 }
 
-// Warnings is an error that is not logged, as the part itself logs what is wrong. Clients
+// Warnings is an error that is not logged, as the part itself logs its problems. Clients
 // get its texts. Needed parts don't fail because of it.
 type Warnings []string
 
@@ -65,27 +64,26 @@ var (
 	errNotLooked = errors.New("the server is starting")
 )
 
-// Health is what is known of the parts. It is made by [New], and is a
-// [prometheus.Collector].
+// Health is the state of the parts. Use [New] to make one. It is a [prometheus.Collector].
 type Health struct {
 	log    *slog.Logger
 	mirror func() any
 	parts  []*checkedPart
-	looked chan struct{} // closed when each part was looked at
+	looked chan struct{} // closed once each part was checked
 }
 
-// checkedPart is a part with what the last look at it has found.
+// checkedPart is a part with the result of its last check.
 type checkedPart struct {
 	Part
-	looking chan error // the result of a look that is under way; nil for none
-	last    error      // the result of the last look
-	lookAt  time.Time  // when the next look is due
+	looking chan error // receives the result of a check in progress; nil for none
+	last    error      // the result of the last check
+	lookAt  time.Time  // when the next check is due
 	mu      sync.Mutex
-	err     error // what clients get: that of the last look, or of the one before
+	err     error // the published result: of the last check, or of the one before
 }
 
-// New makes the health of the parts. mirror is how this instance does as a mirror of
-// another, as JSON; nil where it is none.
+// New makes the health of the parts. mirror returns the state of mirroring for JSON; nil if
+// this instance is not a mirror.
 func New(parts []Part, mirror func() any, log *slog.Logger) *Health {
 	h := &Health{log: log, mirror: mirror, looked: make(chan struct{})}
 	for _, p := range parts {
@@ -94,7 +92,7 @@ func New(parts []Part, mirror func() any, log *slog.Logger) *Health {
 	return h
 }
 
-// Run looks at the parts until the context ends, and returns when no look is under way.
+// Run checks the parts until the context ends, and returns when no check is in progress.
 func (h *Health) Run(ctx context.Context) {
 	h.look(ctx)
 	close(h.looked)
@@ -108,7 +106,7 @@ func (h *Health) Run(ctx context.Context) {
 	}
 }
 
-// look looks at all parts at once, for Deadline at the most.
+// look checks all parts concurrently, for at most Deadline.
 func (h *Health) look(ctx context.Context) {
 	deadline, cancel := context.WithTimeout(ctx, Deadline)
 	defer cancel()
@@ -121,7 +119,7 @@ func (h *Health) look(ctx context.Context) {
 		p.lookAt = now.Add(p.Interval)
 		looking.Go(func() {
 			err := p.look(deadline)
-			if ctx.Err() == nil { // or the server ends
+			if ctx.Err() == nil { // else the server stops
 				p.note(err, h.log)
 			}
 		})
@@ -129,7 +127,7 @@ func (h *Health) look(ctx context.Context) {
 	looking.Wait()
 }
 
-// look returns the result of a look, of which there is one at a time even if it hangs.
+// look checks the part. If the last check hangs, it waits for that one's result.
 func (p *checkedPart) look(ctx context.Context) error {
 	if p.looking == nil {
 		looking := make(chan error, 1)
@@ -145,8 +143,8 @@ func (p *checkedPart) look(ctx context.Context) error {
 	}
 }
 
-// note records the result of a look, and logs a change. One failed look at a needed part
-// may be chance, as when a bucket is slow for a moment.
+// note records the result of a check, and logs a change. It ignores the first failed check of a
+// needed part, as a bucket may be slow for a moment.
 func (p *checkedPart) note(err error, log *slog.Logger) {
 	last := p.last
 	p.last = err
@@ -160,22 +158,21 @@ func (p *checkedPart) note(err error, log *slog.Logger) {
 	was, is := isFailure(before) && before != errNotLooked, isFailure(err)
 	switch {
 	case is && !was && p.Needed:
-		log.Error("requests fail: this server is not ready", "part", p.Name, "error", err)
+		log.Error("requests fail: the server is not ready", "part", p.Name, "error", err)
 	case is && !was:
-		log.Warn("something is wrong, but requests are answered", "part", p.Name, "error", err)
+		log.Warn("a part of the server has a problem; requests are still answered", "part", p.Name, "error", err)
 	case was && !is:
 		log.Info("works again", "part", p.Name)
 	}
 }
 
-// isFailure says whether an error is logged, and makes a needed part fail.
+// isFailure reports whether an error is logged, and makes a needed part fail.
 func isFailure(err error) bool {
 	var warnings Warnings
 	return err != nil && !errors.As(err, &warnings)
 }
 
-// wrong is what is wrong with the part, for clients, and whether requests fail; nil for
-// nothing.
+// wrong returns the part's problems for clients, nil for none, and whether requests fail.
 func (p *checkedPart) wrong() (texts []string, fails bool) {
 	p.mu.Lock()
 	err := p.err
@@ -183,7 +180,7 @@ func (p *checkedPart) wrong() (texts []string, fails bool) {
 	return textsOf(err), p.Needed && isFailure(err)
 }
 
-// textsOf returns what clients get of an error.
+// textsOf returns the texts of an error that clients may see.
 func textsOf(err error) []string {
 	var warnings Warnings
 	var errno syscall.Errno
@@ -214,7 +211,8 @@ type status struct {
 	Mirror   any                 `json:"mirror,omitempty"`
 }
 
-// state returns what is wrong. It waits for the first look, while the context lasts.
+// state returns the problems of all parts. It waits for the first check, while the context
+// lasts.
 func (h *Health) state(ctx context.Context) status {
 	select {
 	case <-h.looked:
@@ -232,8 +230,8 @@ func (h *Health) state(ctx context.Context) status {
 	return state
 }
 
-// Answer returns the status and the body, JSON with a line break, of the answer at Path or
-// ReadyPath. It takes Deadline at the most while Run runs.
+// Answer returns the status and the JSON body of the answer at Path or ReadyPath. It takes at
+// most Deadline while Run runs.
 func (h *Health) Answer(ctx context.Context, ready bool) (code int, body []byte, err error) {
 	state := h.state(ctx)
 	code = http.StatusOK
@@ -251,7 +249,7 @@ func (h *Health) Answer(ctx context.Context, ready bool) (code int, body []byte,
 	return code, append(body, '\n'), nil
 }
 
-var healthyDesc = prometheus.NewDesc("narherder_healthy", "Whether nothing is wrong with a part of the server, by the last look.", []string{"part"}, nil)
+var healthyDesc = prometheus.NewDesc("narherder_healthy", "Whether a part of the server works, according to the last check.", []string{"part"}, nil)
 
 // Describe implements [prometheus.Collector].
 func (h *Health) Describe(descs chan<- *prometheus.Desc) { descs <- healthyDesc }

@@ -19,34 +19,33 @@ import (
 const (
 	// retryAfter is the Retry-After header while the server starts, in seconds.
 	retryAfter = "60"
-	// startPatience is how long requests wait for the server before they get 503: most
-	// starts are over by then, and the client of Guix takes an item that it got 503 for
-	// as absent for ten minutes.
+	// startPatience is how long requests wait for the server before they get 503. Most
+	// servers have started by then, and the client of Guix caches a 503 as a missing item
+	// for ten minutes.
 	startPatience = 5 * time.Second
 )
 
-// Starting answers in the place of a server that can't be made yet, as the database is
-// still being fetched, converted or opened. The connections of its clients stay open and
-// are then the server's, which takes over Engine.
+// Starting answers requests while the database is being fetched, converted or opened. The
+// server then takes over its Engine, with the open connections.
 type Starting struct {
 	log        *slog.Logger
 	hideHealth bool           // at Path
 	Engine     *engine.Engine // becomes the Server's
 
 	answering atomic.Pointer[answering]
-	mu        sync.Mutex // of who sets it
+	mu        sync.Mutex // serializes writes
 	final     bool       // SetState has no effect any more
 }
 
-// answering are handlers of requests, and of what can't be read as one.
+// answering are the handlers of requests, and of malformed ones.
 type answering struct {
 	handle fasthttp.RequestHandler
 	fail   func(*fasthttp.RequestCtx, error)
-	over   chan struct{} // closed when others answer
+	over   chan struct{} // closed when these handlers are replaced
 }
 
-// NewStarting makes a Starting with the limits of its connections, from which trusted
-// proxies are exempt. With hideHealth, /health is answered as all else is.
+// NewStarting makes a Starting with limits for its connections, from which trusted
+// proxies are exempt. With hideHealth, /health is answered like any other path.
 func NewStarting(hideHealth bool, limits engine.Limits, proxies engine.Proxies, log *slog.Logger) *Starting {
 	s := &Starting{log: log, hideHealth: hideHealth}
 	s.Engine = engine.New(
@@ -58,9 +57,9 @@ func NewStarting(hideHealth bool, limits engine.Limits, proxies engine.Proxies, 
 	return s
 }
 
-// SetState sets what /health says from now on, as JSON, and has all else but
-// /health/live get 503 at once. With nil, the server is about to be made: the state is
-// "starting", and requests wait for five seconds before they get 503.
+// SetState sets the state that /health answers as JSON. Other requests, except /health/live,
+// get 503 at once. With nil, the server is about to start: the state is "starting", and
+// requests wait for five seconds before they get 503.
 func (s *Starting) SetState(state func() any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -88,7 +87,7 @@ func (s *Starting) SetState(state func() any) {
 	}, engine.AnswerBadRequest, over})
 }
 
-// handler returns what answers at once.
+// handler returns a handler that answers at once.
 func (s *Starting) handler(state func() any) fasthttp.RequestHandler {
 	if s.hideHealth {
 		state = nil
@@ -96,7 +95,7 @@ func (s *Starting) handler(state func() any) fasthttp.RequestHandler {
 	return func(ctx *fasthttp.RequestCtx) { answerStarting(ctx, state, s.log) }
 }
 
-// AnswerBy sets what answers from now on.
+// AnswerBy sets the handlers, finally.
 func (s *Starting) AnswerBy(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, error)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,7 +103,7 @@ func (s *Starting) AnswerBy(handle fasthttp.RequestHandler, fail func(*fasthttp.
 	s.set(handle, fail)
 }
 
-// set sets what answers. The mutex is held.
+// set sets the handlers. The mutex is held.
 func (s *Starting) set(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, error)) {
 	s.replace(&answering{handle, fail, make(chan struct{})})
 }
@@ -115,16 +114,15 @@ func (s *Starting) replace(a *answering) {
 	}
 }
 
-// Serve answers requests from the listeners that the server is starting, until done is
-// closed. The listeners are still open then, and so are the connections that it has
-// accepted: requests on them are answered as before until a Server serves. It also
-// returns when the context ends, and closes the connections then as a Server does.
+// Serve answers that the server is starting, until done is closed. The listeners and the
+// accepted connections then stay open, and requests are answered as before until a Server
+// serves. If the context ends first, Serve closes the connections as a Server does.
 func (s *Starting) Serve(ctx context.Context, done <-chan struct{}, listeners ...net.Listener) {
 	var serving sync.WaitGroup
 	lent := make([]*lentListener, len(listeners))
 	for i, listener := range listeners {
 		lent[i] = &lentListener{Listener: listener}
-		serving.Go(func() { _ = s.Engine.Serve(lent[i]) }) // until it is taken back
+		serving.Go(func() { _ = s.Engine.Serve(lent[i]) }) // until takeBack
 	}
 	select {
 	case <-done:
@@ -149,7 +147,7 @@ func (s *Starting) Serve(ctx context.Context, done <-chan struct{}, listeners ..
 	}
 }
 
-// answerStarting answers one request.
+// answerStarting answers one request with the state.
 func answerStarting(ctx *fasthttp.RequestCtx, state func() any, log *slog.Logger) {
 	ctx.Response.Header.Set("Cache-Control", "no-store")
 	ctx.Response.Header.Set("Retry-After", retryAfter)
@@ -176,17 +174,16 @@ func answerStarting(ctx *fasthttp.RequestCtx, state func() any, log *slog.Logger
 	}
 }
 
-// lentListener is a listener that stays open when who serves from it is done.
+// lentListener is a listener that can be taken back from a server without closing it.
 type lentListener struct {
 	net.Listener
 	taken atomic.Bool
 }
 
-// deadlined are listeners of sockets.
+// deadlined is implemented by listeners of package net.
 type deadlined interface{ SetDeadline(time.Time) error }
 
-// Accept ends once the listener is taken back, which the engine does not take for a
-// failure that passes.
+// Accept returns io.EOF once the listener was taken back.
 func (l *lentListener) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
 	if err != nil && l.taken.Load() {
@@ -195,15 +192,15 @@ func (l *lentListener) Accept() (net.Conn, error) {
 	return conn, err
 }
 
-// takeBack has Accept fail.
+// takeBack makes Accept fail.
 func (l *lentListener) takeBack() {
 	l.taken.Store(true)
 	if listener, ok := l.Listener.(deadlined); ok {
-		_ = listener.SetDeadline(time.Now()) // it fails where it is closed
+		_ = listener.SetDeadline(time.Now()) // fails if closed
 	}
 }
 
-// ready has Accept wait again.
+// ready makes Accept work again.
 func (l *lentListener) ready() {
 	if listener, ok := l.Listener.(deadlined); ok {
 		_ = listener.SetDeadline(time.Time{})

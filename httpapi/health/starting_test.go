@@ -11,7 +11,7 @@ import (
 	"nar-herder/httpapi/engine"
 )
 
-// TestStartingPatience has requests wait for a server that does not come.
+// TestStartingPatience: requests wait for a server that does not start.
 func TestStartingPatience(t *testing.T) {
 	t.Parallel()
 	for _, hideHealth := range []bool{false, true} {

@@ -1,4 +1,4 @@
-// Package itemcache keeps values that are made of items in memory, and drops those of items
+// Package itemcache caches values that are derived from items, and invalidates those of items
 // that have changed.
 package itemcache
 
@@ -10,17 +10,16 @@ import (
 	"nar-herder/narinfo"
 )
 
-// Cache keeps what was asked for lately of items, bounded in bytes, in parts so
-// that cores don't wait for each other.
+// Cache keeps the values of recently requested items, bounded in bytes. It has parts with a
+// mutex each, which reduces contention.
 type Cache[V any] struct {
 	parts [cacheParts]cachePart[V]
-	cost  func(V) int64 // bytes that a value takes
+	cost  func(V) int64 // memory of an entry, in bytes
 }
 
 const (
 	cacheParts = 16
-	// cacheOverhead is what an entry takes beyond its value: list element and
-	// map entry.
+	// cacheOverhead is the memory of an entry beside its value: list element and map entry.
 	cacheOverhead = 200
 )
 
@@ -29,22 +28,21 @@ type cachePart[V any] struct {
 	kept    *simplelru.LRU[narinfo.PathHash, V]
 	size    int64
 	maximum int64
-	// changes counts what was forgotten. A value that was read before a change
-	// and comes after it is not kept; see Generation.
+	// changes counts invalidations. Put refuses a value that was read before one.
 	changes   uint64
 	suspended bool
 }
 
-// Generation is the state of things when a value was not found.
+// Generation counts the invalidations that Get has seen.
 type Generation uint64
 
+// New makes a cache of at most maximum bytes. cost returns the memory of a value, in bytes.
 func New[V any](maximum int64, cost func(V) int64) *Cache[V] {
 	c := &Cache[V]{cost: func(value V) int64 { return cost(value) + cacheOverhead }}
 	for i := range c.parts {
 		part := &c.parts[i]
 		part.maximum = maximum / cacheParts
-		// The number of entries is bounded by their overhead. It is never
-		// below one, which is all that can be wrong with it.
+		// NewLRU fails only for a size below one.
 		part.kept, _ = simplelru.NewLRU(int(part.maximum/cacheOverhead)+1, func(_ narinfo.PathHash, value V) {
 			part.size -= c.cost(value)
 		})
@@ -56,7 +54,7 @@ func (c *Cache[V]) part(hash narinfo.PathHash) *cachePart[V] {
 	return &c.parts[hash[0]%cacheParts]
 }
 
-// Get returns the value, which must not be changed, or the generation to put it with.
+// Get returns the value, which must not be modified, or the generation for Put.
 func (c *Cache[V]) Get(hash narinfo.PathHash) (value V, ok bool, g Generation) {
 	part := c.part(hash)
 	part.mu.Lock()
@@ -65,12 +63,13 @@ func (c *Cache[V]) Get(hash narinfo.PathHash) (value V, ok bool, g Generation) {
 	return value, ok, Generation(part.changes)
 }
 
-// Put keeps a value that was read in the generation of Get, and reports whether it did.
+// Put keeps a value that was read after Get returned g, unless the item may have changed
+// since. It reports whether the value was kept.
 func (c *Cache[V]) Put(hash narinfo.PathHash, value V, g Generation) bool {
 	part := c.part(hash)
 	cost := c.cost(value)
 	if cost > part.maximum/8 {
-		return false // it would push out too many others
+		return false // it would evict too many others
 	}
 	part.mu.Lock()
 	defer part.mu.Unlock()
@@ -85,7 +84,7 @@ func (c *Cache[V]) Put(hash narinfo.PathHash, value V, g Generation) bool {
 	return true
 }
 
-// Forget drops the value of an item that has changed.
+// Forget invalidates the value of an item that has changed.
 func (c *Cache[V]) Forget(hash narinfo.PathHash) {
 	part := c.part(hash)
 	part.mu.Lock()
@@ -94,11 +93,14 @@ func (c *Cache[V]) Forget(hash narinfo.PathHash) {
 	part.kept.Remove(hash)
 }
 
+// ForgetAll invalidates all values.
 func (c *Cache[V]) ForgetAll() { c.all(func(*cachePart[V]) {}) }
 
-// Suspend drops all, and keeps nothing until resume.
+// Suspend invalidates all values, and keeps none until Resume.
 func (c *Cache[V]) Suspend() { c.all(func(p *cachePart[V]) { p.suspended = true }) }
-func (c *Cache[V]) Resume()  { c.all(func(p *cachePart[V]) { p.suspended = false }) }
+
+// Resume ends Suspend.
+func (c *Cache[V]) Resume() { c.all(func(p *cachePart[V]) { p.suspended = false }) }
 
 func (c *Cache[V]) all(f func(*cachePart[V])) {
 	for i := range c.parts {
@@ -111,7 +113,7 @@ func (c *Cache[V]) all(f func(*cachePart[V])) {
 	}
 }
 
-// Usage returns how many values are kept, and the bytes they take.
+// Usage returns the number of values, and their memory in bytes.
 func (c *Cache[V]) Usage() (count int, size int64) {
 	for i := range c.parts {
 		part := &c.parts[i]

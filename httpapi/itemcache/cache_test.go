@@ -9,7 +9,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// hashNumbered returns a hash; those of one part differ by cacheParts.
+// hashNumbered returns a hash. Those that differ by cacheParts are of the same part.
 func hashNumbered(n int) (hash narinfo.PathHash) {
 	binary.LittleEndian.PutUint64(hash[:], uint64(n))
 	return hash
@@ -24,7 +24,7 @@ func (c *Cache[V]) has(hash narinfo.PathHash) bool {
 	return ok
 }
 
-// fill puts a value in, as a request does that finds none.
+// fill adds a value after a miss, as a request does.
 func (c *Cache[V]) fill(hash narinfo.PathHash, value V) {
 	_, _, generation := c.Get(hash)
 	c.Put(hash, value, generation)
@@ -66,7 +66,7 @@ func TestCacheTickets(t *testing.T) {
 	}
 }
 
-// TestCachePutTwice has two requests that read the same item at once.
+// TestCachePutTwice: two requests read the same item concurrently.
 func TestCachePutTwice(t *testing.T) {
 	t.Parallel()
 	c := newBodyCache(1 << 20)
@@ -90,10 +90,10 @@ func TestCacheBounds(t *testing.T) {
 	for _, maximum := range []int64{0, 1, 1000, cacheParts * cacheOverhead, 100_000, 1 << 20} {
 		c := newBodyCache(maximum)
 		random := rand.New(rand.NewPCG(1, uint64(maximum)))
-		for n := range 5_000 { // ten times what fits into the largest
+		for n := range 5_000 { // ten times as many as fit into the largest
 			body := make([]byte, random.IntN(5000))
 			if n%3 == 0 {
-				body = body[:len(body)/2] // the rest is taken as well
+				body = body[:len(body)/2] // its capacity counts
 			}
 			c.fill(hashNumbered(n), body)
 			if n%100 == 0 {
@@ -114,20 +114,20 @@ func TestCacheBounds(t *testing.T) {
 	}
 }
 
-// TestCacheKeepsTheLatest has what is asked for stay.
+// TestCacheKeepsTheLatest: recently used values stay.
 func TestCacheKeepsTheLatest(t *testing.T) {
 	t.Parallel()
 	c := newBodyCache(1 << 20)
 	for n := range 20_000 {
 		c.fill(hashNumbered(n), make([]byte, 1000))
 		if !c.has(hashNumbered(0)) {
-			t.Fatalf("one that is asked for all the time was pushed out by %d others", n)
+			t.Fatalf("a popular value was evicted by %d others", n)
 		}
 	}
 	if c.has(hashNumbered(1)) || !c.has(hashNumbered(19_999)) {
 		t.Error("not the oldest was pushed out")
 	}
-	// One large value is not worth all the others.
+	// One large value must not evict all others.
 	before, _ := c.Usage()
 	c.fill(hashNumbered(30_000), make([]byte, 1<<15))
 	if after, _ := c.Usage(); after != before || c.has(hashNumbered(30_000)) {
@@ -135,48 +135,48 @@ func TestCacheKeepsTheLatest(t *testing.T) {
 	}
 }
 
-// TestCacheAgrees has many goroutines read, change and forget: what is found is
-// never older than what was there when the change was told.
-func TestCacheAgrees(t *testing.T) {
+// TestCacheConsistent: many goroutines read, change and invalidate. A value is never older than
+// the last invalidation.
+func TestCacheConsistent(t *testing.T) {
 	t.Parallel()
 	const items = 64
 	var mu sync.Mutex
-	var truth [items]int // versions, in the place of an index
+	var truth [items]int // versions, instead of an index
 	read := func(n int) int {
 		mu.Lock()
 		defer mu.Unlock()
 		return truth[n]
 	}
 	c := New(1<<20, func(int) int64 { return 8 })
-	var told [items]int // versions that nothing older than may be found
-	var toldMu sync.RWMutex
+	var invalidated [items]int // no older version may be found
+	var invalidatedMu sync.RWMutex
 	var group sync.WaitGroup
 	for seed := range 6 {
 		group.Go(func() {
 			random := rand.New(rand.NewPCG(uint64(seed), 0))
 			for range 3000 {
 				n := random.IntN(items)
-				if random.IntN(4) == 0 { // a change, which is then told
+				if random.IntN(4) == 0 { // a change, and its invalidation
 					mu.Lock()
 					truth[n]++
 					version := truth[n]
 					mu.Unlock()
 					c.Forget(hashNumbered(n))
-					toldMu.Lock()
-					told[n] = max(told[n], version)
-					toldMu.Unlock()
+					invalidatedMu.Lock()
+					invalidated[n] = max(invalidated[n], version)
+					invalidatedMu.Unlock()
 					continue
 				}
-				toldMu.RLock()
-				least := told[n]
-				toldMu.RUnlock()
+				invalidatedMu.RLock()
+				least := invalidated[n]
+				invalidatedMu.RUnlock()
 				version, ok, generation := c.Get(hashNumbered(n))
 				if !ok {
 					version = read(n)
 					c.Put(hashNumbered(n), version, generation)
 				}
 				if version < least {
-					t.Errorf("version %d found, %d was told", version, least)
+					t.Errorf("found version %d after the invalidation of %d", version, least)
 					return
 				}
 			}

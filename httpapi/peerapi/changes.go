@@ -19,19 +19,18 @@ import (
 )
 
 const (
-	// ChangesAtOnce is how many changes are read at a time, which bounds the
-	// memory for each who follows.
-	ChangesAtOnce = 200
-	// mostStreams bounds those who follow at the same time, and ClientStreams those of
-	// one client: several mirrors may share an address.
+	// PageSize is how many changes are read at a time. It bounds the memory of an answer.
+	PageSize = 200
+	// mostStreams bounds the number of streams, and ClientStreams those of one client.
+	// Several mirrors may share an address.
 	mostStreams   = 1000
 	ClientStreams = 16
-	// streamRetry is when a client may try again that is refused, in seconds.
+	// streamRetry is the Retry-After header of a refused stream, in seconds.
 	streamRetry = "60"
 )
 
-// ServeChanges tells what has changed: in the original's way since a time, or
-// after a change that the client knows by its number.
+// ServeChanges answers with changes: as the original does since a time, or after the change
+// with a number.
 func (s *API) ServeChanges(ctx *fasthttp.RequestCtx) {
 	ctx.Response.Header.Set("Cache-Control", "no-store")
 	query := ctx.QueryArgs()
@@ -41,7 +40,7 @@ func (s *API) ServeChanges(ctx *fasthttp.RequestCtx) {
 	}
 	since, ok := parseSince(string(query.Peek(peer.SinceKey)))
 	if !ok {
-		respond.Fail(ctx, fasthttp.StatusBadRequest, "say from when on: ?since=YYYY-MM-DD HH:MM:SS, in UTC, or ?after=NUMBER")
+		respond.Fail(ctx, fasthttp.StatusBadRequest, "missing parameter: ?since=YYYY-MM-DD HH:MM:SS, in UTC, or ?after=NUMBER")
 		return
 	}
 	if ctx.IsHead() {
@@ -49,14 +48,14 @@ func (s *API) ServeChanges(ctx *fasthttp.RequestCtx) {
 		ctx.Response.SkipBody = true
 		return
 	}
-	if !s.admit(ctx, ChangesAtOnce) {
+	if !s.admit(ctx, PageSize) {
 		return
 	}
 	ctx.Response.Header.SetContentType("application/json")
 	ctx.Response.SetBodyStream(&changesSince{s: s, client: s.options.Proxies.Client(ctx), ctx: s.options.Streaming, place: index.TimeCursor{At: since}}, -1)
 }
 
-// parseSince reads a time as the original writes it, or as others do.
+// parseSince parses a time in the original's format, or other common ones.
 func parseSince(text string) (time.Time, bool) {
 	for _, layout := range []string{time.DateTime, "2006-01-02T15:04:05", time.RFC3339, time.DateOnly} {
 		if t, err := time.Parse(layout, text); err == nil {
@@ -66,9 +65,9 @@ func parseSince(text string) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// toldAs is a change in the form in which it is published. A follower that goes by time would get
-// nothing more behind one that is dated ahead.
-func toldAs(change index.MirrorChange) peer.Change {
+// published returns a change as it is published. Times in the future become the current time, as
+// a mirror that follows by time would get no more changes until then.
+func published(change index.MirrorChange) peer.Change {
 	c := peer.Change{ID: change.ID, Datetime: stamp.Past(change.At, time.Now().UTC()).Format(time.DateTime), Change: peer.Addition, Data: string(change.Text)}
 	if change.Kind == index.Removed {
 		c.Change, c.Data = peer.Removal, change.StorePath
@@ -76,7 +75,7 @@ func toldAs(change index.MirrorChange) peer.Change {
 	return c
 }
 
-// changesSince is the body of an answer in the original's way.
+// changesSince is the body of an answer in the original's format.
 type changesSince struct {
 	s       *API
 	client  netip.Addr
@@ -88,22 +87,22 @@ type changesSince struct {
 	ended   bool
 }
 
-// Read fails when the changes can't be read, and so cuts the connection: an answer
-// that ends too early would be taken for all there is.
+// Read returns an error if the changes can't be read, which cuts the connection: clients would
+// take a shorter answer as complete.
 func (b *changesSince) Read(p []byte) (int, error) {
 	for b.pending.Len() == 0 {
 		if b.ended {
 			return 0, io.EOF
 		}
-		if b.paged { // the first was admitted with the request
-			if err := b.s.awaitTurn(b.ctx, b.client, ChangesAtOnce); err != nil {
+		if b.paged { // the first page was admitted with the request
+			if err := b.s.await(b.ctx, b.client, PageSize); err != nil {
 				return 0, err
 			}
 		}
 		b.paged = true
-		changes, more, err := b.s.options.Changes.ChangesFrom(b.ctx, &b.place, ChangesAtOnce)
+		changes, more, err := b.s.options.Changes.ChangesFrom(b.ctx, &b.place, PageSize)
 		if err != nil {
-			b.s.options.Faults.Log.Error("can't tell another instance what has changed", "error", err)
+			b.s.options.Faults.Log.Error("can't read changes for another instance", "error", err)
 			return 0, err
 		}
 		if len(changes) == 0 && more {
@@ -112,8 +111,8 @@ func (b *changesSince) Read(p []byte) (int, error) {
 		for _, change := range changes {
 			b.pending.WriteString(map[bool]string{false: `{"recent_changes":[`, true: ","}[b.begun])
 			b.begun = true
-			c := toldAs(change)
-			c.ID = 0 // which the original doesn't have
+			c := published(change)
+			c.ID = 0 // the original has no IDs
 			if err := respond.WriteJSON(&b.pending, c); err != nil {
 				return 0, err
 			}
@@ -129,7 +128,7 @@ func (b *changesSince) Read(p []byte) (int, error) {
 	return b.pending.Read(p)
 }
 
-// logState describes the log and a page of it to a client that knows the changes up to
+// logState describes the log and a page of it to a client that has the changes up to
 // previous.
 func (s *API) logState(page *index.Page, previous int64) peer.LogState {
 	state := peer.LogState{
@@ -142,9 +141,9 @@ func (s *API) logState(page *index.Page, previous int64) peer.LogState {
 	return state
 }
 
-// pageAfter reads the page that a client asks for by a number. It returns false
-// when that was answered: with what the client needs to know where the changes
-// can't be told.
+// pageAfter reads the page that a client requests by a number. It returns false after
+// answering with an error: 410 Gone with the state of the log if the client can't continue from
+// there.
 func (s *API) pageAfter(ctx *fasthttp.RequestCtx) (page index.Page, after int64, ok bool) {
 	query := ctx.QueryArgs()
 	after, err := strconv.ParseInt(string(query.Peek(peer.AfterKey)), 10, 64)
@@ -152,17 +151,17 @@ func (s *API) pageAfter(ctx *fasthttp.RequestCtx) (page index.Page, after int64,
 		respond.Fail(ctx, fasthttp.StatusBadRequest, "?after=NUMBER must be that of a change, or 0")
 		return page, 0, false
 	}
-	if !s.admit(ctx, ChangesAtOnce) {
+	if !s.admit(ctx, PageSize) {
 		return page, 0, false
 	}
-	page, err = s.options.Changes.ChangesAfter(s.options.Live, after, ChangesAtOnce)
+	page, err = s.options.Changes.ChangesAfter(s.options.Live, after, PageSize)
 	if err != nil {
 		s.options.Faults.Answer(ctx, "read the recent changes", err)
 		return page, 0, false
 	}
 	instance, mark := string(query.Peek(peer.InstanceKey)), string(query.Peek(peer.MarkKey))
 	isOther := instance != "" && instance != s.options.Identity.Instance()
-	// Where it has left the log, nobody can tell.
+	// AfterMark is empty if the change has left the log.
 	isAnother := mark != "" && page.AfterMark != "" && mark != page.AfterMark
 	if !isOther && !isAnother && !isLost(after, page) {
 		return page, after, true
@@ -178,21 +177,21 @@ func (s *API) pageAfter(ctx *fasthttp.RequestCtx) (page index.Page, after int64,
 	return page, 0, false
 }
 
-// sealed returns the changes of a page for a client that knows them up to a number, and the
-// number of the last of them.
-func (s *API) sealed(page *index.Page, told int64) ([]peer.Change, int64) {
+// sealed returns the changes of a page with checksums for a client that has the changes up to
+// previous, and the number of the last one.
+func (s *API) sealed(page *index.Page, previous int64) ([]peer.Change, int64) {
 	changes := make([]peer.Change, len(page.Changes))
 	for i, change := range page.Changes {
-		changes[i] = toldAs(change)
-		changes[i].Previous, changes[i].Mark = told, change.Mark()
+		changes[i] = published(change)
+		changes[i].Previous, changes[i].Mark = previous, change.Mark()
 		changes[i].Seal(s.options.Identity.Instance())
-		told = change.ID
+		previous = change.ID
 	}
-	return changes, told
+	return changes, previous
 }
 
-// isLost says whether changes after the one with the number have left the log, or
-// whether the number is none that this log has come to.
+// isLost reports whether changes after the one with the number have left the log, or
+// the number is higher than that of the last change.
 func isLost(after int64, page index.Page) bool {
 	return page.First > after+1 || after > page.Last
 }
@@ -202,8 +201,8 @@ func (s *API) serveChangesAfter(ctx *fasthttp.RequestCtx) {
 	if !ok {
 		return
 	}
-	changes, told := s.sealed(&page, after)
-	reply := peer.ChangesReply{LogState: s.logState(&page, told), More: page.More, Changes: changes}
+	changes, last := s.sealed(&page, after)
+	reply := peer.ChangesReply{LogState: s.logState(&page, last), More: page.More, Changes: changes}
 	var body bytes.Buffer
 	if err := respond.WriteJSON(&body, reply); err != nil {
 		s.options.Faults.Answer(ctx, "write the recent changes", err)
@@ -213,33 +212,33 @@ func (s *API) serveChangesAfter(ctx *fasthttp.RequestCtx) {
 	ctx.Response.SetBody(body.Bytes())
 }
 
-// ServeStream tells changes as they come, until the client has enough.
+// ServeStream streams changes as events, until the client closes the connection.
 func (s *API) ServeStream(ctx *fasthttp.RequestCtx) {
 	ctx.Response.Header.Set("Cache-Control", "no-store")
 	if !ctx.QueryArgs().Has(peer.AfterKey) {
-		respond.Fail(ctx, fasthttp.StatusBadRequest, "say after which change: ?after=NUMBER")
+		respond.Fail(ctx, fasthttp.StatusBadRequest, "missing parameter: ?after=NUMBER")
 		return
 	}
 	client := s.options.Proxies.Client(ctx)
 	if s.options.Proxies.Trusts(client.WithZone("")) {
-		client = netip.Addr{} // it asks for others, and doesn't say for whom
+		client = netip.Addr{} // a proxy that doesn't name its client
 	}
 	network := engine.NetworkOf(client)
 	if !s.streams.add(network) {
 		ctx.Response.Header.Set("Retry-After", streamRetry)
-		respond.Fail(ctx, fasthttp.StatusServiceUnavailable, "too many follow the changes here already: ask for pages of them")
+		respond.Fail(ctx, fasthttp.StatusServiceUnavailable, "too many streams of changes: request pages instead, or retry later")
 		return
 	}
 	stream := &changeStream{s: s, client: network, ctx: s.options.Streaming, news: s.news.wait()}
 	page, after, ok := s.pageAfter(ctx)
-	stream.position, stream.told = after, after
+	stream.position, stream.sent = after, after
 	if !ok || ctx.IsHead() {
 		stream.Close()
 		ctx.Response.SkipBody = ctx.IsHead()
 		return
 	}
 	ctx.Response.Header.SetContentType("text/event-stream")
-	// Otherwise nginx holds events back until there are many.
+	// Without this header, nginx buffers events.
 	ctx.Response.Header.Set("X-Accel-Buffering", "no")
 	if err := stream.write(&page); err != nil {
 		stream.Close()
@@ -249,21 +248,21 @@ func (s *API) ServeStream(ctx *fasthttp.RequestCtx) {
 	ctx.Response.SetBodyStream(stream, -1)
 }
 
-// changeStream is the body of an answer that doesn't end.
+// changeStream is the body of a stream of changes.
 type changeStream struct {
 	s        *API
 	client   netip.Prefix
 	ctx      context.Context
 	news     <-chan struct{}
-	position int64 // up to where the log was read
-	told     int64 // up to where the client was told
+	position int64 // number of the last change that was read
+	sent     int64 // position that was sent to the client
 	more     bool
 	begun    bool
 	pending  bytes.Buffer
 	closed   sync.Once
 }
 
-// Read waits for changes, or for the time to tell that there are none.
+// Read waits for changes, or until it is time for an event without any.
 func (b *changeStream) Read(p []byte) (int, error) {
 	pulse := time.NewTimer(peer.StreamPulse)
 	defer pulse.Stop()
@@ -279,18 +278,18 @@ func (b *changeStream) Read(p []byte) (int, error) {
 		if err := b.ctx.Err(); err != nil {
 			return 0, err
 		}
-		// Before the page is read: what comes meanwhile is news again.
+		// Before the page is read, so that later changes are not missed.
 		b.news = b.s.news.wait()
-		page, err := b.s.options.Changes.ChangesAfter(b.ctx, b.position, ChangesAtOnce)
+		page, err := b.s.options.Changes.ChangesAfter(b.ctx, b.position, PageSize)
 		if err != nil {
-			b.s.options.Faults.Log.Error("can't tell another instance what has changed", "error", err)
+			b.s.options.Faults.Log.Error("can't read changes for another instance", "error", err)
 			return 0, err
 		}
 		if isLost(b.position, page) {
-			return 0, io.ErrUnexpectedEOF // it will ask again, and be told why
+			return 0, io.ErrUnexpectedEOF // the client asks again, and gets 410
 		}
 		if len(page.Changes) == 0 && !quiet {
-			b.position, b.more = page.Position, page.More // what concerns no other
+			b.position, b.more = page.Position, page.More // only unpublished changes
 			continue
 		}
 		if err := b.write(&page); err != nil {
@@ -304,29 +303,29 @@ func (b *changeStream) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// pendingKept is what a stream keeps of its buffer while it waits, in bytes: there
-// can be many of them.
+// pendingKept is the largest buffer that a stream keeps while it waits, in bytes, as there can
+// be many streams.
 const pendingKept = 64 << 10
 
-// write makes events of a page. The state comes before them, as the sums of changes
-// include its instance, and after them, with the position.
+// write appends the events of a page: the first time, the state, as the checksums of changes
+// include its instance; then the changes; then the state with the new position.
 func (b *changeStream) write(page *index.Page) error {
 	if !b.begun {
 		b.begun = true
-		begin := index.Page{First: page.First, Last: page.Last, Position: b.told, Mark: page.AfterMark}
-		if err := b.event(peer.StateEvent, b.s.logState(&begin, b.told)); err != nil {
+		begin := index.Page{First: page.First, Last: page.Last, Position: b.sent, Mark: page.AfterMark}
+		if err := b.event(peer.StateEvent, b.s.logState(&begin, b.sent)); err != nil {
 			return err
 		}
 	}
-	changes, told := b.s.sealed(page, b.told)
+	changes, last := b.s.sealed(page, b.sent)
 	for i := range changes {
 		b.pending.WriteString("id: " + strconv.FormatInt(changes[i].ID, 10) + "\n")
 		if err := b.event(peer.ChangeEvent, &changes[i]); err != nil {
 			return err
 		}
 	}
-	state := b.s.logState(page, told)
-	b.position, b.told, b.more = page.Position, page.Position, page.More
+	state := b.s.logState(page, last)
+	b.position, b.sent, b.more = page.Position, page.Position, page.More
 	return b.event(peer.StateEvent, state)
 }
 
@@ -339,21 +338,21 @@ func (b *changeStream) event(kind string, data any) error {
 	return nil
 }
 
-// Close ends it.
+// Close implements [io.Closer].
 func (b *changeStream) Close() error {
 	b.closed.Do(func() { b.s.streams.remove(b.client) })
 	return nil
 }
 
-// streams counts those of each client, and all.
+// streams counts streams, in total and of each client.
 type streams struct {
 	mu      sync.Mutex
 	total   int
 	clients map[netip.Prefix]int
 }
 
-// add counts a stream of the client, and reports whether there may be one more. A client
-// that is not valid is not known, and may be many.
+// add counts a stream of the client, and reports whether it is within the limits. An invalid
+// client is unknown, and has no limit of its own.
 func (s *streams) add(client netip.Prefix) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -377,10 +376,10 @@ func (s *streams) remove(client netip.Prefix) {
 	}
 }
 
-// Streams returns how many instances follow the changes.
+// Streams returns the number of streams of changes.
 func (s *API) Streams() int { return s.streams.count() }
 
-// Notify wakes those who follow the changes.
+// Notify wakes streams of changes.
 func (s *API) Notify() { s.news.notify() }
 
 func (s *streams) count() int {
@@ -389,13 +388,13 @@ func (s *streams) count() int {
 	return s.total
 }
 
-// news wakes those who wait for changes.
+// news notifies waiting streams of new changes.
 type news struct {
 	mu   sync.Mutex
 	next chan struct{}
 }
 
-// wait returns what is closed at the next notify.
+// wait returns a channel that the next notify closes.
 func (n *news) wait() <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()

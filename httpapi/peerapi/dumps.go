@@ -18,36 +18,35 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// Dumps are copies of the index that other instances begin with.
+// Dumps are copies of the index for new mirrors.
 type Dumps interface {
-	// Generations returns those that there are, the newest first.
+	// Generations returns the available generations, the newest first.
 	Generations() ([]dump.Generation, error)
-	// Open opens a file of one, or says [fs.ErrNotExist] when a newer one has taken
-	// its place. It is the caller's to close.
+	// Open opens a file of a generation. The error is [fs.ErrNotExist] if a newer
+	// generation has replaced it. The caller must close the file.
 	Open(file dump.File) (*os.File, error)
-	// Name is that of the newest database, for the nginx in front.
+	// Name returns the name of the newest database, for the nginx in front.
 	Name() string
 }
 
 const (
-	// changeHeader tells up to which change of the instance a dump goes.
+	// changeHeader is the number of the last change in a dump.
 	changeHeader = "Nar-Herder-Change"
-	// dumpRetry is when a client may ask again while the first dump is being made,
-	// in seconds.
+	// dumpRetry is the Retry-After header while the first dump is being made, in seconds.
 	dumpRetry = "60"
 
 	sqliteType = "application/vnd.sqlite3"
 )
 
-// ServeDump answers with the database in the original's schema, or the index of
-// this program's, both as the newest dump has them.
+// ServeDump answers with the newest dump: the database in the original's schema, or the index
+// in this program's.
 func (s *API) ServeDump(ctx *fasthttp.RequestCtx, isIndex bool) {
 	zstd := !isIndex && !s.options.AccelRedirect && headers.PrefersEncoded(ctx.Request.Header.PeekAll("Accept-Encoding"), "zstd")
-	// A newer dump may take the place of one while it is being opened.
+	// A newer dump may replace one while it is being opened.
 	if s.sendDump(ctx, isIndex, zstd) {
 		ctx.Response.Reset()
 		if s.sendDump(ctx, isIndex, zstd) {
-			s.options.Faults.Answer(ctx, "open a dump", errors.New("files of two dumps were gone, one after the other"))
+			s.options.Faults.Answer(ctx, "open a dump", errors.New("files of two dumps disappeared, one after the other"))
 		}
 	}
 	if !isIndex {
@@ -55,7 +54,8 @@ func (s *API) ServeDump(ctx *fasthttp.RequestCtx, isIndex bool) {
 	}
 }
 
-// sendDump answers with a dump, unless it has gone.
+// sendDump answers with a dump. It returns true, without an answer, if a newer one has
+// replaced it.
 func (s *API) sendDump(ctx *fasthttp.RequestCtx, isIndex, zstd bool) (gone bool) {
 	var generations []dump.Generation
 	if s.options.Dumps != nil {
@@ -68,7 +68,7 @@ func (s *API) sendDump(ctx *fasthttp.RequestCtx, isIndex, zstd bool) (gone bool)
 	if len(generations) == 0 {
 		if s.options.DumpsExpected {
 			ctx.Response.Header.Set("Retry-After", dumpRetry)
-			respond.Fail(ctx, fasthttp.StatusServiceUnavailable, "the first dump is not made yet: ask again in a minute")
+			respond.Fail(ctx, fasthttp.StatusServiceUnavailable, "the first dump is still being made: retry in a minute")
 		} else {
 			respond.NotFound(ctx, "this server has no dump")
 		}
@@ -84,7 +84,7 @@ func (s *API) sendDump(ctx *fasthttp.RequestCtx, isIndex, zstd bool) (gone bool)
 		return g.Database
 	}
 	g := generations[0]
-	// Who has a part of the one before gets the rest of that.
+	// A client with a part of the previous dump gets the rest of that one.
 	if ifRange := string(ctx.Request.Header.Peek("If-Range")); ifRange != "" && len(ctx.Request.Header.Peek("Range")) > 0 {
 		for _, candidate := range generations {
 			file := fileOf(candidate)
@@ -103,8 +103,7 @@ func (s *API) sendDump(ctx *fasthttp.RequestCtx, isIndex, zstd bool) (gone bool)
 		return &bytestore.FileReader{File: opened, Offset: offset}, bytestore.Info{Name: file.Name, Size: file.Size, ModTime: g.CreatedAt}, nil
 	}
 	if s.options.AccelRedirect && !isIndex {
-		// The web server in front has no answer for the index, which the original
-		// does not have.
+		// Only the original's database has an internal path.
 		reader, _, err := open(0, 0)
 		if err != nil {
 			return s.dumpUnopened(ctx, err)
@@ -124,19 +123,19 @@ func (s *API) sendDump(ctx *fasthttp.RequestCtx, isIndex, zstd bool) (gone bool)
 		if zstd {
 			header.Set("Content-Encoding", "zstd")
 		}
-		// Of the whole file, also for a part, by RFC 9530.
+		// Of the whole file even for a range (RFC 9530).
 		header.Set(peer.DigestHeader, "sha-256=:"+base64.StdEncoding.EncodeToString(file.SHA256[:])+":")
 		fallthrough
 	case fasthttp.StatusNotModified:
-		// It is another one tomorrow.
-		header.Set("Cache-Control", "no-cache")
+		header.Set("Cache-Control", "no-cache") // another dump replaces it
 		header.Set(peer.InstanceHeader, g.Instance)
 		header.Set(changeHeader, strconv.FormatInt(g.LastChange, 10))
 	}
 	return false
 }
 
-// dumpUnopened answers when a dump can't be opened, unless it has gone.
+// dumpUnopened answers that a dump can't be opened. It returns true, without an answer, if a
+// newer one has replaced it.
 func (s *API) dumpUnopened(ctx *fasthttp.RequestCtx, err error) (gone bool) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return true
@@ -145,5 +144,5 @@ func (s *API) dumpUnopened(ctx *fasthttp.RequestCtx, err error) (gone bool) {
 	return false
 }
 
-// dumpTag begins the entity tag of a file of a dump.
+// dumpTag returns the beginning of the entity tag of a file of a dump.
 func dumpTag(file dump.File) string { return file.SHA256.String()[:32] }

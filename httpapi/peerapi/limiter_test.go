@@ -8,7 +8,7 @@ import (
 	"nar-herder/peer"
 )
 
-// TestLimitOfAll has many clients, none of which asks for too much.
+// TestLimitOfAll: many clients are each within their limit, but not all together.
 func TestLimitOfAll(t *testing.T) {
 	t.Parallel()
 	l := newLimiter()
@@ -31,8 +31,8 @@ func TestLimitOfAll(t *testing.T) {
 	}
 }
 
-// TestLimitOfShares has clients that ask for all that they may: what they get together is
-// bounded, and so is what each gets while the total is used up.
+// TestLimitOfShares: clients at their limit use up the total. Their shares are bounded, each
+// and together.
 func TestLimitOfShares(t *testing.T) {
 	t.Parallel()
 	const seconds = 60
@@ -51,7 +51,7 @@ func TestLimitOfShares(t *testing.T) {
 				}
 			}
 		}
-		// The last fifth of a second is not over, and the last question may not fit.
+		// The last fifth of a second is not over, and the last request may not fit.
 		waiting := seconds + int(AdmitTime/time.Second)
 		most := min(clients*(shareBurst+shareRate*waiting), sharesBurst+sharesRate*waiting)
 		if least := most - most/seconds - clients*peer.MostAsked; asked > most || clients <= 10 && asked < least || asked < most/2 {

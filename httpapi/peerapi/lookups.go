@@ -19,36 +19,35 @@ import (
 )
 
 const (
-	// StoredTime is how long the storage may be looked at for one question. With
-	// AdmitTime, it is less than the 15 s for which another instance waits.
+	// StoredTime is the timeout of look-ups for one request. With AdmitTime, it is less than
+	// the 15 s for which another instance waits.
 	StoredTime = 10 * time.Second
-	// AdmitTime is how long a question may wait for its turn.
+	// AdmitTime is the timeout for admitting a request.
 	AdmitTime = 3 * time.Second
 
-	// ClientRate is how many items or changes a second a client may ask for, and
-	// ClientBurst how many at once. A removal of another instance has two questions of 200 items under
-	// way at a time, and at that rate takes 17 minutes for 10 million.
+	// ClientRate is how many items or changes per second a client may request, and
+	// ClientBurst how many at once. A removal at another instance has two requests for 200
+	// items in flight, and takes 17 minutes for 10 million items at that rate.
 	ClientRate  = 10_000
 	ClientBurst = 4_000
-	// totalRate and totalBurst are those of all clients together.
+	// totalRate and totalBurst limit all clients together.
 	totalRate  = 20_000
 	totalBurst = 8_000
-	// shareRate and shareBurst are what a client may ask for when others use up the
-	// total: two questions of 200 items under way at a time wait for two seconds at the
-	// most. sharesRate and sharesBurst are those of all shares together, so that many
-	// addresses can't have the storage looked at without end.
+	// shareRate and shareBurst limit a client when others use up the total: two requests
+	// for 200 items in flight wait for at most two seconds. sharesRate and sharesBurst limit
+	// all shares together, so that clients with many addresses can't overload the storage.
 	shareRate   = 200
 	shareBurst  = 400
 	sharesRate  = 5_000
 	sharesBurst = 5_000
-	// mostClients bounds the memory for clients that have asked lately.
+	// mostClients bounds the memory for recent clients.
 	mostClients = 10_000
 
-	// admitRetry is when a client may ask again that is refused, in seconds.
+	// admitRetry is the Retry-After header of a refused request, in seconds.
 	admitRetry = "5"
 )
 
-// lookFor looks for a file when it is its turn.
+// lookFor looks up a file, within the bound of concurrent look-ups.
 func (s *API) lookFor(ctx context.Context, item *storage.Item, n int) error {
 	select {
 	case s.lookups <- struct{}{}:
@@ -59,8 +58,8 @@ func (s *API) lookFor(ctx context.Context, item *storage.Item, n int) error {
 	return s.options.Items.LookFor(ctx, item, n)
 }
 
-// each calls f for the numbers below n, several at a time. It panics if f does, so that
-// the request fails and not the program.
+// each calls f concurrently for the numbers below n. It panics if f does, so that only the
+// request fails.
 func (s *API) each(n int, f func(i int)) {
 	var next atomic.Int64
 	var fault atomic.Pointer[string]
@@ -84,7 +83,7 @@ func (s *API) each(n int, f func(i int)) {
 	}
 }
 
-// faults counts what could not be found out in answering one question.
+// faults counts failed look-ups of one request.
 type faults struct {
 	mu    sync.Mutex
 	count int
@@ -100,13 +99,13 @@ func (f *faults) add(item string, err error) {
 	}
 }
 
-// admit waits until a client may ask for count items, or answers that it has asked for
-// too many.
+// admit waits until a client may request count items. It returns false after refusing the
+// request.
 func (s *API) admit(ctx *fasthttp.RequestCtx, count int) bool {
 	wait, ok := s.limiter.reserve(s.options.Proxies.Client(ctx), count, time.Now())
 	if !ok {
 		ctx.Response.Header.Set("Retry-After", admitRetry)
-		respond.Fail(ctx, fasthttp.StatusServiceUnavailable, "too many items were asked for: ask again later")
+		respond.Fail(ctx, fasthttp.StatusServiceUnavailable, "too many items were requested: retry later")
 		return false
 	}
 	if wait > 0 {
@@ -120,8 +119,8 @@ func (s *API) admit(ctx *fasthttp.RequestCtx, count int) bool {
 	return true
 }
 
-// awaitTurn is admit for what was begun, and so waits as long as it takes.
-func (s *API) awaitTurn(ctx context.Context, client netip.Addr, count int) error {
+// await is admit for a further page of an answer. It waits as long as necessary.
+func (s *API) await(ctx context.Context, client netip.Addr, count int) error {
 	for {
 		wait, ok := s.limiter.reserve(client, count, time.Now())
 		if ok && wait == 0 {
@@ -143,7 +142,7 @@ func (s *API) awaitTurn(ctx context.Context, client netip.Addr, count int) error
 	}
 }
 
-// limiter bounds how many items clients may ask for, each of them and all together.
+// limiter limits the rate of items for each client, and for all together.
 type limiter struct {
 	mu      sync.Mutex
 	total   *rate.Limiter
@@ -151,20 +150,20 @@ type limiter struct {
 	clients *simplelru.LRU[netip.Prefix, *clientLimits]
 }
 
-// clientLimits are those of one client: of all that it asks for, and of what it asks for
-// when others use up the total.
+// clientLimits are the limiters of one client: of all its requests, and of those when others
+// use up the total.
 type clientLimits struct{ own, share *rate.Limiter }
 
 func newLimiter() *limiter {
 	clients, err := simplelru.NewLRU[netip.Prefix, *clientLimits](mostClients, nil)
 	if err != nil {
-		panic(err) // its size is positive
+		panic(err) // NewLRU fails only for a size below one
 	}
 	return &limiter{total: rate.NewLimiter(totalRate, totalBurst), shares: rate.NewLimiter(sharesRate, sharesBurst), clients: clients}
 }
 
-// reserve returns how long a client has to wait before it may ask for count items; not
-// ok is that this would take longer than AdmitTime.
+// reserve returns how long a client must wait for count items. ok is false if that is longer
+// than AdmitTime.
 func (l *limiter) reserve(client netip.Addr, count int, now time.Time) (wait time.Duration, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -180,8 +179,7 @@ func (l *limiter) reserve(client netip.Addr, count int, now time.Time) (wait tim
 	return wait, ok
 }
 
-// reserveAll reserves count items of all limiters, or of none when that would take longer
-// than AdmitTime.
+// reserveAll reserves count items of all limiters, or none if the wait is longer than AdmitTime.
 func reserveAll(count int, now time.Time, limiters ...*rate.Limiter) (wait time.Duration, ok bool) {
 	var reserved []*rate.Reservation
 	for _, limiter := range limiters {

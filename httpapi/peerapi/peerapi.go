@@ -1,5 +1,5 @@
-// Package peerapi answers what other instances ask: which nars are stored here, what has changed,
-// and dumps of the index.
+// Package peerapi answers requests of other instances: which nars are stored here, what has
+// changed, and dumps of the index.
 package peerapi
 
 import (
@@ -17,52 +17,51 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Items is what the API asks of the storage.
+// Items is the storage, as the API uses it.
 type Items interface {
-	// Item returns all that is known of an item, or [storage.ErrNotFound].
+	// Item returns an item, or [storage.ErrNotFound].
 	Item(ctx context.Context, hash narinfo.PathHash) (*storage.Item, error)
 	// ItemsAt is Item for many, in the order of hashes, with nil for
 	// [storage.ErrNotFound].
 	ItemsAt(ctx context.Context, hashes []narinfo.PathHash) ([]*storage.Item, error)
-	// LookFor looks for the item's Nth file: nil when it is there and whole,
-	// [storage.ErrNotStored] when it certainly is not.
+	// LookFor returns nil if the item's Nth file is stored with its recorded size, and
+	// [storage.ErrNotStored] if it is certainly missing.
 	LookFor(ctx context.Context, item *storage.Item, n int) error
 	// Concurrency is how many calls of LookFor at a time suit the storage.
 	Concurrency() int
 }
 
-// Identity is who answers.
+// Identity identifies this instance.
 type Identity interface {
 	// Instance is the random name of this instance.
 	Instance() string
-	// StorageName is the random name of its storage. Where that has none yet, it is
-	// an error.
+	// StorageName returns the random name of the storage, or an error if it has none yet.
 	StorageName(ctx context.Context) (string, error)
-	// IsOurs says whether this instance decides what goes from its storage. Else
-	// it vouches for nothing there.
+	// IsOurs reports whether this instance owns the storage. Otherwise it doesn't vouch
+	// for anything there.
 	IsOurs(ctx context.Context) bool
 }
 
-// ChangeLog is what others follow.
+// ChangeLog is the log of changes that other instances follow.
 type ChangeLog interface {
-	// ChangesAfter returns changes by their numbers; see [index.Index.ChangesAfter].
+	// ChangesAfter returns changes by number; see [index.Index.ChangesAfter].
 	ChangesAfter(ctx context.Context, after int64, limit int) (index.Page, error)
-	// ChangesFrom returns changes by their time; see [index.Index.ChangesFrom].
-	ChangesFrom(ctx context.Context, place *index.TimeCursor, limit int) (told []index.MirrorChange, more bool, err error)
+	// ChangesFrom returns changes by time; see [index.Index.ChangesFrom].
+	ChangesFrom(ctx context.Context, place *index.TimeCursor, limit int) (changes []index.MirrorChange, more bool, err error)
 }
 
-// Options of [New]. What is nil is left out of answers.
+// Options of [New]. Nil fields are left out of answers.
 type Options struct {
-	Items    Items
-	Identity Identity
-	ReliesOn func() peer.Statement // on whom this instance relies
-	Changes  ChangeLog
-	Chain    func() []string // the instances that this one mirrors, itself or through others
-	// Dumps are what other instances begin with. While there are none and DumpsExpected is
-	// set, this server is about to make the first.
+	Items     Items
+	Identity  Identity
+	DependsOn func() peer.Statement // on which instances this one depends
+	Changes   ChangeLog
+	Chain     func() []string // the instances that this one mirrors, directly or through others
+	// Dumps are copies of the index for new mirrors. DumpsExpected says that the server will
+	// make the first one soon.
 	Dumps         Dumps
 	DumpsExpected bool
-	AccelRedirect bool // leave the sending of files to the nginx in front
+	AccelRedirect bool // the nginx in front sends files
 	Sender        *content.Sender
 
 	Proxies engine.Proxies
@@ -71,14 +70,14 @@ type Options struct {
 	Live, Streaming context.Context
 }
 
-// API answers other instances. It is made by [New].
+// API answers other instances. Use [New] to make one.
 type API struct {
 	options Options
-	// lookups bounds how many files are looked for at a time, for all clients, and limiter
-	// how often a client may ask for that.
+	// lookups bounds how many files are looked up at a time, for all clients, and limiter
+	// how many items a client may request.
 	lookups chan struct{}
 	limiter *limiter
-	// news wakes those who follow the changes, and streams counts them.
+	// news wakes streams of changes, and streams counts them.
 	news    news
 	streams streams
 }
@@ -89,9 +88,7 @@ func New(options Options) *API {
 }
 
 // HasChanged reports whether a file could not be opened because the item was
-// removed or replaced after its row was read: then row and bytes only seem to
-// disagree, and the request is to be answered anew. That ends, as the row is read
-// again each time, and no request is for a row that changes all the time.
+// removed or replaced after its row was read. The request must then be answered again.
 func HasChanged(ctx context.Context, items Items, item *storage.Item, err error) bool {
 	if !errors.Is(err, storage.ErrMismatch) {
 		return false

@@ -15,9 +15,8 @@ import (
 	"nar-herder/storage"
 )
 
-// ServeInfo answers whether the nar is stored here: all of the files that its narinfo names,
-// as a client may ask for any of them. It returns false, without an answer, if there is no
-// such item.
+// ServeInfo answers whether the nar is stored here, with all files of its narinfo, as a client
+// may request any of them. It returns false, without an answer, if there is no such item.
 func (s *API) ServeInfo(request *fasthttp.RequestCtx, hash narinfo.PathHash) (known bool) {
 	if !s.admit(request, 1) {
 		return true
@@ -49,14 +48,13 @@ func (s *API) ServeInfo(request *fasthttp.RequestCtx, hash narinfo.PathHash) (kn
 	return true
 }
 
-// vouches says whether other instances may go by what is in the storage.
+// vouches reports whether other instances may depend on this storage.
 func (s *API) vouches(ctx context.Context) bool {
 	return s.options.Identity == nil || s.options.Identity.IsOurs(ctx)
 }
 
-// filesThere returns an item and those of its files that are in the storage. It
-// is asked before nars are deleted elsewhere, so it looks at the bytes and not
-// at the row alone. An item that is about to go is not found.
+// filesThere returns an item and its stored files. Other instances delete nars depending on
+// the result, so it looks up the bytes, and a withdrawn item is not found.
 func (s *API) filesThere(ctx context.Context, hash narinfo.PathHash) (*storage.Item, []peer.StoredFile, error) {
 	item, err := s.options.Items.Item(ctx, hash)
 	if err != nil {
@@ -72,7 +70,7 @@ func (s *API) filesThere(ctx context.Context, hash narinfo.PathHash) (*storage.I
 	return item, files, err
 }
 
-// filesOf returns those of an item's files that are in the storage.
+// filesOf returns the stored files of an item.
 func (s *API) filesOf(ctx context.Context, item *storage.Item) ([]peer.StoredFile, error) {
 	files := make([]peer.StoredFile, 0, len(item.Narinfo.Files))
 	for n, file := range item.Narinfo.Files {
@@ -88,8 +86,7 @@ func (s *API) filesOf(ctx context.Context, item *storage.Item) ([]peer.StoredFil
 	return files, nil
 }
 
-// ServeStored answers the question of other instances which of many nars are
-// stored here.
+// ServeStored answers which nars of a list of hashes are stored here.
 func (s *API) ServeStored(request *fasthttp.RequestCtx, list string) {
 	asked := strings.Split(list, ",")
 	if len(asked) > peer.MostAsked {
@@ -104,13 +101,13 @@ func (s *API) ServeStored(request *fasthttp.RequestCtx, list string) {
 	reply := peer.StoredReply{Nonce: string(request.QueryArgs().Peek(peer.NonceKey)), Nars: make([]peer.StoredNar, len(asked))}
 	if s.options.Identity != nil {
 		reply.Instance = s.options.Identity.Instance()
-		// Without it, who asks can't be sure, and leaves things as they are.
+		// Without the name, the client can't be sure and deletes nothing.
 		var err error
 		reply.Storage, err = s.options.Identity.StorageName(ctx)
 		reply.StorageUnknown = err != nil
 	}
-	if s.options.ReliesOn != nil {
-		reply.ReliesOn = s.options.ReliesOn()
+	if s.options.DependsOn != nil {
+		reply.ReliesOn = s.options.DependsOn()
 	}
 	hashes := make([]narinfo.PathHash, len(asked))
 	for i, text := range asked {
@@ -138,7 +135,7 @@ func (s *API) ServeStored(request *fasthttp.RequestCtx, list string) {
 			files, err = s.filesOf(ctx, item)
 		}
 		if err != nil {
-			// It may have changed, or be another one that can't be read.
+			// The item may have changed, or another one of the list can't be read.
 			item, files, err = s.filesThere(ctx, hashes[i])
 		}
 		switch {
@@ -152,7 +149,7 @@ func (s *API) ServeStored(request *fasthttp.RequestCtx, list string) {
 	})
 	if faults.count > 0 {
 		s.options.Faults.Count.Add(float64(faults.count))
-		s.options.Faults.Log.Error("can't tell another instance whether nars are stored here", "items", faults.count, "first", faults.item, "error", faults.err)
+		s.options.Faults.Log.Error("can't look up nars for another instance", "items", faults.count, "first", faults.item, "error", faults.err)
 	}
 	var body bytes.Buffer
 	if err := json.NewEncoder(&body).Encode(reply); err != nil {

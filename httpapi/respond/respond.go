@@ -1,4 +1,4 @@
-// Package respond writes short answers to requests, and errors.
+// Package respond writes short answers and errors.
 package respond
 
 import (
@@ -13,7 +13,7 @@ import (
 const (
 	// NoStore is a Cache-Control that keeps an answer out of all caches.
 	NoStore = "no-store"
-	// Revalidate is one with which caches may keep an answer, if they ask before each use.
+	// Revalidate is a Cache-Control that makes caches revalidate an answer before each use.
 	Revalidate = "no-cache"
 )
 
@@ -23,8 +23,8 @@ func Text(ctx *fasthttp.RequestCtx, contentType, body string) {
 	ctx.Response.SetBodyString(body)
 }
 
-// Fail answers with an error, which says what is wrong with the request and nothing about
-// this machine. Caches must not keep a failure of the server.
+// Fail answers with an error. The message describes the request, not this machine. Caches
+// must not keep failures of the server.
 func Fail(ctx *fasthttp.RequestCtx, status int, message string) {
 	ctx.Response.SetStatusCode(status)
 	if status >= fasthttp.StatusInternalServerError {
@@ -33,7 +33,7 @@ func Fail(ctx *fasthttp.RequestCtx, status int, message string) {
 	Text(ctx, "text/plain; charset=utf-8", message+"\n")
 }
 
-// NotFound answers that something is certainly not here.
+// NotFound answers that something certainly does not exist here.
 func NotFound(ctx *fasthttp.RequestCtx, message string) {
 	Fail(ctx, fasthttp.StatusNotFound, message)
 }
@@ -44,15 +44,15 @@ type Faults struct {
 	Count prometheus.Counter
 }
 
-// Answer answers when something here is broken or unknown. Clients try again soon, or at
-// another server; they would believe "not found" for long.
+// Answer answers 500 for a failure of this server. Clients then retry soon, or use another
+// server, but they would cache a 404 for long.
 func (f *Faults) Answer(ctx *fasthttp.RequestCtx, tried string, err error) {
 	f.Count.Inc()
 	f.Log.Error("can't answer a request", "tried", tried, "path", string(ctx.RequestURI()), "error", err)
-	Fail(ctx, fasthttp.StatusInternalServerError, "this server has a fault and can't tell; its log says more")
+	Fail(ctx, fasthttp.StatusInternalServerError, "internal error; see the log of this server")
 }
 
-// WriteJSON writes a value without a line break, and leaves < and > as they are.
+// WriteJSON writes a value without a newline, and without escaping < and >.
 func WriteJSON(to *bytes.Buffer, value any) error {
 	encoder := json.NewEncoder(to)
 	encoder.SetEscapeHTML(false)

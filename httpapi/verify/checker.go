@@ -23,29 +23,29 @@ import (
 )
 
 const (
-	// ComparedFor is how long a file that was compared with its hash is sent without
-	// comparing it again. Damage that comes in between is for check --verify to find.
+	// ComparedFor is how long a good file is sent without comparing it again. check --verify
+	// finds later damage.
 	ComparedFor = 24 * time.Hour
-	// mostCompared bounds the good files that are remembered, and the damaged ones.
+	// mostCompared bounds the remembered good files, and the damaged ones.
 	mostCompared = 1 << 16
 	// DamagedFor is how long requests for a damaged file are refused without reading it again.
 	DamagedFor = time.Minute
-	// AtOnce is how many large files are read at a time to compare them.
-	AtOnce = 2
+	// Concurrency is how many large files are compared at a time.
+	Concurrency = 2
 )
 
-// ErrComparing says that a part of a nar can't be sent yet.
+// ErrComparing is the error for a range of a nar that is still being compared.
 var ErrComparing = errors.New("this nar is being compared with its hash")
 
-// Checker compares nars with their hashes. It remembers which files without compression have the bytes that they should
-// have and which large ones don't, and reads those of which that is not known.
+// Checker compares nars with their hashes. It remembers good files without compression, and large
+// damaged ones, so that it doesn't read them again for each request.
 type Checker struct {
 	Options Options
 
-	Now   func() time.Time // the clock, but in tests
+	Now   func() time.Time // the clock; tests replace it
 	good  *lru.Cache[comparedPart, time.Time]
 	bad   *lru.Cache[comparedPart, time.Time]
-	Slots chan struct{} // of comparisons of large files
+	Slots chan struct{} // held by comparisons of large files
 
 	mu      sync.Mutex
 	running map[comparedPart]*comparison
@@ -56,33 +56,33 @@ type Options struct {
 	Decoders *decoders.Pool
 	// Wait is how long a request waits for memory, or for a comparison.
 	Wait time.Duration
-	// Live is the context of what is read, and Streaming that of requests that wait.
+	// Live is the context of reads, and Streaming that of waiting requests.
 	Live, Streaming context.Context
 	// Cut is called when an answer with a nar of another instance is cut, and Corrupt
-	// counts nars that are damaged in the storage.
+	// counts damaged nars in the storage.
 	Cut     func(item *storage.Item, err error)
 	Corrupt prometheus.Counter
 	Log     *slog.Logger
 }
 
-// comparison is one that is under way.
+// comparison is a comparison in progress.
 type comparison struct {
 	done chan struct{}
-	err  error // once it is done
+	err  error // set before done is closed
 }
 
-// comparedPart is what was compared with a hash: a file from start on.
+// comparedPart is a version of a file from start on, with the hash it was compared with.
 type comparedPart struct {
 	file  fileVersion
 	start int64
 	want  [sha256.Size]byte
 }
 
-// fileVersion tells one content of a file from another.
+// fileVersion identifies a version of a file.
 type fileVersion struct {
-	device, inode  uint64 // of a file of this machine
+	device, inode  uint64 // of a local file
 	changed        syscall.Timespec
-	name, tag      string // of others
+	name, tag      string // of an object in a bucket
 	size, modified int64
 }
 
@@ -91,44 +91,44 @@ func New(options Options) *Checker {
 	good, goodErr := lru.New[comparedPart, time.Time](mostCompared)
 	bad, badErr := lru.New[comparedPart, time.Time](mostCompared)
 	if err := errors.Join(goodErr, badErr); err != nil {
-		panic(err) // only the size can be wrong
+		panic(err) // New fails only for a size below one
 	}
-	return &Checker{Options: options, Now: time.Now, good: good, bad: bad, Slots: make(chan struct{}, AtOnce), running: make(map[comparedPart]*comparison)}
+	return &Checker{Options: options, Now: time.Now, good: good, bad: bad, Slots: make(chan struct{}, Concurrency), running: make(map[comparedPart]*comparison)}
 }
 
-// Good returns how many files are remembered as good.
+// Good returns how many good files are remembered.
 func (c *Checker) Good() int { return c.good.Len() }
 
-// Forget forgets them.
+// Forget forgets all good files.
 func (c *Checker) Forget() { c.good.Purge() }
 
-// Running returns how many comparisons are under way.
+// Running returns how many comparisons are in progress.
 func (c *Checker) Running() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.running)
 }
 
-// isGood reports whether the part was compared lately.
+// isGood reports whether the part was found good within ComparedFor.
 func (c *Checker) isGood(p comparedPart) bool {
 	at, ok := c.good.Get(p)
 	return ok && c.Now().Sub(at) < ComparedFor
 }
 
-// isBad reports whether the part was found damaged a short time ago.
+// isBad reports whether the part was found damaged within DamagedFor.
 func (c *Checker) isBad(p comparedPart) bool {
 	at, ok := c.bad.Get(p)
 	return ok && c.Now().Sub(at) < DamagedFor
 }
 
-// remember notes that the part is as it should be, if its version is known.
+// remember records that the part is good, if its version is known.
 func (c *Checker) remember(p comparedPart) {
 	if p.file != (fileVersion{}) {
 		c.good.Add(p, c.Now())
 	}
 }
 
-// rememberBad notes that the part is damaged, if its version is known.
+// rememberBad records that the part is damaged, if its version is known.
 func (c *Checker) rememberBad(p comparedPart) {
 	if p.file != (fileVersion{}) {
 		c.bad.Add(p, c.Now())
@@ -136,18 +136,18 @@ func (c *Checker) rememberBad(p comparedPart) {
 }
 
 // Part is a part of an item's file without compression that has a known hash: the
-// nar, or what a flat nar contains.
+// nar, or the content of a flat nar.
 type Part struct {
 	Item          *storage.Item
 	Start, Length int64
 	Want          [sha256.Size]byte
 }
 
-// Compared returns an Opener of the part, or a part of it, that compares it with its hash
-// unless that was done lately. Files of up to CheckedFirst bytes are compared before
-// anything of them is given out, larger ones while all of them is sent. For less, a file
-// of this machine is read as a whole first, once for all who ask. Of a large object in a
-// bucket, less is given as it comes: a request for a byte must not cost reading all of it.
+// Compared returns an Opener for ranges of the part, which compares the part with its hash
+// unless it is remembered. Parts of up to CheckedFirst bytes are compared before any byte is
+// returned, and larger ones while the whole part is sent. For a range of a larger local file,
+// the whole part is compared first, once for concurrent requests. Ranges of large objects in a
+// bucket are not compared: a request for a byte must not cost reading the whole object.
 func (c *Checker) Compared(p Part, open content.Opener) content.Opener {
 	return func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		for range 2 {
@@ -182,9 +182,9 @@ func (c *Checker) Compared(p Part, open content.Opener) content.Opener {
 	}
 }
 
-// comparedFirst returns the reader, or one of the same bytes in memory of the decoders'
-// budget, when the part is good. file is the reader's, or nil. It closes the reader if there
-// is an error, which is ErrComparing when memory is short.
+// comparedFirst compares the part and returns the reader, or a reader of the same bytes in
+// memory of the decoders' budget. file is the local file of the reader, or nil. It closes the
+// reader if there is an error, which is ErrComparing if memory is short.
 func (c *Checker) comparedFirst(p Part, key comparedPart, reader io.ReadCloser, file *os.File, offset int64, isWhole bool, open content.Opener) (io.ReadCloser, error) {
 	if file != nil {
 		if _, err := c.Verified(stored{io.NewSectionReader(file, p.Start, p.Length)}, p.Length, p.Want, p.Item); err != nil {
@@ -204,7 +204,7 @@ func (c *Checker) comparedFirst(p Part, key comparedPart, reader io.ReadCloser, 
 	if !isWhole {
 		var err error
 		all, _, err = open(p.Start, p.Length)
-		reader.Close() // only now, as a file that is being fetched might be dropped
+		reader.Close() // after open, as closing may cancel a download
 		if err != nil {
 			c.Options.Decoders.ReleasePiece()
 			return nil, err
@@ -220,8 +220,8 @@ func (c *Checker) comparedFirst(p Part, key comparedPart, reader io.ReadCloser, 
 	return c.Options.Decoders.NewBody(body[offset-p.Start:]), nil
 }
 
-// waitCompared waits until the part was read as a whole, and returns nil if it is good. It
-// closes the reader, whose file is read. The error is ErrComparing when that takes long.
+// waitCompared waits until the whole part was compared, and returns nil if it is good. It
+// takes ownership of the reader of the file. The error is ErrComparing after Options.Wait.
 func (c *Checker) waitCompared(p Part, key comparedPart, reader io.ReadCloser, file *os.File) error {
 	c.mu.Lock()
 	running := c.running[key]
@@ -250,7 +250,7 @@ func (c *Checker) waitCompared(p Part, key comparedPart, reader io.ReadCloser, f
 	}
 }
 
-// compare reads the part of the file, and remembers it when it is good.
+// compare compares the part of the file, and remembers the result.
 func (c *Checker) compare(p Part, key comparedPart, file *os.File) error {
 	select {
 	case c.Slots <- struct{}{}:
@@ -276,8 +276,7 @@ func (c *Checker) compare(p Part, key comparedPart, file *os.File) error {
 	}
 }
 
-// LocalFile returns the file of this machine that the reader reads, if it is
-// complete, or nil.
+// LocalFile returns the complete local file that the reader reads, or nil.
 func LocalFile(reader io.Reader) *os.File {
 	if local, ok := reader.(bytestore.LocalFile); ok {
 		if _, growing := reader.(bytestore.GrowingFile); !growing {
@@ -288,8 +287,8 @@ func LocalFile(reader io.Reader) *os.File {
 	return nil
 }
 
-// versionOf returns the version of a file, which is that of this machine, or zero where
-// nothing tells one from another.
+// versionOf returns the version of a local file, or of the object that info describes if file
+// is nil. It is zero if unknown.
 func versionOf(file *os.File, info bytestore.Info) fileVersion {
 	if file == nil {
 		if info.Tag == "" {

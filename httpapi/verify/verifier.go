@@ -12,23 +12,22 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// Verifier passes on bytes that have a known hash, and fails before the last of
-// them when they are not what the hash says: a client then finds its
-// connection cut, and not a complete answer of wrong bytes.
+// Verifier reads bytes with a known hash, and fails before the last of them if the hash is
+// wrong: the client's connection is cut then, instead of ending a complete but wrong answer.
 type Verifier struct {
 	io.ReadCloser
 	sum  hash.Hash
 	want [sha256.Size]byte
-	// left is the number of bytes to come, -1 when it is not known; then the
-	// failure comes in the place of the end.
+	// left is the number of remaining bytes, or -1 if unknown: the failure then replaces
+	// io.EOF.
 	left       int64
 	failed     func(error)
-	passed     func() // nil for nothing to do once the hash is right
+	passed     func() // called if the hash is right, unless nil
 	processors sync.Locker
 	err        error
 }
 
-// Verify makes a Verifier that tells operators what is wrong with the item.
+// Verify makes a Verifier that logs what is wrong with the item.
 func (c *Checker) Verify(r io.ReadCloser, size int64, want [sha256.Size]byte, item *storage.Item) *Verifier {
 	return &Verifier{ReadCloser: r, sum: sha256.New(), want: want, left: size, processors: c.Options.Decoders.Processors, failed: func(err error) {
 		if item.EasiestFile(item.HasStored) < 0 {
@@ -53,13 +52,13 @@ func (c *Checker) Verify(r io.ReadCloser, size int64, want [sha256.Size]byte, it
 	}}
 }
 
-// CheckedFirst is the longest body that is read and compared before the status line. A
-// longer one is compared on its way, and cut before its last bytes when it is wrong.
+// CheckedFirst is the longest body that is compared before the status line. A longer one is
+// compared while it is sent, and cut before its last bytes if it is wrong.
 const CheckedFirst = decoders.Piece
 
-// Verified reads size bytes of the item, which are at most CheckedFirst and have the hash.
-// The error is ErrDamaged where they don't have it, or a readError: to a client, that is
-// better than an answer that is cut, as it tries elsewhere then.
+// Verified reads size bytes of the item, at most CheckedFirst, and compares them with the hash.
+// The error is ErrDamaged or a readError. The client then gets an error status, which is better
+// than a cut answer, as it tries another server.
 func (c *Checker) Verified(r io.Reader, size int64, want [sha256.Size]byte, item *storage.Item) ([]byte, error) {
 	v := c.Verify(io.NopCloser(r), size, want, item)
 	body := make([]byte, size+1) // one more, to see the end
@@ -72,12 +71,12 @@ func (c *Checker) Verified(r io.Reader, size int64, want [sha256.Size]byte, item
 	return body[:n], nil
 }
 
-// readError is a failure of the storage to read bytes, which says nothing about them.
+// readError is a failure to read from the storage. The bytes may be good.
 type readError struct{ error }
 
 func (e readError) Unwrap() error { return e.error }
 
-// stored reads bytes as they are in the storage. Its failures are readErrors.
+// stored reads from the storage. Its failures are readErrors.
 type stored struct{ io.Reader }
 
 func (s stored) Read(p []byte) (int, error) {
@@ -88,7 +87,7 @@ func (s stored) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// ErrDamaged says that bytes are not what they should be, which operators were told.
+// ErrDamaged is the error for damaged bytes. The details were logged.
 var ErrDamaged = errors.New("a nar is damaged")
 
 var errWrongHash = errors.New("the bytes do not have the hash that the narinfo says")
@@ -131,7 +130,7 @@ func (v *Verifier) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// atEnd makes sure that no more bytes come than were said.
+// atEnd returns an error if there are more bytes.
 func (v *Verifier) atEnd() error {
 	for range 100 {
 		switch n, err := v.ReadCloser.Read(make([]byte, 1)); {
@@ -146,7 +145,7 @@ func (v *Verifier) atEnd() error {
 	return io.ErrNoProgress
 }
 
-// check returns io.EOF when the hash is right.
+// check returns io.EOF if the hash is right.
 func (v *Verifier) check() error {
 	if [sha256.Size]byte(v.sum.Sum(nil)) != v.want {
 		return errWrongHash

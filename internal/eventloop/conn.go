@@ -14,37 +14,37 @@ import (
 	"nar-herder/internal/rawio"
 )
 
-// Conn is a connection of the loop. It implements [net.Conn]. After [Conn.Serve], Read, Write
-// and Leave are for the served function or, after that has left the loop, for another
-// goroutine in its place.
+// Conn is a connection that the loop has taken over. It implements [net.Conn]. After
+// [Conn.Serve], only the served function may call Read, Write and Leave, or another goroutine
+// to which it has passed the connection.
 type Conn struct {
 	loop          *loop
 	fd            int
 	local, remote net.Addr
 
 	next  func() (step, bool)
-	yield func(step) bool // nil of a connection without a coroutine
-	// onLoop is true while the coroutine runs on the loop. turns counts its reads since it was
-	// resumed.
-	onLoop bool
-	turns  int
-	turn   int   // how many bytes it may read after it was queued
-	pool   *Pool // that it enters or is in; nil for none
+	yield func(step) bool // nil without a coroutine
+	// onLoop is whether the coroutine runs on the loop, and reads how many reads it has
+	// done since it was resumed.
+	onLoop    bool
+	reads     int
+	readLimit int   // how many bytes it may read after waiting in the queue
+	pool      *Pool // the pool that it enters or is in; nil for none
 
 	read, write side
-	// ending is true if the peer has shut down its side, or the connection is broken.
+	// ending is whether the peer has closed its side, or the connection is broken.
 	ending atomic.Bool
 
-	// users counts calls that use the descriptor. Close adds closing; the call that leaves
-	// exactly closing closes the descriptor.
+	// users counts calls that use the descriptor. Close adds closing, and the last user
+	// after that closes the descriptor.
 	users  atomic.Int64
 	closer sync.Once
 
 	mu      sync.Mutex
-	woken   sync.Cond // for goroutines that wait outside the loop
-	waiting int       // how many goroutines wait
+	woken   sync.Cond // wakes goroutines that wait outside the loop
+	waiting int       // number of these goroutines
 	parked  bool      // the coroutine waits to read
-	since   time.Time // when it began to wait
+	since   time.Time // when it was parked
 	closed  bool
 }
 
@@ -52,16 +52,16 @@ const closing = 1 << 32
 
 // side is the state of reading, or of writing.
 type side struct {
-	// ready is false from EAGAIN until the next event.
+	// ready is false after EAGAIN, until the next event.
 	ready atomic.Bool
-	// passed is true if the deadline has passed. The timer is reused, since deadlines change
+	// passed is whether the deadline has passed. The timer is kept, as deadlines move
 	// often.
 	passed   atomic.Bool
 	deadline time.Time
 	timer    *time.Timer
 }
 
-// begin counts a use of the descriptor. The caller must call end.
+// begin counts a user of the descriptor, which must call end.
 func (c *Conn) begin() error {
 	if c.users.Add(1) >= closing {
 		c.end()
@@ -78,7 +78,7 @@ func (c *Conn) end() {
 
 func (c *Conn) closeDescriptor() {
 	c.closer.Do(func() {
-		_ = unix.EpollCtl(c.loop.epoll, unix.EPOLL_CTL_DEL, c.fd, nil) // closing removes it, too
+		_ = unix.EpollCtl(c.loop.epoll, unix.EPOLL_CTL_DEL, c.fd, nil) // else it ends with the descriptor
 		c.loop.remove(c)
 		unix.Close(c.fd)
 	})
@@ -120,9 +120,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 		}
 		if c.read.ready.Swap(false) {
 			if c.yield != nil {
-				if c.turns++; c.turns > mostTurns {
-					c.yield(nextTurn)
-					p = p[:min(len(p), c.turn)]
+				if c.reads++; c.reads > maxReads {
+					c.yield(requeue)
+					p = p[:min(len(p), c.readLimit)]
 				}
 			}
 			if err := c.begin(); err != nil {
@@ -139,8 +139,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 				c.read.ready.Store(true)
 				return 0, io.EOF
 			default:
-				// A short read means that the socket is empty; see epoll(7). That isn't
-				// true for urgent data, which HTTP doesn't use.
+				// A short read means that the socket is empty, see epoll(7). (This is
+				// wrong for TCP's urgent data, which HTTP doesn't use.)
 				if n == len(p) || c.ending.Load() {
 					c.read.ready.Store(true)
 				}
@@ -178,8 +178,8 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 	return n, err
 }
 
-// Leave resumes the connection in a goroutine of its own until it waits to read. Call it
-// before work that may block or take a millisecond.
+// Leave continues the connection in its own goroutine, until it waits to read again. Call it
+// before work that may wait, or take a millisecond.
 func (c *Conn) Leave() {
 	if c.onLoop || c.pool != nil {
 		c.pool = nil
@@ -187,14 +187,14 @@ func (c *Conn) Leave() {
 	}
 }
 
-// Waiting reports whether the connection waits for bytes of its peer, and since when.
+// Waiting returns since when the connection has waited to read, and whether it does.
 func (c *Conn) Waiting() (since time.Time, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.since, c.parked && !c.closed
 }
 
-// CloseWrite is [net.TCPConn.CloseWrite].
+// CloseWrite is like that of [net.TCPConn].
 func (c *Conn) CloseWrite() error {
 	if err := c.begin(); err != nil {
 		return err
@@ -238,8 +238,8 @@ func (c *Conn) setDeadline(s *side, t time.Time) error {
 	return nil
 }
 
-// isDue records whether the deadline has passed, or sets the timer. It reports whether the
-// caller must resume the coroutine. The mutex is held.
+// isDue records whether the deadline has passed, and sets the timer otherwise. It reports
+// whether the caller must resume the coroutine. The mutex is held.
 func (c *Conn) isDue(s *side) (resume bool) {
 	left := time.Until(s.deadline)
 	passed := !s.deadline.IsZero() && left <= 0
@@ -254,7 +254,7 @@ func (c *Conn) isDue(s *side) (resume bool) {
 	case s.timer == nil:
 		s.timer = time.AfterFunc(left, func() {
 			c.mu.Lock()
-			resume := !c.closed && c.isDue(s) // the deadline may just have been changed
+			resume := !c.closed && c.isDue(s) // the deadline may just have moved
 			c.mu.Unlock()
 			if resume {
 				c.run(false)
@@ -278,10 +278,10 @@ func (c *Conn) wait(s *side) {
 	c.waiting--
 }
 
-// isOver reports whether the wait is over. The connection's mutex is held.
+// isOver reports whether the wait is over. The mutex of the connection is held.
 func (s *side) isOver(c *Conn) bool { return s.ready.Load() || s.passed.Load() || c.closed }
 
-// SetLinger is [net.TCPConn.SetLinger].
+// SetLinger is like that of [net.TCPConn].
 func (c *Conn) SetLinger(seconds int) error {
 	linger := unix.Linger{Onoff: 1, Linger: int32(seconds)}
 	if seconds < 0 {
@@ -323,7 +323,7 @@ func (c rawConn) Read(f func(fd uintptr) (done bool)) error {
 		done := f(uintptr(c.fd))
 		c.end()
 		if done {
-			c.read.ready.Store(true) // f may have left bytes
+			c.read.ready.Store(true) // there may be more to read
 			return nil
 		}
 		c.Leave()

@@ -1,13 +1,12 @@
-// Package eventloop serves the connections of a server on one goroutine, while their requests
-// are short.
+// Package eventloop serves the connections of a server on one goroutine while answers are quick.
 //
-// With package net and a goroutine for each connection, two requests that arrive together make
-// the runtime start a second thread, although the first would answer both in some 20 µs. Here
-// one goroutine waits for all connections with epoll(7). Each connection is a coroutine, which
-// the loop resumes when it is readable. A task of some microseconds enters a [Pool]; before a
-// longer one, the connection calls [Conn.Leave] and continues in a goroutine of its own.
-// Pipelining clients wait in a queue after their first reads, so that the others never wait for
-// more than one turn of them.
+// If package net wakes a goroutine for each connection, the runtime starts a second thread for
+// two requests that arrive together, although one thread answers both in some 20 µs. Here
+// one goroutine waits for all connections with epoll(7), and each connection is a coroutine that
+// it resumes when the connection is readable. Short work on a processor or disk enters a [Pool].
+// Before work that may take long, a coroutine calls [Conn.Leave] and continues in its own
+// goroutine. Clients that pipeline wait in a queue after their first reads, so that other clients
+// wait for at most one read of them.
 package eventloop
 
 import (
@@ -29,30 +28,29 @@ import (
 )
 
 const (
-	// longest bounds the time for connections that become ready together. After it, the rest
-	// are resumed in goroutines of their own.
-	longest = time.Millisecond
-	// mostTurns is how many reads a connection may do before the others are resumed.
-	mostTurns = 2
-	// queuedReads is how many bytes all queued connections may read in one turn of each, and
-	// leastQueuedRead and mostQueuedRead bound the turn of one: the more clients pipeline, the
-	// shorter are their turns.
-	queuedReads                     = 64 << 10
-	leastQueuedRead, mostQueuedRead = 1 << 10, 4 << 10
-	// most bounds the events of one epoll_wait.
-	most = 128
+	// roundTime is how long connections wait for others that became readable with them. After
+	// that, the rest are resumed in their own goroutines.
+	roundTime = time.Millisecond
+	// maxReads is how many reads a connection may do before it is queued.
+	maxReads = 2
+	// queueBytes is how many bytes all connections in the queue may read in one round, and
+	// minReadBytes and maxReadBytes bound the share of one connection: the more clients
+	// pipeline, the less each may read at a time.
+	queueBytes                 = 64 << 10
+	minReadBytes, maxReadBytes = 1 << 10, 4 << 10
+	// maxEvents is the number of events per call of epoll_wait.
+	maxEvents = 128
 )
 
 // loop is the event loop of the process. It never ends.
 type loop struct {
 	epoll int
 	wake  int       // an eventfd, readable when connections were queued outside the loop
-	begun time.Time // when the last events came; only for the loop's goroutine
+	begun time.Time // when the last events arrived; used only on the loop
 
 	mu    sync.Mutex
 	conns []*Conn // by descriptor
-	// queue are connections with more to read that have had their turn, of clients that
-	// pipeline.
+	// queue are connections that have more to read and have done maxReads reads.
 	queue []*Conn
 }
 
@@ -87,8 +85,8 @@ func getLoop() (*loop, error) {
 	return theLoop.loop, nil
 }
 
-// Take moves the socket of a connection of package net to a Conn, and closes the connection.
-// The error is [errors.ErrUnsupported] if conn is not a socket.
+// Take takes the socket of conn over. It closes conn, but the socket stays open and belongs to
+// the Conn. The error is [errors.ErrUnsupported] if conn is not a socket.
 func Take(conn net.Conn) (*Conn, error) {
 	socket, ok := conn.(syscall.Conn)
 	if !ok {
@@ -113,7 +111,7 @@ func Take(conn net.Conn) (*Conn, error) {
 	c.woken.L = &c.mu
 	c.read.ready.Store(true)
 	c.write.ready.Store(true)
-	// Close it before add, or package net's poller would receive its events as well.
+	// First, or package net's poller would be woken for it as well.
 	if err := conn.Close(); err != nil {
 		unix.Close(fd)
 		return nil, err
@@ -140,7 +138,7 @@ func (l *loop) add(c *Conn) error {
 	return nil
 }
 
-// remove removes a connection before its descriptor is closed.
+// remove forgets a connection before its descriptor is closed.
 func (l *loop) remove(c *Conn) {
 	l.mu.Lock()
 	l.conns[c.fd] = nil
@@ -148,8 +146,8 @@ func (l *loop) remove(c *Conn) {
 }
 
 func (l *loop) run() {
-	var events [most]unix.EpollEvent
-	var ready [most]*Conn
+	var events [maxEvents]unix.EpollEvent
+	var ready [maxEvents]*Conn
 	queued := false
 	for {
 		n, err := l.poll(events[:], queued)
@@ -157,14 +155,14 @@ func (l *loop) run() {
 			if err == unix.EINTR {
 				continue
 			}
-			panic(fmt.Sprintf("eventloop: epoll_wait: %v", err)) // only a bad descriptor can cause it
+			panic(fmt.Sprintf("eventloop: epoll_wait: %v", err)) // the descriptor must be wrong
 		}
 		l.begun = time.Now()
 		l.mu.Lock()
 		for i := range n {
-			// If the descriptor was closed and opened again since, the new connection
-			// does a useless read. The eventfd has no connection, and needn't be read, as
-			// it is edge-triggered.
+			// After an event of a descriptor that was closed and reused since, the new
+			// connection only reads once too often. The eventfd has no Conn, and needs no
+			// read as it is edge-triggered.
 			ready[i] = nil
 			if fd := int(events[i].Fd); fd < len(l.conns) {
 				ready[i] = l.conns[fd]
@@ -181,7 +179,7 @@ func (l *loop) run() {
 			resume, woken := c.note(events[i].Events)
 			started = started || woken
 			if resume {
-				if i > 0 && time.Since(l.begun) > longest {
+				if i > 0 && time.Since(l.begun) > roundTime {
 					go c.run(false)
 					started = true
 				} else if !c.run(true) {
@@ -189,21 +187,21 @@ func (l *loop) run() {
 				}
 			}
 		}
-		// One at a time: connections that have become ready come first.
+		// One at a time, as connections with new events come first.
 		if c := l.dequeue(); c != nil && !c.run(true) {
 			started = true
 		}
 		queued = l.hasQueued()
 		if started && runtime.GOMAXPROCS(0) == 1 {
-			// With one processor, they would wait until the runtime notices that this
-			// goroutine is in a system call. With more, another thread runs them.
+			// With one processor, started goroutines would wait until the runtime retakes
+			// it from the system call. With more, another thread runs them.
 			runtime.Gosched()
 		}
 	}
 }
 
-// poll returns events, and waits for them unless connections are queued. If it doesn't wait,
-// it doesn't notify the runtime, which would give the processor to another goroutine.
+// poll returns events, and waits for them unless connections are queued. Without waiting it
+// bypasses the runtime, which would give the processor to another goroutine.
 func (l *loop) poll(events []unix.EpollEvent, queued bool) (int, error) {
 	if !queued {
 		return unix.EpollWait(l.epoll, events, -1)
@@ -211,14 +209,14 @@ func (l *loop) poll(events []unix.EpollEvent, queued bool) (int, error) {
 	return rawio.Poll(l.epoll, events)
 }
 
-// enqueue adds a connection to the queue after its turn. Then only the loop may resume it.
+// enqueue adds a connection to the queue. The loop resumes it.
 func (l *loop) enqueue(c *Conn, onLoop bool) {
 	l.mu.Lock()
 	l.queue = append(l.queue, c)
 	first := len(l.queue) == 1
 	l.mu.Unlock()
 	if first && !onLoop {
-		_, _ = unix.Write(l.wake, binary.NativeEndian.AppendUint64(nil, 1)) // the counter can't overflow
+		_, _ = unix.Write(l.wake, binary.NativeEndian.AppendUint64(nil, 1)) // fails only after 2^64-2
 	}
 }
 
@@ -230,7 +228,7 @@ func (l *loop) dequeue() *Conn {
 		return nil
 	}
 	c := l.queue[0]
-	c.turn = max(leastQueuedRead, min(queuedReads/len(l.queue), mostQueuedRead))
+	c.readLimit = max(minReadBytes, min(queueBytes/len(l.queue), maxReadBytes))
 	l.queue[0] = nil
 	l.queue = l.queue[1:]
 	return c
@@ -242,24 +240,24 @@ func (l *loop) hasQueued() bool {
 	return len(l.queue) > 0
 }
 
-// step is why a coroutine yields.
+// step is what a coroutine waits for when it yields.
 type step int
 
 const (
 	untilReadable step = iota
 	leave
-	nextTurn
+	requeue
 	enterPool
 )
 
-// Serve calls f as a coroutine, which runs on the loop or in a goroutine of its own. f reads
-// from the connection and writes to it, and must close it. Before f passes the connection to
-// another goroutine, it must leave the loop; then it must not read itself.
+// Serve calls f in a coroutine, which runs on the loop or in its own goroutine. f reads from the
+// connection, writes to it, and must close it. Before it passes the connection on to another
+// goroutine, it must leave the loop, and not read any more.
 func (c *Conn) Serve(f func()) {
 	c.next, _ = iter.Pull(func(yield func(step) bool) {
 		c.yield = yield
 		defer func() {
-			// Otherwise the coroutine's stack would be lost.
+			// iter.Pull would lose the stack.
 			if fault := recover(); fault != nil {
 				panic(fmt.Sprintf("%v\n\n%s", fault, debug.Stack()))
 			}
@@ -269,10 +267,10 @@ func (c *Conn) Serve(f func()) {
 	c.loop.enqueue(c, false)
 }
 
-// run resumes the coroutine until it waits, on the loop or not. It returns false if the
+// run resumes the coroutine until it waits for bytes or in the queue. It returns false if the
 // coroutine has left the loop.
 func (c *Conn) run(onLoop bool) bool {
-	c.turns = 0
+	c.reads = 0
 	for {
 		c.onLoop = onLoop
 		what, ok := c.next()
@@ -286,7 +284,7 @@ func (c *Conn) run(onLoop bool) bool {
 		case enterPool:
 			c.pool.enter(c)
 			return false
-		case nextTurn:
+		case requeue:
 			c.pool = nil
 			c.loop.enqueue(c, onLoop)
 			return true
@@ -312,8 +310,8 @@ func (c *Conn) park() bool {
 	return c.parked
 }
 
-// note records an event. It reports whether the caller must resume the coroutine, and whether
-// a goroutine outside the loop was woken.
+// note records an event. It reports whether the caller must resume the coroutine, and whether a
+// goroutine outside the loop was woken.
 func (c *Conn) note(events uint32) (resume, woken bool) {
 	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 		c.ending.Store(true)
@@ -329,8 +327,8 @@ func (c *Conn) note(events uint32) (resume, woken bool) {
 	return c.wake(), c.waiting > 0
 }
 
-// wake wakes goroutines outside the loop, and reports whether the caller must resume the
-// coroutine. The mutex is held.
+// wake wakes goroutines that wait outside the loop, and reports whether the caller must resume
+// the coroutine. The mutex is held.
 func (c *Conn) wake() bool {
 	c.woken.Broadcast()
 	if !c.parked || !c.read.isOver(c) {

@@ -19,7 +19,7 @@ import (
 // patience is the timeout of waits.
 const patience = 30 * time.Second
 
-// pair returns both ends of a connection; the first is the loop's.
+// pair returns both ends of a connection, the first one taken over by the loop.
 func pair(t *testing.T, network string) (*Conn, net.Conn) {
 	t.Helper()
 	address := "127.0.0.1:0"
@@ -44,7 +44,7 @@ func pair(t *testing.T, network string) (*Conn, net.Conn) {
 		t.Fatal(err)
 	}
 	if _, err := accepted.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("the original connection: %v", err)
+		t.Errorf("the connection that was taken over: %v", err)
 	}
 	if err := peer.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
@@ -53,7 +53,7 @@ func pair(t *testing.T, network string) (*Conn, net.Conn) {
 	return c, peer
 }
 
-// TestConn runs the suite for connections of package net.
+// TestConn runs the test suite for connections of package net.
 func TestConn(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
 		t.Run(network, func(t *testing.T) {
@@ -77,7 +77,7 @@ func TestTakeUnsupported(t *testing.T) {
 	}
 }
 
-// echo answers each line with itself, after calling before with it.
+// echo echoes each line, and calls before with it first.
 func echo(c *Conn, before func(line string)) {
 	defer c.Close()
 	r := bufio.NewReader(c)
@@ -93,7 +93,7 @@ func echo(c *Conn, before func(line string)) {
 	}
 }
 
-// ask sends a line and asserts that it is echoed.
+// ask sends a line and expects it back.
 func ask(t *testing.T, peer net.Conn, line string) {
 	t.Helper()
 	if _, err := io.WriteString(peer, line); err != nil {
@@ -106,7 +106,7 @@ func ask(t *testing.T, peer net.Conn, line string) {
 	}
 }
 
-// TestServe has many connections with concurrent requests.
+// TestServe sends requests on many connections at the same time.
 func TestServe(t *testing.T) {
 	t.Parallel()
 	for _, network := range []string{"tcp", "unix"} {
@@ -124,8 +124,8 @@ func TestServe(t *testing.T) {
 	}
 }
 
-// TestLeave: connections that wait for each other after they have left the loop don't block
-// others, and are back on the loop for their next requests.
+// TestLeave: connections that wait for each other outside the loop don't block others, and are
+// back on it for their next request.
 func TestLeave(t *testing.T) {
 	t.Parallel()
 	const count = 10
@@ -160,14 +160,14 @@ func TestLeave(t *testing.T) {
 			ask(t, peer, "back\n")
 			ask(t, peer, "leave\n")
 		})
-		// Others are served during that.
+		// Others are served meanwhile.
 		other, otherPeer := pair(t, "tcp")
 		other.Serve(func() { echo(other, func(string) {}) })
 		ask(t, otherPeer, "other\n")
 	}
 }
 
-// TestFullOnLoop: others are served while a client doesn't read its answer.
+// TestFullOnLoop: a client that does not read its answer doesn't block others.
 func TestFullOnLoop(t *testing.T) {
 	t.Parallel()
 	c, peer := pair(t, "tcp")
@@ -184,7 +184,7 @@ func TestFullOnLoop(t *testing.T) {
 	}
 }
 
-// TestGreedy: others are served while a client sends without end.
+// TestGreedy: a client that never stops sending doesn't block others.
 func TestGreedy(t *testing.T) {
 	t.Parallel()
 	c, peer := pair(t, "tcp")
@@ -206,8 +206,9 @@ func TestGreedy(t *testing.T) {
 	}
 }
 
-// TestPool: more connections enter a pool than it has slots. The others wait, the loop serves
-// connections that don't enter it, and a connection that leaves the pool frees its slot.
+// TestPool: more connections enter a pool than it has room for. The others wait, the loop
+// serves connections outside the pool, and a connection that leaves the pool releases its
+// room.
 func TestPool(t *testing.T) {
 	t.Parallel()
 	const width, count = 2, 10
@@ -223,7 +224,7 @@ func TestPool(t *testing.T) {
 				select {
 				case inside <- struct{}{}:
 				default:
-					t.Error("more connections are in the pool than it has slots")
+					t.Error("there are more in the pool than it has places")
 				}
 				entered <- struct{}{}
 				if line == "wait\n" {
@@ -260,7 +261,7 @@ func TestPool(t *testing.T) {
 	for range count - width {
 		<-entered
 	}
-	// A connection that waits after it has left doesn't use a slot.
+	// Connections that wait after leaving don't take room.
 	release = make(chan struct{})
 	for _, peer := range peers {
 		if _, err := io.WriteString(peer, "leave\n"); err != nil {
@@ -273,7 +274,7 @@ func TestPool(t *testing.T) {
 	close(release)
 }
 
-// TestServeEnds ends a connection that waits for a request in each way.
+// TestServeEnds ends a waiting connection in each way.
 func TestServeEnds(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -314,15 +315,15 @@ func TestServeEnds(t *testing.T) {
 					t.Errorf("%v", err)
 				}
 			case <-time.After(patience):
-				t.Fatal("timeout")
+				t.Fatal("waits for ever")
 			}
 		})
 	}
 }
 
-// TestTakeWithoutDescriptors: without free descriptors, Take fails and doesn't change the connection; a
-// later call succeeds.
-func TestTakeWithoutDescriptors(t *testing.T) {
+// TestTakeLacking: a connection that can't be taken over for lack of descriptors stays usable,
+// and can be taken over later.
+func TestTakeLacking(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -359,7 +360,7 @@ func TestTakeWithoutDescriptors(t *testing.T) {
 	ask(t, peer, "later\n")
 }
 
-// TestCloseWrite: the peer reads EOF, and can still send while the connection waits.
+// TestCloseWrite: the peer reads the end of the stream, and can still send.
 func TestCloseWrite(t *testing.T) {
 	t.Parallel()
 	for _, network := range []string{"tcp", "unix"} {
@@ -390,7 +391,7 @@ func TestCloseWrite(t *testing.T) {
 				t.Fatal("it doesn't wait")
 			}
 		}
-		// The loop's round may have begun before.
+		// The loop's round may have begun earlier.
 		if begun.Sub(since) > patience || since.After(time.Now()) {
 			t.Errorf("%s: it waits since %v", network, since)
 		}

@@ -5,21 +5,21 @@ import (
 	"sync"
 )
 
-// Pool bounds how many connections do work of one kind concurrently outside the loop. The
-// others wait in its queue, not in the runtime's, where the loop would have to wait behind
-// them for a processor.
+// Pool bounds how many connections do one kind of work at a time outside the loop. The
+// others wait in its queue, and not in that of the runtime, in which the loop would wait for a
+// processor behind all of them.
 type Pool struct {
 	mu    sync.Mutex
 	free  int // how many more connections may run
 	queue []*Conn
 }
 
-// NewPool returns a pool for that many connections at a time.
+// NewPool makes a pool for width connections at a time.
 func NewPool(width int) *Pool { return &Pool{free: width} }
 
-// Enter waits for the connection's turn in the pool. The connection stays in the pool until
-// it waits to read, is queued for the loop, enters a pool again, or leaves. Call it before each
-// task that takes a short time of a processor or a disk.
+// Enter waits until the pool has room for the connection. The connection stays in the pool until
+// it waits to read, is queued for the loop, enters a pool again, or leaves. Call it once before
+// each short task on a processor or disk.
 func (c *Conn) Enter(p *Pool) {
 	if c.yield != nil {
 		c.pool = p
@@ -42,13 +42,13 @@ func (p *Pool) enter(c *Conn) {
 func (p *Pool) run(c *Conn) {
 	for ; c != nil; c = p.next() {
 		c.run(false)
-		// The loop may be waiting for a processor, and the runtime preempts a goroutine only
-		// after 10 ms.
+		// The loop may be waiting for a processor. Otherwise the runtime would leave the
+		// processor to this goroutine for up to 10 ms.
 		runtime.Gosched()
 	}
 }
 
-// next returns the next connection of the queue, or nil after freeing a slot.
+// next returns the next connection of the queue, or nil after releasing the room.
 func (p *Pool) next() *Conn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
