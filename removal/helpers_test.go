@@ -111,7 +111,7 @@ func newInstanceIn(t *testing.T, c *clock, dir string) *instance {
 		t.Fatal(err)
 	}
 	i.address = listener.Addr().String()
-	server := httpapi.New(i.Storage, httpapi.Options{Identity: i.Storage, ReliesOn: i.reliesOn})
+	server := httpapi.New(i.Storage, httpapi.Options{Identity: i.Storage, DependsOn: i.reliesOn})
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(ctx, listener) }()

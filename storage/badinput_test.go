@@ -33,7 +33,7 @@ func TestBadNarinfos(t *testing.T) {
 		"named after another": {fake{n: 3, content: "bad"}.text(), "named after"},
 		"nar shorter":         {strings.Replace(text, "FileSize: 3", "FileSize: 4", 1), "wrong size"},
 		"nar longer":          {strings.Replace(text, "FileSize: 3", "FileSize: 2", 1), "wrong size"},
-		"nar missing":         {strings.Replace(text, "nar/lzip", "nar/zstd", 1), "nowhere"},
+		"nar missing":         {strings.Replace(text, "nar/lzip", "nar/zstd", 1), "was not found"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -126,7 +126,7 @@ func TestCopyWrongNars(t *testing.T) {
 	to := p.newStorage(t, "new")
 	r := runProgram(t, p.copyArgs(to)...)
 	if r.status != 1 || strings.Count(r.err, "\n") != 2 || !strings.Contains(r.err, "nar-herder: copy-storage nar/lzip/"+greeting+": wrong: ") ||
-		!strings.Contains(r.err, "nar-herder: copy-storage nar/lzip/"+greet+": wrong: the source has 50 bytes of it") ||
+		!strings.Contains(r.err, "nar-herder: copy-storage nar/lzip/"+greet+": wrong: it has 50 bytes in the source") ||
 		!strings.Contains(r.out, "not copied: 2 files are wrong in the source, 0 differ, 0 failed\nnext: repair the wrong ones") {
 		t.Errorf("%+v", r)
 	}

@@ -290,7 +290,7 @@ var commandSlips = []slip{
 			}
 			return d.args("remove", "--now", greeting)
 		}},
-	{name: "import into an unfinished copy of the storage", status: 1, says: []string{"lacks 4 of 5 nars", "claim-storage"},
+	{name: "import into an unfinished copy of the storage", status: 1, says: []string{"lacks 4 of 5 sampled nars", "claim-storage"},
 		args: func(t *testing.T, d *desk) []string {
 			return d.at(unfinishedCopy(t, d), "import", "--keep", d.source(t))
 		}},

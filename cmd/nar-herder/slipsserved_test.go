@@ -120,7 +120,7 @@ var servedSlips = []slip{
 		if got := get(t, s.addresses[0], "/nar/lzip/"+greeting); got.StatusCode != 200 {
 			t.Errorf("a nar: %s", got.Status)
 		}
-		if !strings.Contains(s.err.String(), "lacks 4 of 5 nars") {
+		if !strings.Contains(s.err.String(), "lacks 4 of 5 sampled nars") {
 			t.Error("the log doesn't report it")
 		}
 		if _, err := os.Stat(filepath.Join(copied, bytestore.OwnerName)); !errors.Is(err, os.ErrNotExist) {

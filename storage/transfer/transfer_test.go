@@ -49,7 +49,7 @@ func TestCopy(t *testing.T) {
 			map[string]transfer.Outcome{a: copied, b: copied, c: copied}, nars, 3},
 		{"shorter in the target, with Replace", nars, files{a: "cut"}, nil, func(c *transfer.Copy) { c.Replace = true },
 			map[string]transfer.Outcome{a: copied, b: copied, c: copied}, nars, 0},
-		{"shorter in the source, and the target has it", files{a: "cut"}, nars, itemsOf(t, nars), nil,
+		{"shorter in the source, and complete in the target", files{a: "cut"}, nars, itemsOf(t, nars), nil,
 			map[string]transfer.Outcome{a: there}, nil, 0},
 		{"shorter in the source", files{a: "cut"}, nil, itemsOf(t, nars), func(c *transfer.Copy) { c.Replace = true },
 			map[string]transfer.Outcome{a: wrong}, files{}, 0},
