@@ -177,7 +177,7 @@ var slipsElsewhere = map[string]string{
 	"the clock was ahead":                                     "TestClockWasAhead",
 	"the clock was ahead when items were withdrawn":           "TestWithdrawnAhead",
 	"a TTL was advertised under a wrong clock":                "TestAdvertiseWrongClock",
-	"a source restored from a backup":                         "TestBackupPutBack",
+	"a source restored from a backup":                         "TestBackupRestored",
 	"a cycle of mirrors":                                      "TestCycle",
 	"an instance that is named in its own stored-on":          "TestRemovalOnSelf",
 	"stored-on names an instance with the same storage":       "TestRemovalSharedStorage",

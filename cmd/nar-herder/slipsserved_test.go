@@ -73,7 +73,7 @@ var servedSlips = []slip{
 		before := tree(t, d.storage)
 		for _, dir := range []string{d.storage, d.nar(""), d.dir} {
 			r := runProgram(t, d.args("run-server", "--port=0", "--enable-cached-compression=lzip", "--cached-compression-directory=lzip="+dir)...)
-			if r.status != 1 || !strings.Contains(r.err, "within each other") {
+			if r.status != 1 || !strings.Contains(r.err, "overlaps the storage") {
 				t.Errorf("%s: %+v", dir, r)
 			}
 		}
@@ -81,7 +81,7 @@ var servedSlips = []slip{
 			t.Error("the storage has changed")
 		}
 	}},
-	refusesToServe("a cache of the storage within it", statusUsage, []string{"within each other"},
+	refusesToServe("a cache of the storage within it", statusUsage, []string{"overlaps the storage"},
 		func(_ *testing.T, d *desk) []string { return []string{"--storage-cache=" + d.storage + "/cache"} }),
 	refusesToServe("the minimum of free space is more than the disk has", statusUsage, []string{"not mounted"},
 		options("--storage-minimum-free-space=8000P")),
