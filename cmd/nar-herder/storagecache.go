@@ -26,7 +26,7 @@ func (c *serverCommand) storageCache(log *slog.Logger) (*tiered.Options, error) 
 			return nil, fmt.Errorf("--storage-cache: %w", err)
 		}
 		if overlap {
-			return nil, usagef("--storage-cache=%s and the storage %s lie within each other, and the cache deletes files: give a directory apart from the storage", c.StorageCache, c.Storage)
+			return nil, usagef("--storage-cache=%s overlaps the storage %s, and the cache deletes files: name a directory apart from it", c.StorageCache, c.Storage)
 		}
 	}
 	if err := disk.MkdirAll(c.StorageCache, 0o755); err != nil {
