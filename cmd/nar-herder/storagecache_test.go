@@ -67,13 +67,13 @@ func TestStorageCache(t *testing.T) {
 	s.stop(t, syscall.SIGTERM)
 
 	for _, bad := range []string{p.storage, filepath.Join(p.storage, "nar", "x"), p.dir} {
-		misuse(t, p.args("run-server", "--port=0", "--storage-cache="+bad), "--storage-cache="+bad, "within each other")
+		misuse(t, p.args("run-server", "--port=0", "--storage-cache="+bad), "--storage-cache="+bad, "overlaps the storage")
 	}
 	link := filepath.Join(p.dir, "link")
 	if err := os.Symlink(p.storage, link); err != nil {
 		t.Fatal(err)
 	}
-	misuse(t, p.args("run-server", "--port=0", "--storage-cache="+filepath.Join(link, "new")), "within each other")
+	misuse(t, p.args("run-server", "--port=0", "--storage-cache="+filepath.Join(link, "new")), "overlaps the storage")
 	misuse(t, []string{"run-server", "--port=0", "--database=" + p.database, "--mirror=http://127.0.0.1:1", "--storage-cache=" + cache}, "--storage-cache", "add --storage")
 	stored, err := os.ReadFile(filepath.Join(p.storage, "nar", "lzip", gosrc))
 	if err != nil || !bytes.Equal(stored, []byte(first.body)) {

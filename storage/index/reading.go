@@ -83,7 +83,7 @@ var errNoLogIndex = errors.New("there is a log of changes, but not its index (-s
 
 func (x *Index) tryReading(ctx context.Context, absolute string, cacheBytes int64, count, newest int) (err error) {
 	parameters := "?mode=ro&_query_only=on&_pragma=temp_store(memory)&_pragma=cache_size(-" + strconv.FormatInt(max(cacheBytes/1024, 64), 10) + ")"
-	changed, live, err := look(absolute)
+	changed, live, err := look(x.file)
 	if err != nil {
 		return err
 	}

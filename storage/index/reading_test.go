@@ -97,6 +97,22 @@ func TestReadBesideWriter(t *testing.T) {
 	wantUnchanged(t, filepath.Dir(path), func() { wantSound(t, x) })
 }
 
+// TestReadByLink reads a database by a symbolic link while another process writes it: the log
+// is beside the target.
+func TestReadByLink(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "db")
+	w := startWriter(t, path)
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	wantTotals(t, openRead(t, link), Totals{1, 1, 10})
+	w.put(t, 1, 5)
+	wantTotals(t, openRead(t, link), Totals{6, 6, 60})
+	w.close(t)
+}
+
 // crashed returns a database of a killed process: its last transactions are in the log.
 func crashed(t testing.TB) (path string) {
 	t.Helper()
