@@ -132,7 +132,7 @@ func copyOld(ctx context.Context, absolute, copied string, version int) (err err
 	}
 	var need int64
 	for _, suffix := range []string{"", "-wal"} {
-		if info, err := os.Stat(absolute + suffix); err == nil {
+		if info, err := os.Stat(resolve(absolute) + suffix); err == nil {
 			need += 2 * info.Size() // the migration may write all pages to the log
 		}
 	}
