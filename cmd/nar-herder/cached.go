@@ -52,21 +52,22 @@ func openCache(store *opened, options cached.Options, peers peer.Peers, counter 
 }
 
 // advertise records the TTLs that narinfos will advertise before any is served, since withdrawn
-// items are kept that long. On a full disk, it limits them to those recorded before.
-func advertise(ctx context.Context, x *index.Index, options *cached.Options, log *slog.Logger) error {
+// items are kept that long. It returns the options with the TTLs to advertise: on a full disk,
+// they are limited to those recorded before.
+func advertise(ctx context.Context, x *index.Index, options cached.Options, log *slog.Logger) (cached.Options, error) {
 	now := time.Now()
 	advertised := options.Advertised()
 	err := x.Advertise(ctx, now, advertised)
 	if !errors.Is(err, index.ErrFull) {
-		return err
+		return options, err
 	}
 	most, mostErr := x.ShortestGrace(ctx, now, maps.Keys(advertised))
 	if mostErr != nil {
-		return mostErr
+		return options, mostErr
 	}
 	options.LimitTTLs(most)
 	log.Error("can't record the TTLs of narinfos in the database: they are limited to those recorded before, until a start with room for it", "limit", most, "error", err)
-	return nil
+	return options, nil
 }
 
 // cacheOptions returns the options of the cache, with those of each type.

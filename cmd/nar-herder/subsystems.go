@@ -17,6 +17,7 @@ import (
 	"nar-herder/mirror"
 	"nar-herder/mirror/dump"
 	"nar-herder/mirror/nars"
+	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/peer/passing"
 	"nar-herder/removal"
@@ -80,14 +81,15 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	if s.peers, err = c.instances(ctx, store, log); err != nil {
 		return err
 	}
-	if err := advertise(ctx, store.index, &config.cached, log); err != nil {
+	caching, err := advertise(ctx, store.index, config.cached, log)
+	if err != nil {
 		return err
 	}
 	if err := logRestored(ctx, store.index, log); err != nil {
 		return err
 	}
 	s.withdrawn = withdrawal.New(store.Storage, log)
-	if s.cache, err = openCache(store, config.cached, s.peers, s.uses, log); err != nil {
+	if s.cache, err = openCache(store, caching, s.peers, s.uses, log); err != nil {
 		return err
 	}
 	s.passing = newPassing(s.peers, log)
@@ -101,7 +103,7 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	}
 	s.checksums = checksums.New(store.index, log)
 	s.unstored = &unstoredCount{index: store.index, log: log}
-	s.server = httpapi.New(store, s.httpOptions(c, config, starting, log))
+	s.server = httpapi.New(store, s.httpOptions(c, config, caching.TTLs, starting, log))
 	if s.passing != nil {
 		s.passing.Turns = s.server.Processors()
 	}
@@ -130,7 +132,7 @@ func (s *subsystems) record(ctx context.Context, c *serverCommand, log *slog.Log
 }
 
 // httpOptions returns the options of the HTTP server, which serves the other subsystems.
-func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, starting *health.Starting, log *slog.Logger) httpapi.Options {
+func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls narinfo.TTLs, starting *health.Starting, log *slog.Logger) httpapi.Options {
 	options := httpapi.Options{
 		Identity: s.store, DependsOn: s.reliesOn(c),
 		Uses: s.uses, Checksums: s.checksums, Changes: s.store.index,
@@ -139,7 +141,7 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, startin
 		RedirectRemote: c.ServeRemoteNars == redirect,
 
 		Decompress: compression.NewReaderWithin, Decoders: decoderBudget(),
-		TTLs: config.cached.TTLs, NegativeTTL: (*time.Duration)(c.NegativeTTL),
+		TTLs: ttls, NegativeTTL: (*time.Duration)(c.NegativeTTL),
 		AccelRedirect: c.XAccelRedirect,
 		HideMetrics:   c.PublicMetrics == "no",
 		AnswerCache:   max(int64(c.NarinfoCacheSize), 0),
