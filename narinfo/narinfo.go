@@ -118,3 +118,14 @@ func checkText(text []byte) error {
 
 // lineAt returns the number of the line with the byte at offset.
 func lineAt(text []byte, offset int) int { return 1 + bytes.Count(text[:offset], []byte("\n")) }
+
+// OtherReferences returns the references to other items.
+func (n *Narinfo) OtherReferences() []StorePath {
+	others := make([]StorePath, 0, len(n.References))
+	for _, reference := range n.References {
+		if reference != n.StorePath {
+			others = append(others, reference)
+		}
+	}
+	return others
+}

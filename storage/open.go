@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+
 	"nar-herder/storage/bytestore"
 )
 

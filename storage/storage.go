@@ -79,9 +79,9 @@ func New(x *index.Index, bytes bytestore.Store, options Options) *Storage {
 // Index returns the index, for queries and for transactions that change no bytes.
 func (s *Storage) Index() *index.Index { return s.index }
 
-// Bytes returns the byte store for the nars of items, nil for none. It refuses names that
+// NarStore returns the byte store for the nars of items, nil for none. It refuses names that
 // are not those of nars.
-func (s *Storage) Bytes() bytestore.Store {
+func (s *Storage) NarStore() bytestore.Store {
 	if s.bytes == nil {
 		return nil
 	}
@@ -94,9 +94,9 @@ func (s *Storage) Log() *slog.Logger { return s.log }
 // Now returns the time for items that are added now.
 func (s *Storage) Now() time.Time { return s.now() }
 
-// Store returns the byte store itself, for notes and files that are not nars; nil for
+// ByteStore returns the byte store itself, for notes and files that are not nars; nil for
 // none.
-func (s *Storage) Store() bytestore.Store {
+func (s *Storage) ByteStore() bytestore.Store {
 	if s.bytes == nil {
 		return nil
 	}
@@ -303,15 +303,4 @@ func CarryStored(entry *index.Entry, old *Item) {
 			MarkStored(entry, n, old.StoredSize(i))
 		}
 	}
-}
-
-// OtherReferences returns the references to other items.
-func OtherReferences(n *narinfo.Narinfo) []narinfo.StorePath {
-	others := make([]narinfo.StorePath, 0, len(n.References))
-	for _, reference := range n.References {
-		if reference != n.StorePath {
-			others = append(others, reference)
-		}
-	}
-	return others
 }

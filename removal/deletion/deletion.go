@@ -228,7 +228,7 @@ func DeletePending(ctx context.Context, s *storage.Storage) (dropped storage.Fre
 			if err == nil {
 				return
 			}
-			if s.Bytes().MayRemove(names[n]) == nil {
+			if s.NarStore().MayRemove(names[n]) == nil {
 				unforeseen++
 			}
 			if failure == nil {

@@ -27,7 +27,7 @@ type Checker struct {
 
 // New makes a checker.
 func New(s *storage.Storage) *Checker {
-	return &Checker{Storage: s, index: s.Index(), bytes: s.Bytes(), log: s.Log()}
+	return &Checker{Storage: s, index: s.Index(), bytes: s.NarStore(), log: s.Log()}
 }
 
 // Compare compares the index with the bytes, both ways, and changes nothing. It looks

@@ -60,7 +60,7 @@ func (c *Checker) checkClosure(ctx context.Context, known *lru.LRU[narinfo.PathH
 	}
 	asked := *item.Narinfo
 	asked.References = nil
-	for _, reference := range storage.OtherReferences(item.Narinfo) {
+	for _, reference := range item.Narinfo.OtherReferences() {
 		if _, is := known.Get(reference.Hash); !is {
 			asked.References = append(asked.References, reference)
 		}
@@ -83,7 +83,7 @@ func (c *Checker) checkClosure(ctx context.Context, known *lru.LRU[narinfo.PathH
 		if !now.WithdrawnAt.IsZero() {
 			return nil
 		}
-		if missing, err = c.index.MissingReferences(ctx, &narinfo.Narinfo{StorePath: now.Narinfo.StorePath, References: storage.OtherReferences(now.Narinfo)}); err != nil {
+		if missing, err = c.index.MissingReferences(ctx, &narinfo.Narinfo{StorePath: now.Narinfo.StorePath, References: now.Narinfo.OtherReferences()}); err != nil {
 			return err
 		}
 		if len(missing) == 0 {

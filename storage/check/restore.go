@@ -123,7 +123,7 @@ func (c *Checker) copyToQuarantine(ctx context.Context, finding Finding) error {
 		return fmt.Errorf("set %s aside: %w", finding.Name, err)
 	}
 	defer room.Release()
-	staged, err := c.Store().Stage(ctx, bytestore.QuarantineFolder+finding.Name, io.LimitReader(reader, info.Size), info.Size)
+	staged, err := c.ByteStore().Stage(ctx, bytestore.QuarantineFolder+finding.Name, io.LimitReader(reader, info.Size), info.Size)
 	if err != nil {
 		return fmt.Errorf("set %s aside: %w", finding.Name, err)
 	}

@@ -23,7 +23,7 @@ func (c *Checker) removeTemporary(ctx context.Context, info bytestore.Info) (rem
 	if c.Now().Sub(info.ModTime) < settledAfter {
 		return false, nil
 	}
-	return true, c.Store().Remove(ctx, info.Name)
+	return true, c.ByteStore().Remove(ctx, info.Name)
 }
 
 // RemoveUnfinished removes uploads of killed processes until the context ends, if the byte

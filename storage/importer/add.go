@@ -232,7 +232,7 @@ func checkReferences(tx *index.Tx, batch []*prepared) error {
 		if p.result.Err != nil || !p.WithReferences {
 			continue
 		}
-		missing, err := tx.Missing(storage.OtherReferences(p.Narinfo))
+		missing, err := tx.Missing(p.Narinfo.OtherReferences())
 		if err != nil {
 			return err
 		}

@@ -36,7 +36,7 @@ type Importer struct {
 
 // New makes an importer.
 func New(s *storage.Storage) *Importer {
-	return &Importer{Storage: s, index: s.Index(), bytes: s.Bytes(), log: s.Log()}
+	return &Importer{Storage: s, index: s.Index(), bytes: s.NarStore(), log: s.Log()}
 }
 
 // Options of [Importer.Import]; the fields are as in [Addition].

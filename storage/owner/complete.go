@@ -61,7 +61,7 @@ func IsComplete(ctx context.Context, s *storage.Storage) error {
 	checks.SetLimit(s.Concurrency())
 	for _, name := range names {
 		checks.Go(func() error {
-			_, err := s.Bytes().Stat(ctx, name)
+			_, err := s.NarStore().Stat(ctx, name)
 			if errors.Is(err, fs.ErrNotExist) {
 				missing.Add(1)
 				return nil
@@ -73,7 +73,7 @@ func IsComplete(ctx context.Context, s *storage.Storage) error {
 		return err
 	}
 	if n := missing.Load(); n > 1 && n > int64(len(names))/4 {
-		return fmt.Errorf("storage %s lacks %d of %d sampled nars: is it the right one, and is the copy complete? If there is no better one, run 'nar-herder claim-storage': it makes this instance the owner, and records which nars are missing", s.Store(), n, len(names))
+		return fmt.Errorf("storage %s lacks %d of %d sampled nars: is it the right one, and is the copy complete? If there is no better one, run 'nar-herder claim-storage': it makes this instance the owner, and records which nars are missing", s.ByteStore(), n, len(names))
 	}
 	return nil
 }
