@@ -55,7 +55,7 @@ func TestDownloadRoom(t *testing.T) {
 			w.WriteHeader(http.StatusOK)
 		})
 		_, err := Fetch(t.Context(), p, peer.DumpPath, name, false, nil)
-		if !errors.Is(err, disk.ErrNoRoom) || !strings.Contains(err.Error(), "make room") {
+		if !errors.Is(err, disk.ErrNoRoom) || !strings.Contains(err.Error(), "free space there") {
 			t.Error(err)
 		}
 		gone(t, name)
