@@ -61,7 +61,7 @@ func TestClaimSamples(t *testing.T) {
 			t.Fatal(err)
 		}
 		err := owner.IsComplete(t.Context(), s)
-		if refused := err != nil && strings.Contains(err.Error(), "lacks 3 of 10 nars"); refused != (i == 2) || err != nil && !refused {
+		if refused := err != nil && strings.Contains(err.Error(), "lacks 3 of 10 sampled nars"); refused != (i == 2) || err != nil && !refused {
 			t.Errorf("%d nars of 10 are missing: %v", i+1, err)
 		}
 	}
