@@ -121,7 +121,7 @@ func (r *Remover) usable() (usable []criteria.Criterion, why string) {
 			if p := r.peers[u.String()]; p.Pause() > 0 {
 				reason = cmp.Or(reason, Unasked)
 			} else {
-				reason = cmp.Or(reason, r.dependence.Expect(u.String()))
+				reason = cmp.Or(reason, r.dependence.Expect(u.String(), p.String()))
 			}
 		}
 		if reason == "" {

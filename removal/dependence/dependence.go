@@ -153,7 +153,7 @@ const Unsettled = "for ten minutes after a server starts, and after it first hea
 
 // Refusal returns why this instance may not depend on one that has introduced itself; ""
 // if it may.
-func (r *Tracker) Refusal(url string, who peer.Introduction) string {
+func (r *Tracker) Refusal(name string, who peer.Introduction) string {
 	r.mu.Lock()
 	since, known := r.since[who.Instance]
 	r.mu.Unlock()
@@ -170,15 +170,16 @@ func (r *Tracker) Refusal(url string, who peer.Introduction) string {
 	}
 	switch {
 	case cycle:
-		return fmt.Sprintf("%s depends on this instance as well, and has the smaller id: the one with the greatest id keeps the nars", url)
+		return fmt.Sprintf("%s depends on this instance as well, and has the smaller id: the one with the greatest id keeps the nars", name)
 	case unknown || who.ReliesOn == nil:
-		return fmt.Sprintf("whether %s depends on this instance is not known: it doesn't say for ten minutes after a start, or an instance that it depends on doesn't, or its proxy does not pass %s", url, peer.StoredPath)
+		return fmt.Sprintf("whether %s depends on this instance is not known: it doesn't say for ten minutes after a start, or an instance that it depends on doesn't, or its proxy does not pass %s", name, peer.StoredPath)
 	}
 	return ""
 }
 
-// Expect returns why a request to a peer would be useless now; "" if it may be useful.
-func (r *Tracker) Expect(url string) string {
+// Expect returns why a request to a peer would be useless now; "" if it may be useful. The
+// reason has the peer's name, which unlike its URL has no password.
+func (r *Tracker) Expect(url, name string) string {
 	r.mu.Lock()
 	last, known := r.said[url]
 	r.mu.Unlock()
@@ -186,7 +187,7 @@ func (r *Tracker) Expect(url string) string {
 	case known && last.Instance == r.self:
 		return "" // the answer is an error that says so
 	case known && !r.isStale(last):
-		return r.Refusal(url, last.Introduction)
+		return r.Refusal(name, last.Introduction)
 	case r.now().Sub(r.started) < r.settle:
 		return Unsettled
 	}
