@@ -280,7 +280,11 @@ func TestInterruptedImport(t *testing.T) {
 	succeed(t, p.args("import", "--keep", filepath.Join(testdata, "published"))...)
 	s := p.serve(t)
 	for _, base := range []string{greeting, entropy, gosrc} {
-		if got := get(t, s.addresses[0], "/nar/lzip/"+base); got.body != read(t, testdata, "published/nar/lzip", base) {
+		got := get(t, s.addresses[0], "/nar/lzip/"+base)
+		// An interrupted import may have stored the other file of the greeting, of the same
+		// nar and length, and the last import keeps what is stored.
+		isOther := base == greeting && got.body == read(t, testdata, "published-multi/nar/lzip", base)
+		if got.body != read(t, testdata, "published/nar/lzip", base) && !isOther {
 			t.Errorf("%s: %s, %d bytes", base, got.Status, len(got.body))
 		}
 	}
