@@ -11,8 +11,8 @@ import (
 
 // Budget is memory that all decoders of a process share. Reserve reserves it for decoders of clients; NewReader reserves it
 // for background work, and waits for it.
-// A decoder that needs more than the budget gets its memory when there is no other of its kind, so reservations may exceed
-// the budget by one decoder for clients and one of background work.
+// A decoder that needs more than the budget runs alone among those of its kind, clients' or background work's, so
+// reservations may exceed the budget by one decoder of each.
 // A nil Budget has no limit for background work.
 type Budget struct {
 	total int64
@@ -143,7 +143,7 @@ func (s *share) wait(ctx context.Context, bytes int64) error {
 func (s *share) grow(bytes int64) bool {
 	b, more := s.budget, bytes-s.bytes
 	fits := func(background int64) bool { return background <= b.total/2 && b.clients+background <= b.total }
-	if b.background != s.bytes && !fits(b.background+more) { // else there is no other
+	if b.background != s.bytes && !fits(b.background+more) { // s is not the only one
 		return false
 	}
 	if front := b.queue.Front(); s.bytes == 0 && front != nil && front.Value != s {

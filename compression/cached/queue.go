@@ -27,7 +27,7 @@ type queue struct {
 	useless  *lru.LRU[task, time.Time] // tasks with nothing to do, and until when they are ignored
 }
 
-// failure is how often a task has failed, and when it may be retried.
+// failure counts the failures of a task in a row, and says when to retry it.
 type failure struct {
 	times int
 	until time.Time

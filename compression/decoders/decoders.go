@@ -275,8 +275,8 @@ func (z *Decoder) restart(scratch []byte) error {
 	return nil
 }
 
-// replay decompresses again up to the decoder's position. The memory must be reserved. After
-// an error there is no decompressor.
+// replay decompresses again up to the decoder's position. The memory must be reserved. An
+// error leaves it without a decompressor.
 func (z *Decoder) replay(scratch []byte) error {
 	if err := z.begin(); err != nil {
 		return err
