@@ -93,7 +93,7 @@ func TestGap(t *testing.T) {
 	f.stop()
 	err := own.index.Update(t.Context(), func(tx *index.Tx) error {
 		// Only stored nars can be kept.
-		return errors.Join(tx.SetStored(pinned, 1, nil), tx.AddTags(testPath(1).Hash, []index.Tag{{Key: "k", Value: "v"}}))
+		return errors.Join(tx.SetStored(pinned, 1, nil, time.Time{}), tx.AddTags(testPath(1).Hash, []index.Tag{{Key: "k", Value: "v"}}))
 	})
 	if err != nil {
 		t.Fatal(err)

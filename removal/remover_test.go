@@ -674,7 +674,7 @@ func TestResolvesReplacements(t *testing.T) {
 	i.imports(spec{n: 1, bytes: 1000})
 	name := "storage.replacing/nar/lzip/" + spec{n: 1}.base()
 	i.update(func(tx *index.Tx) error {
-		return errors.Join(tx.SetStored(hashNumber(1), 0, nil), tx.SetSetting(name, c.now().Add(-time.Hour).Format(time.RFC3339)+" x"))
+		return errors.Join(tx.SetStored(hashNumber(1), 0, nil, time.Time{}), tx.SetSetting(name, c.now().Add(-time.Hour).Format(time.RFC3339)+" x"))
 	})
 	r := i.remover(-1, nil)
 	r.options.Decode = func(context.Context, string, io.Reader, int64) (io.ReadCloser, error) {

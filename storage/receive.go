@@ -89,7 +89,7 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 		if err := errors.Join(err, s.bytes.Sync(ctx)); err != nil {
 			return err
 		}
-		return tx.SetStored(now.Hash, now.Stored|now.FilesNamed(name), now.SizesWith(n, size))
+		return tx.SetStored(now.Hash, now.Stored|now.FilesNamed(name), now.SizesWith(n, size), s.Now())
 	})
 	// After other errors, the file stays: the next fetch finds it.
 	if early != nil && (errors.Is(err, ErrNotWanted) || errors.Is(err, space.ErrLimit) || errors.Is(err, space.ErrFreeSpace) || errors.Is(err, index.ErrFull)) {
@@ -196,7 +196,7 @@ func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) 
 		if err := s.bytes.Sync(ctx); err != nil {
 			return err
 		}
-		return tx.SetStored(now.Hash, now.Stored|now.FilesNamed(name), now.SizesWith(n, info.Size))
+		return tx.SetStored(now.Hash, now.Stored|now.FilesNamed(name), now.SizesWith(n, info.Size), s.Now())
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"hash/maphash"
 	"io/fs"
+	"time"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
@@ -110,5 +111,5 @@ func (c *Checker) recountItem(ctx context.Context, tx *index.Tx, hash narinfo.Pa
 	if row.Stored == before {
 		return nil
 	}
-	return tx.SetStored(hash, row.Stored, row.Sizes)
+	return tx.SetStored(hash, row.Stored, row.Sizes, time.Time{})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"time"
 
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
@@ -44,7 +45,7 @@ func (c *Checker) restore(ctx context.Context, finding Finding, staged bytestore
 			return err
 		}
 		// Even if the row claims them already: other processes must read the file again.
-		return tx.SetStored(item.Hash, item.Stored|item.FilesNamed(finding.Name), item.Sizes)
+		return tx.SetStored(item.Hash, item.Stored|item.FilesNamed(finding.Name), item.Sizes, c.Now())
 	}))
 }
 
@@ -63,7 +64,7 @@ func (c *Checker) record(ctx context.Context, finding Finding, n int) error {
 		if err := c.bytes.Sync(ctx); err != nil {
 			return err
 		}
-		return tx.SetStored(item.Hash, item.Stored|1<<n, item.SizesWith(n, finding.info.Size))
+		return tx.SetStored(item.Hash, item.Stored|1<<n, item.SizesWith(n, finding.info.Size), c.Now())
 	})
 }
 
@@ -74,7 +75,7 @@ func (c *Checker) unclaim(ctx context.Context, finding Finding) error {
 		if err != nil {
 			return err
 		}
-		return tx.SetStored(item.Hash, item.Stored&^item.FilesNamed(finding.Name), item.Sizes)
+		return tx.SetStored(item.Hash, item.Stored&^item.FilesNamed(finding.Name), item.Sizes, time.Time{})
 	})
 }
 

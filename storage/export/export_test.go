@@ -171,7 +171,7 @@ func TestSkipped(t *testing.T) {
 	}
 	p.wantFiles(t, items[:4]...)
 	err := p.index.Update(t.Context(), func(tx *index.Tx) error {
-		if err := tx.SetStored(items[0].path().Hash, 0, nil); err != nil {
+		if err := tx.SetStored(items[0].path().Hash, 0, nil, time.Time{}); err != nil {
 			return err
 		}
 		_, err := tx.Withdraw(items[1].path().Hash, time.Now())
@@ -250,7 +250,7 @@ func TestNothingStored(t *testing.T) {
 	before := files(t, p.out)
 	err := p.index.Update(t.Context(), func(tx *index.Tx) error {
 		for _, item := range many(3) {
-			if err := tx.SetStored(item.path().Hash, 0, nil); err != nil {
+			if err := tx.SetStored(item.path().Hash, 0, nil, time.Time{}); err != nil {
 				return err
 			}
 		}

@@ -336,7 +336,7 @@ func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, re
 			if err := im.show(ctx, tx, p, old, replaced, late); err != nil {
 				return err
 			}
-			if err := tx.SetStored(old.Hash, p.entry.Stored|old.Stored, p.entry.Sizes); err != nil {
+			if err := tx.SetStored(old.Hash, p.entry.Stored|old.Stored, p.entry.Sizes, p.entry.VerifiedAt); err != nil {
 				return err
 			}
 		}

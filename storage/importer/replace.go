@@ -127,7 +127,7 @@ func (r *replacements) unstore(tx *index.Tx, p *prepared) error {
 	if kept == old.Stored {
 		return nil
 	}
-	return tx.SetStored(old.Hash, kept, old.Sizes)
+	return tx.SetStored(old.Hash, kept, old.Sizes, time.Time{})
 }
 
 // mayReplace reports whether the addition's Nth file may replace a file that the row
@@ -194,7 +194,7 @@ func (r *replacements) restore(tx *index.Tx, only *narinfo.PathHash) error {
 		if i < 0 || item.HasStored(i) || item.Narinfo.NarHash != file.narHash || item.StoredSize(i) != file.size {
 			continue
 		}
-		if err := tx.SetStored(item.Hash, item.Stored|item.FilesNamed(name), item.Sizes); err != nil {
+		if err := tx.SetStored(item.Hash, item.Stored|item.FilesNamed(name), item.Sizes, time.Time{}); err != nil {
 			return err
 		}
 	}

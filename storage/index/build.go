@@ -156,7 +156,7 @@ func (b *Builder) Add(row *Row) error {
 // Widths of a waiting row, and the constant columns of an item.
 const (
 	itemWidth, narinfoWidth = 3, 6
-	sameColumns             = ", 0, 0, NULL, 1"
+	sameColumns             = ", 0, 0, NULL, 1, 0"
 )
 
 // flush writes the waiting rows.

@@ -30,7 +30,7 @@ func TestChangesAfter(t *testing.T) {
 	}
 	put(t, x, first)
 	put(t, x, second)
-	update(t, x, func(tx *Tx) error { return tx.SetStored(first.StorePath.Hash, 0, nil) }) // not for mirrors
+	update(t, x, func(tx *Tx) error { return tx.SetStored(first.StorePath.Hash, 0, nil, time.Time{}) }) // not for mirrors
 	put(t, x, third)
 	update(t, x, func(tx *Tx) error {
 		_, err := tx.WithdrawAs(second.StorePath.Hash, testTime.Add(time.Hour), testTime.Add(time.Minute))

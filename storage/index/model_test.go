@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"nar-herder/narinfo"
 )
@@ -110,7 +111,7 @@ func step(tx *Tx, x *Index, random *rand.Rand, m model, order int) error {
 	case kind < 8 && known:
 		old.stored = random.Uint64N(1 << len(old.info.Files))
 		m[n] = old
-		return tx.SetStored(hash, old.stored, old.sizes)
+		return tx.SetStored(hash, old.stored, old.sizes, time.Time{})
 	case kind < 9 && known:
 		tag := Tag{fmt.Sprint("k", random.IntN(2)), fmt.Sprint("v", random.IntN(3))}
 		tags := maps.Clone(old.tags)

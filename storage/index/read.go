@@ -31,6 +31,10 @@ type Item struct {
 	WithdrawnAt, DeleteAfter time.Time
 	// Mirrored means that the mirrored instance has the item.
 	Mirrored bool
+	// VerifiedAt is when the stored files were last compared with the NarHash. Of several
+	// files, it is the time of the one that was verified first. It is zero if a file never
+	// was.
+	VerifiedAt time.Time
 
 	id int64
 }
@@ -121,7 +125,7 @@ func withdrawnAt(column driver.Value) (time.Time, error) {
 }
 
 const (
-	itemColumns = "SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.checksum, n.withdrawn_at, i.mirrored, i.key, n.delete_after FROM items i LEFT JOIN narinfos n ON n.id = i.id"
+	itemColumns = "SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.checksum, n.withdrawn_at, i.mirrored, i.key, n.delete_after, i.verified_at FROM items i LEFT JOIN narinfos n ON n.id = i.id"
 	itemByKey   = itemColumns + " WHERE i.key = ?"
 )
 
@@ -223,6 +227,9 @@ func (x *Index) item(row []driver.Value) (*Item, error) {
 		Stored:   uint64(stored),
 		Mirrored: row[9] == int64(1),
 		id:       id,
+	}
+	if at, ok := row[12].(int64); ok && at > 0 {
+		item.VerifiedAt = time.UnixMilli(at).UTC()
 	}
 	if sizes := blob(row[4]); sizes != nil {
 		item.Sizes = decodeInts(sizes)

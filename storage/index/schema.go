@@ -22,7 +22,8 @@ const keyIndex = "CREATE UNIQUE INDEX items_by_key ON items (key)"
 //     of all items read little. key is derived from the path hash; see [keyOf]. Only its
 //     index is not written in insertion order, so it is kept small. Bit N of stored_files is set
 //     if the narinfo's Nth file is in the storage. file_sizes is set only for narinfos
-//     without FileSize. mirrored is 1 if the mirrored instance has the item.
+//     without FileSize. mirrored is 1 if the mirrored instance has the item. Each stored file
+//     was last compared with the NarHash at verified_at or later; 0 means never.
 //   - narinfos has the compressed texts, by the ids of items, and the keys of their
 //     references. A narinfo with withdrawn_at is hidden from clients. Its item is removed
 //     after delete_after, when no client can hold the narinfo any more.
@@ -160,6 +161,9 @@ var migrations = []string{
 	CREATE INDEX narinfos_deletable ON narinfos (delete_after) WHERE delete_after IS NOT NULL;
 	ALTER TABLE cached_files ADD COLUMN delete_after INTEGER;
 	CREATE INDEX cached_files_deletable ON cached_files (type, delete_after) WHERE delete_after IS NOT NULL;` + staleTriggers,
+
+	`ALTER TABLE items ADD COLUMN verified_at INTEGER NOT NULL DEFAULT 0;
+	CREATE INDEX items_by_verification ON items (verified_at) WHERE stored_files != 0;`,
 }
 
 // staleTriggers correct the writes of an older program that had the database open during

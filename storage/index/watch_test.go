@@ -45,7 +45,7 @@ func TestWatch(t *testing.T) {
 		hash := item.StorePath.Hash
 		put(t, writer, item)
 		removedAt := testTime.Add(time.Hour)
-		update(t, writer, func(tx *Tx) error { return tx.SetStored(hash, 0, nil) })
+		update(t, writer, func(tx *Tx) error { return tx.SetStored(hash, 0, nil, time.Time{}) })
 		update(t, writer, func(tx *Tx) error { return tx.Remove(hash, removedAt) })
 		changes := poll(t, w)
 		if len(changes) != 3 {

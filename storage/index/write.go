@@ -24,6 +24,8 @@ type Entry struct {
 	AddedAt time.Time
 	Stored  uint64
 	Sizes   []int64
+	// VerifiedAt is as in [Item], also for a known item.
+	VerifiedAt time.Time
 	// Mirrored means that the mirrored instance has the item. A known item stays mirrored.
 	Mirrored bool
 	// Unlogged omits the addition from the recent changes.
@@ -204,8 +206,8 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 			}
 		}
 		err = errors.Join(
-			tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ?, mirrored = ? WHERE id = ?",
-				int64(entry.Stored), size, sizesColumn(entry.Sizes), boolValue(entry.Mirrored || old.Mirrored), old.id),
+			tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ?, verified_at = ?, mirrored = ? WHERE id = ?",
+				int64(entry.Stored), size, sizesColumn(entry.Sizes), verifiedColumn(entry.VerifiedAt), boolValue(entry.Mirrored || old.Mirrored), old.id),
 			tx.conn.exec("UPDATE narinfos SET refs = ?, dictionary = ?, text = ?, checksum = ?, withdrawn_at = NULL, delete_after = NULL WHERE id = ?",
 				referencesColumn(n), entry.dictionary, entry.compressed, entry.checksum, old.id))
 		if err != nil {
@@ -216,7 +218,7 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 		// it.
 		return tx.logAddition(entry)
 	}
-	id, err := tx.conn.insert(insertItem+" VALUES (?, ?, ?, ?, ?, ?, ?)", appendItemRow(nil, nil, entry, size)...)
+	id, err := tx.conn.insert(insertItem+" VALUES (?, ?, ?, ?, ?, ?, ?, ?)", appendItemRow(nil, nil, entry, size)...)
 	if isDuplicate(err) {
 		return fmt.Errorf("insert %s: another item has the same first 64 bits: %w", n.StorePath.Hash, err)
 	} else if err != nil {
@@ -232,14 +234,14 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 
 // Widths of the rows that Put writes.
 const (
-	insertItem    = "INSERT INTO items (id, key, added_at, stored_files, stored_size, file_sizes, mirrored)"
+	insertItem    = "INSERT INTO items (id, key, added_at, stored_files, stored_size, file_sizes, mirrored, verified_at)"
 	insertNarinfo = "INSERT INTO narinfos (id, hash, refs, dictionary, text, checksum)"
 )
 
 // appendItemRow appends the row of an item. If id is nil, SQLite assigns the next one.
 func appendItemRow(row []driver.Value, id driver.Value, entry *Entry, storedSize int64) []driver.Value {
 	return append(row, id, keyOf(entry.Narinfo.StorePath.Hash), entry.AddedAt.Truncate(time.Second).UnixMilli(),
-		int64(entry.Stored), storedSize, sizesColumn(entry.Sizes), boolValue(entry.Mirrored))
+		int64(entry.Stored), storedSize, sizesColumn(entry.Sizes), boolValue(entry.Mirrored), verifiedColumn(entry.VerifiedAt))
 }
 
 func appendNarinfoRow(row []driver.Value, id int64, entry *Entry, references []byte) []driver.Value {
@@ -280,8 +282,9 @@ func boolValue(b bool) int64 {
 	return 0
 }
 
-// SetStored records which files of a known item are in the storage.
-func (tx *Tx) SetStored(hash narinfo.PathHash, stored uint64, sizes []int64) error {
+// SetStored records which files of a known item are in the storage. Files that were not before
+// were verified at the given time; the zero time means never.
+func (tx *Tx) SetStored(hash narinfo.PathHash, stored uint64, sizes []int64, verified time.Time) error {
 	item, err := tx.Item(hash)
 	if err != nil {
 		return err
@@ -296,8 +299,14 @@ func (tx *Tx) SetStored(hash narinfo.PathHash, stored uint64, sizes []int64) err
 	}
 	tx.count(item.Stored, oldSize, -1)
 	tx.count(stored, size, 1)
-	err = tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ? WHERE id = ?",
-		int64(stored), size, sizesColumn(sizes), item.id)
+	switch added := stored &^ item.Stored; {
+	case stored == 0:
+		verified = time.Time{}
+	case added == 0, item.Stored != 0 && item.VerifiedAt.Before(verified):
+		verified = item.VerifiedAt
+	}
+	err = tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ?, verified_at = ? WHERE id = ?",
+		int64(stored), size, sizesColumn(sizes), verifiedColumn(verified), item.id)
 	if err != nil {
 		return err
 	}

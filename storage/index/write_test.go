@@ -135,13 +135,13 @@ func TestSetStored(t *testing.T) {
 		stored uint64
 		totals Totals
 	}{{0b01, Totals{1, 1, 10}}, {0, Totals{1, 0, 0}}, {0b10, Totals{1, 1, 20}}, {0b11, Totals{1, 2, 30}}} {
-		update(t, x, func(tx *Tx) error { return tx.SetStored(hash, test.stored, nil) })
+		update(t, x, func(tx *Tx) error { return tx.SetStored(hash, test.stored, nil, time.Time{}) })
 		wantTotals(t, x, test.totals)
 		if item, err := x.Item(t.Context(), hash); err != nil || item.Stored != test.stored || !bytes.Equal(item.Text, n.Text) {
 			t.Errorf("item is %+v, %v", item, err)
 		}
 	}
-	err := x.Update(t.Context(), func(tx *Tx) error { return tx.SetStored(testPath(2).Hash, 1, nil) })
+	err := x.Update(t.Context(), func(tx *Tx) error { return tx.SetStored(testPath(2).Hash, 1, nil, time.Time{}) })
 	if !errors.Is(err, ErrNotFound) {
 		t.Errorf("SetStored of an unknown item: %v, want ErrNotFound", err)
 	}
@@ -234,7 +234,7 @@ func TestRolledBack(t *testing.T) {
 		return errors.Join(
 			tx.AddTags(testPath(0).Hash, []Tag{{"new", "tag"}}),
 			putIn(tx, x, testNarinfo(0, 2, []int{2}, 99), 1, nil),
-			tx.SetStored(testPath(1).Hash, 0, nil),
+			tx.SetStored(testPath(1).Hash, 0, nil, time.Time{}),
 			tx.Remove(testPath(2).Hash, testTime))
 	}
 	for name, fail := range map[string]func(*Tx) error{
@@ -304,7 +304,7 @@ func TestSharedFirstBits(t *testing.T) {
 	}
 	for what, change := range map[string]func(*Tx) error{
 		"remove": func(tx *Tx) error { return tx.Remove(twin.Hash, testTime) },
-		"store":  func(tx *Tx) error { return tx.SetStored(twin.Hash, 0, nil) },
+		"store":  func(tx *Tx) error { return tx.SetStored(twin.Hash, 0, nil, time.Time{}) },
 		"tag":    func(tx *Tx) error { return tx.AddTags(twin.Hash, []Tag{{"k", "v"}}) },
 	} {
 		if err := x.Update(t.Context(), change); err == nil {
