@@ -28,13 +28,13 @@ func (n *Narinfo) SigningKey() (string, error) {
 	return key, nil
 }
 
-// CheckSignature verifies the signature of the narinfo's text, see [signing.Verify], so that a
-// mirror of a source without digests notices damage before clients refuse it.
+// CheckSignature verifies the signature of the narinfo's text by one of the authorized keys,
+// as a client with these keys does. If keys is nil, any key will do, which detects damage only.
 //
-// The error is [ErrUnsigned] if there is no signature. It wraps [signing.ErrBadSignature] or
-// [signing.ErrUnknownAlgorithm] like that of Verify, the former also if StorePath, NarHash or
-// References aren't among the signed bytes, see [Narinfo.Signed].
-func (n *Narinfo) CheckSignature() error {
+// The error is [ErrUnsigned] if there is no signature. It wraps [signing.ErrBadSignature] if
+// StorePath, NarHash or References aren't among the signed bytes, see [Narinfo.Signed]. Else
+// it is that of [signing.Verify].
+func (n *Narinfo) CheckSignature(keys *signing.Keys) error {
 	if n.signature == "" {
 		return ErrUnsigned
 	}
@@ -42,7 +42,7 @@ func (n *Narinfo) CheckSignature() error {
 	if err != nil {
 		err = fmt.Errorf("%w: %w", signing.ErrBadSignature, err)
 	} else {
-		err = signing.Verify(n.signature, sha256.Sum256(n.Signed()))
+		err = signing.Verify(n.signature, sha256.Sum256(n.Signed()), keys)
 	}
 	if err != nil {
 		return fmt.Errorf("narinfo: Signature: %w", err)
@@ -69,4 +69,14 @@ func (n *Narinfo) checkSignedFields() error {
 		return nil
 	}
 	return fmt.Errorf("%s isn't signed, must be above %q, like StorePath, NarHash and References", unsigned, signatureMark)
+}
+
+// Sign returns the text with a signature by key in place of that which it may have. The signed
+// bytes and the blocks of URL stay as they are. It doesn't verify the old signature.
+//
+// A text without a signature gets one below its last field other than URL, Compression,
+// FileSize and FileHash, so that these aren't signed, as in the narinfos of guix publish. host
+// is the name of the signer, see [signing.PrivateKey.Sign].
+func (n *Narinfo) Sign(key *signing.PrivateKey, host string) ([]byte, error) {
+	return nil, errors.New("not implemented yet")
 }

@@ -96,7 +96,7 @@ func TestCheckSignatureReal(t *testing.T) {
 		"testdata/signatures/*.narinfo",
 	} {
 		forEachNarinfo(t, pattern, func(t *testing.T, text []byte) {
-			if err := mustParse(t, text).CheckSignature(); err != nil {
+			if err := mustParse(t, text).CheckSignature(nil); err != nil {
 				t.Error(err)
 			}
 		})
@@ -127,7 +127,7 @@ func TestCheckSignatureCases(t *testing.T) {
 		} else if !strings.HasPrefix(name, "ok-") {
 			t.Fatal("no verdict is known")
 		}
-		checkVerdict(t, mustParse(t, text).CheckSignature(), want.err, want.message)
+		checkVerdict(t, mustParse(t, text).CheckSignature(nil), want.err, want.message)
 	})
 	if tested != len(verdicts) {
 		t.Errorf("%d of %d cases are there", tested, len(verdicts))
@@ -175,7 +175,7 @@ func TestCheckSignatureEveryBit(t *testing.T) {
 			flipped[i/8] ^= 1 << (i % 8)
 			n, err := Parse(flipped)
 			if err == nil {
-				err = n.CheckSignature()
+				err = n.CheckSignature(nil)
 			}
 			switch {
 			case err != nil && i/8 < first:
@@ -275,7 +275,7 @@ func TestCheckSignatureCovers(t *testing.T) {
 			if string(n.Signed()) != test.above {
 				t.Fatalf("Signed() = %q", n.Signed())
 			}
-			checkVerdict(t, n.CheckSignature(), test.err, test.message)
+			checkVerdict(t, n.CheckSignature(nil), test.err, test.message)
 		})
 	}
 }
@@ -307,7 +307,7 @@ func FuzzCheckSignature(f *testing.F) {
 		if err != nil {
 			return
 		}
-		err = n.CheckSignature()
+		err = n.CheckSignature(nil)
 		verdicts := 0
 		for _, verdict := range []error{nil, ErrUnsigned, signing.ErrBadSignature, signing.ErrUnknownAlgorithm} {
 			if errors.Is(err, verdict) {
@@ -325,7 +325,7 @@ func FuzzCheckSignature(f *testing.F) {
 		if parseErr != nil {
 			t.Fatal(parseErr)
 		}
-		if got := other.CheckSignature(); !errors.Is(got, signing.ErrBadSignature) {
+		if got := other.CheckSignature(nil); !errors.Is(got, signing.ErrBadSignature) {
 			t.Fatalf("%v; of another text, %v", err, got)
 		}
 	})
@@ -344,7 +344,7 @@ func BenchmarkCheckSignature(b *testing.B) {
 			n := mustParse(b, text)
 			b.ReportAllocs()
 			for b.Loop() {
-				if err := n.CheckSignature(); err != nil {
+				if err := n.CheckSignature(nil); err != nil {
 					b.Fatal(err)
 				}
 			}

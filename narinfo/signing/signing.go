@@ -1,5 +1,5 @@
-// Package signing verifies the signatures of narinfos, which Guix makes with libgcrypt:
-// s-expressions with ECDSA on the curve Ed25519, or RSA. It doesn't decide which keys to trust.
+// Package signing makes and verifies the signatures of narinfos with the keys of Guix, which
+// uses libgcrypt: s-expressions with ECDSA on the curve Ed25519, or RSA.
 package signing
 
 import (
@@ -19,6 +19,10 @@ var (
 	// ErrUnknownAlgorithm reports a signature of an unsupported kind, which may be valid. The
 	// sha256 of the text matches the signature, so the text was not damaged by accident.
 	ErrUnknownAlgorithm = errors.New("signatures of this kind can't be verified here")
+
+	// ErrUnauthorized reports a signature by a key that isn't among the authorized keys. It
+	// may be valid.
+	ErrUnauthorized = errors.New("the signing key isn't authorized")
 )
 
 // signatureVersion is the only version.
@@ -41,6 +45,7 @@ const (
 	sexpFlags     = "flags"
 	sexpSigVal    = "sig-val"
 	sexpPublicKey = "public-key"
+	sexpACL       = "acl"
 
 	hashSHA256 = "sha256"
 
@@ -55,25 +60,38 @@ const (
 )
 
 // Verify verifies a signature, the value of a narinfo's field Signature, of a text with the
-// hash, by the key that the signature itself names. Clients decide whether to trust that key:
-// anybody can make a key and sign with it.
+// hash, by the key that the signature itself names. That key must be in keys. If keys is nil,
+// any key will do: anybody can make a key and sign with it, so this detects damage only.
 //
-// The error wraps [ErrBadSignature] if the signature can't be parsed, is of another hash, or
+// The error wraps [ErrUnauthorized] if the key isn't in keys, whatever else is wrong, since
+// Guix looks there first. It wraps [ErrBadSignature] if the signature can't be parsed, is of another hash, or
 // wasn't made by this key. It wraps [ErrUnknownAlgorithm] if the signature is of this hash but
 // of an unsupported kind: Guix makes, and Verify supports, ECDSA on the curve Ed25519 and RSA
 // with PKCS #1.
-func Verify(signature string, hash [sha256.Size]byte) error {
-	err := verify(signature, hash)
-	if err == nil || errors.Is(err, ErrUnknownAlgorithm) {
+func Verify(signature string, hash [sha256.Size]byte, keys *Keys) error {
+	err := verify(signature, hash, keys)
+	if err == nil || errors.Is(err, ErrUnknownAlgorithm) || errors.Is(err, ErrUnauthorized) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrBadSignature, err)
 }
 
-func verify(text string, hash [sha256.Size]byte) error {
+func verify(text string, hash [sha256.Size]byte, keys *Keys) error {
 	signature, err := parseSignature(text)
 	if err != nil {
 		return err
+	}
+	if keys != nil {
+		publicKey, err := signature.child(sexpPublicKey)
+		if err != nil {
+			return err
+		}
+		if !publicKey.isPublicKey() {
+			return errNoPublicKey
+		}
+		if key := publicKey.print(); !keys.Contains(key) {
+			return fmt.Errorf("%w: %s", ErrUnauthorized, strings.Join(strings.Fields(key), " "))
+		}
 	}
 	data, err := signature.child(sexpData)
 	if err != nil {

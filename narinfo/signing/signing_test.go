@@ -18,7 +18,7 @@ func field(sexp string) string {
 }
 
 // check verifies the s-expression of a text's signature.
-func check(text, sexp string) error { return Verify(field(sexp), sha256.Sum256([]byte(text))) }
+func check(text, sexp string) error { return Verify(field(sexp), sha256.Sum256([]byte(text)), nil) }
 
 // checkVerdict asserts that an error is want, none of the others, and has the message.
 func checkVerdict(t *testing.T, got, want error, message string) {
@@ -134,14 +134,14 @@ func TestVerifyBase64(t *testing.T) {
 	sexp := newECDSASigner(1).sign(signed)
 	sexp += strings.Repeat("\n", 3-(len(sexp)+2)%3) // one byte in the last four characters
 	signature, hash := field(sexp), sha256.Sum256([]byte(signed))
-	if err := Verify(signature, hash); err != nil {
+	if err := Verify(signature, hash, nil); err != nil {
 		t.Fatal(err)
 	}
 	start, ends := strings.CutSuffix(signature, "Cg==")
 	if !ends {
 		t.Fatalf("%s doesn't end in Cg==", signature)
 	}
-	checkVerdict(t, Verify(start+"Co==", hash), ErrBadSignature, "must be base64")
+	checkVerdict(t, Verify(start+"Co==", hash, nil), ErrBadSignature, "must be base64")
 }
 
 func TestKeyForms(t *testing.T) {
