@@ -71,8 +71,8 @@ func (b *Budget) change() {
 	b.changed = make(chan struct{})
 }
 
-// NewReader is [NewReader] for background work. It waits for the memory that the beginning of the data needs, of which
-// background work gets no more than half. Callers that need little may overtake one that needs much. size is that of the
+// NewReader is the function [NewReader] for background work. It waits for the memory that the beginning of the data needs, of which
+// background work gets no more than half. Callers that need little may overtake one that needs much, as theirs fits earlier. size is that of the
 // decompressed data, -1 if unknown. Streams that need more later get it if it is free, else the error is an [ErrTooLarge].
 //
 // To avoid deadlocks, a caller must not wait between the call and Close for another such reader, or for a resource that

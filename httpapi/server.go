@@ -1,7 +1,7 @@
 // Package httpapi answers HTTP/1.1 requests for narinfos, nars and related files.
 //
-// A request is routed here, looks up its item in the storage, and sends the bytes. Nothing
-// on this path writes to the database.
+// A request is routed in route.go, looks up its item in the storage, and sends the bytes.
+// Nothing on this path writes to the database.
 package httpapi
 
 import (

@@ -140,8 +140,8 @@ type plainPoll struct {
 	// unsure says that this answer has unconfirmed changes. They are not applied, and
 	// neither are those after them. more says that there are too many to remember.
 	unsure, more bool
-	// waiting is the reason why changes wait that are ahead of this machine's clock, and
-	// accepted says that they don't.
+	// waiting is the reason why changes that are ahead of this machine's clock wait.
+	// accepted says that such changes don't wait.
 	waiting  error
 	accepted bool
 	// done counts the changes that were applied or skipped.

@@ -282,9 +282,9 @@ func (m *Mirror) payOwed(ctx context.Context, at cursor.Cursor) bool {
 	return err == nil
 }
 
-// withdrawAbsent withdraws the items of the source, up to position last, that have no bit
-// set, unless they are newer than the dump's newest content. It refuses a source that lacks
-// more than limit. It returns the removals of the last hour, including these, and writes
+// withdrawAbsent withdraws the mirrored items, up to position last, that are not in present,
+// unless they are newer than the dump's newest content. It refuses to withdraw more than limit
+// items. It returns the removals of the last hour, including these, and writes
 // them to the cursor while it removes: neither a restart nor another dump may hide them
 // from [Mirror.allow].
 func (m *Mirror) withdrawAbsent(ctx context.Context, at cursor.Cursor, present bits, last, mirrored, limit int64, newest time.Time) (map[int64]int, error) {

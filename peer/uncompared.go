@@ -5,8 +5,8 @@ import "context"
 // uncomparedKey is a key of a context.
 type uncomparedKey struct{}
 
-// Uncompared returns a context for opening files of other instances. The caller compares
-// their content with the NarHash.
+// Uncompared returns a context in which files of other instances are opened without comparing
+// them with the NarHash. The caller must do that.
 func Uncompared(ctx context.Context) context.Context {
 	return context.WithValue(ctx, uncomparedKey{}, true)
 }

@@ -15,7 +15,7 @@ var ErrNotOwner = errors.New("the storage belongs to another instance")
 const ownerTrust = 30 * time.Second
 
 // MayDelete returns an error unless this instance may delete or replace files in the byte
-// store. It is [ErrNotOwner] if it certainly may not.
+// store, which package owner decides. It is [ErrNotOwner] if it certainly may not.
 func (s *Storage) MayDelete(ctx context.Context) error {
 	switch {
 	case s.bytes == nil:

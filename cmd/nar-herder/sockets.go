@@ -16,7 +16,7 @@ import (
 )
 
 // pidFileWait is how long the PID file waits for the sockets. Supervisors wait at least a
-// second for it, and a slow name server must not use that up.
+// second for it. Resolving the name in --host may take longer.
 const pidFileWait = 500 * time.Millisecond
 
 // sockets are the listeners of a server, and the handlers that answer on them during the

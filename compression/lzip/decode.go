@@ -35,8 +35,8 @@ const (
 	corrupt                  // a distance points before the data or beyond the dictionary, or a marker is unknown
 )
 
-// decoder holds the state of one LZMA stream between calls of run. The owner sets in, ip and limit, and takes
-// win[out:pos].
+// decoder holds the state of one LZMA stream between calls of run. The reader sets in, ip and limit, and
+// consumes win up to pos.
 type decoder struct {
 	model
 

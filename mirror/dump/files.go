@@ -23,7 +23,7 @@ import (
 // The names in the directory of the dump FILE:
 //
 //	FILE, FILE.zst, FILE.index   the newest of each, for operators and web servers:
-//	                             second names of files of the newest generation
+//	                             second names of files of the newest generation (plain names)
 //	FILE.dump-CHANGE-TIME…       files of a generation, which keep their names
 //	FILE.json                    the manifest: which generations there are
 //	FILE.lock                    locked while a process makes a dump
@@ -70,7 +70,8 @@ func lock(path string) (unlock func() error, err error) {
 	return file.Close, nil
 }
 
-// tidy removes the files of a killed process, and gives the plain names to the newest dump.
+// tidy removes the files that the manifest doesn't name, such as those of a killed process, and
+// gives the plain names to the newest dump.
 // The caller has the lock.
 func tidy(path string, m manifest) error {
 	base, dir := filepath.Base(path), filepath.Dir(path)

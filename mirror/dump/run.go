@@ -23,8 +23,8 @@ const (
 // backoff is the pause after failures in a row.
 var backoff = pace.Backoff{First: time.Minute, Last: time.Hour}
 
-// Run makes dumps until the context ends: when the newest is older than the interval or
-// missing, and the index has changed. It logs the first of several failures in a row, and
+// Run makes dumps until the context ends: one if there is none, and another if the newest is
+// older than the interval and the index has changed. It logs the first of several failures in a row, and
 // retries. Run also bounds the log of changes, even if no dumps are made.
 func (m *Maker) Run(ctx context.Context) {
 	var bounding sync.WaitGroup

@@ -21,9 +21,9 @@ const block = 4 << 10
 const margin = 50
 
 // reserve reserves room for size bytes, besides all downloads, until the room is released.
-// The error is errNoRoom if there is none below the limit, or above the minimum of free
-// space with its margin, and [space.ErrLimit] or [space.ErrFreeSpace] if there is none
-// below the hard limit or above the minimum.
+// The error is errNoRoom if they would exceed the limit, or leave less than the minimum of
+// free space and, unless a client waits, its margin. It is [space.ErrLimit] if they would
+// exceed the hard limit, and [space.ErrFreeSpace] if less than the minimum would be left.
 func (f *Fetcher) reserve(ctx context.Context, size int64, onDemand bool) (_ *room, err error) {
 	r := &room{uncount: sync.OnceFunc(func() { f.coming.Add(-size - block) })}
 	// Count before reading the usage: a download that ends meanwhile is counted once or

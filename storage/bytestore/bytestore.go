@@ -1,5 +1,6 @@
 // Package bytestore defines the interface [Store], through which a storage keeps the bytes
-// of nars. Directories, buckets and caches in front of them implement it.
+// of nars. Directories, buckets and caches in front of them implement it; package location
+// opens them by URL.
 package bytestore
 
 import (

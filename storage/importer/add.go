@@ -124,8 +124,8 @@ func (im *Importer) addAlone(ctx context.Context, fresh []string, prepare func()
 }
 
 // commit commits the bytes of all additions and writes their rows in one transaction, so
-// that no other process sees or changes anything in between: bytes first, then a flush,
-// then the rows.
+// that no other process sees or changes anything in between. The transaction ends
+// after the bytes are in place and flushed.
 func (im *Importer) commit(ctx context.Context, batch []*prepared) {
 	replaced := im.newReplacements()
 	if err := im.unstore(ctx, batch, replaced); err != nil {
@@ -360,7 +360,7 @@ func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, re
 	return nil
 }
 
-// put commits the bytes of an addition and writes its row.
+// put schedules the commits of an addition's bytes and writes its row.
 func (im *Importer) put(ctx context.Context, tx *index.Tx, p *prepared, old *storage.Item, replaced *replacements, late *[]func(context.Context) error) error {
 	if err := im.show(ctx, tx, p, old, replaced, late); err != nil {
 		return err

@@ -27,11 +27,11 @@ import (
 // [Importer.ResolveReplacements] compares the file with the row.
 
 const (
-	// replacingPrefix begins the keys of these records. The value is the start of the
-	// replacement and a random text.
+	// replacingPrefix begins the keys of these records. The value is the time when the
+	// replacement began, and a random text.
 	replacingPrefix = "storage.replacing/"
-	// resolveAfter is the age at which a record is resolved: before, the process may still
-	// be running, or a server that did not answer in time may still replace the file.
+	// resolveAfter is the age at which a record is resolved. In a younger one, the process may
+	// still be running, or a slow object store may still replace the file.
 	resolveAfter = 5 * time.Minute
 	// restoreWait is how long a failed addition waits for the index.
 	restoreWait = 5 * time.Second

@@ -68,8 +68,8 @@ func (b *Bucket) stageUpload(ctx context.Context, name, token string, from io.Re
 }
 
 // sendAll sends the parts, several at a time, while it reads the next one. If a part
-// fails, it waits for those in flight: a server may store a part whose request was
-// interrupted after the upload was aborted.
+// fails, it waits for those in flight before the upload is aborted: a server may store a part
+// after the abort, even if the request was interrupted.
 func (u *upload) sendAll(ctx context.Context, token string, from io.Reader) error {
 	partSize := u.b.partSizeFor(u.size)
 	u.parts = make([]types.CompletedPart, (u.size+partSize-1)/partSize)
@@ -144,8 +144,8 @@ func (u *upload) next(ctx context.Context, i int, size int64, token string, from
 	return nil
 }
 
-// begin creates the upload. If the checksum is unknown, it also sends the first part, as
-// a server may reject either request.
+// begin creates the upload. While it is unknown which checksums the server supports,
+// begin also sends the first part, as a server may reject either request.
 func (u *upload) begin(ctx context.Context, token string, first []byte) (sent bool, err error) {
 	err = u.b.protected(func(kind checksum, trial bool) error {
 		if u.id != "" { // with a checksum that the server has rejected

@@ -190,8 +190,8 @@ func list(t testing.TB, s bytestore.Store) []string {
 	return found
 }
 
-// wantNothingLeft asserts that the store has no other names than those, not even temporary
-// ones.
+// wantNothingLeft asserts that the store has no names other than the given ones, not even
+// temporary ones.
 func wantNothingLeft(t testing.TB, s bytestore.Store, but ...string) {
 	t.Helper()
 	for info, err := range s.List(t.Context()) {
