@@ -193,8 +193,9 @@ func (k *ecdsaSigner) sign(hash [sha256.Size]byte) (flag string, values sexp, er
 		s.Multiply(s, nonce.Invert(nonce))
 		zero := edwards25519.NewScalar()
 		if r.Equal(zero) == 0 && s.Equal(zero) == 0 {
-			return flagECDSA, listOf(algorithmECDSA,
-				numberOf("r", bigEndian(r)), numberOf("s", bigEndian(s))), nil
+			return flagECDSA, listOf(algorithmECDSA, // libgcrypt's unsigned format, unlike numberOf
+				listOf("r", atomOf(trimZeros(bigEndian(r)))),
+				listOf("s", atomOf(trimZeros(bigEndian(s))))), nil
 		}
 	}
 	panic("not reached")

@@ -112,5 +112,5 @@ func (k rsaSigner) sign(hash [sha256.Size]byte) (flag string, values sexp, err e
 	if err != nil {
 		return "", sexp{}, err
 	}
-	return flagRSA, listOf(algorithmRSA, listOf("s", atomOf(trimZeros(s)))), nil
+	return flagRSA, listOf(algorithmRSA, listOf("s", atomOf(s))), nil
 }
