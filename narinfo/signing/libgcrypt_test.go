@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -275,5 +276,46 @@ func TestLibgcryptPrints(t *testing.T) {
 		if got := l.must(t, "print", hexadecimal)[0]; !samePrinted(t, got, parsed.print()) {
 			t.Fatalf("%x: got %q, libgcrypt prints %q", value, parsed.print(), got)
 		}
+	}
+}
+
+// Damaged s-expressions: what is accepted, libgcrypt accepts too, and reads in the same way.
+func TestLibgcryptReads(t *testing.T) {
+	l, random := newLibgcrypt(t), rand.New(seeded(t))
+	seeds := []string{
+		newTestSigner(1).sign(signed), newPrivate(t).Private(), newPrivate(t).Public(), "(acl (entry " + key1 + tag + "))",
+		`(a "b\n\x41\\\"\'" #414243# - "" c (d (e)) f#00#"g"(h))`,
+	}
+	const inserted = "()#\"\\ \n\t\v\f\rx0aZ9;:*|[]{}%&!\x00\u00e4"
+	accepted := 0
+	for range 20_000 {
+		text := []rune(seeds[random.IntN(len(seeds))])
+		for range 1 + random.IntN(3) {
+			at := random.IntN(len(text))
+			insert := []rune(inserted)[random.IntN(len([]rune(inserted)))]
+			switch random.IntN(3) {
+			case 0:
+				text[at] = insert
+			case 1:
+				text = slices.Insert(text, at, insert)
+			case 2:
+				text = slices.Delete(text, at, at+1)
+			}
+		}
+		tree, err := parseSexp(string(text))
+		if err != nil {
+			continue
+		}
+		accepted++
+		printed := tree.print()
+		if strings.Contains(printed, "00") {
+			continue // maybe a NUL, see samePrinted
+		}
+		if got, err := l.ask(t, "print", string(text)); err != nil || !samePrinted(t, got[0], printed) {
+			t.Errorf("%q: got %q, libgcrypt prints %q, %v", string(text), printed, got, err)
+		}
+	}
+	if accepted < 2000 {
+		t.Errorf("only %d were accepted", accepted)
 	}
 }
