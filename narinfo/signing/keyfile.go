@@ -35,7 +35,7 @@ func readPrivateKey(path string) (*PrivateKey, error) {
 	case err != nil:
 		return nil, err
 	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("must be a regular file, is %s", info.Mode().Type())
+		return nil, fmt.Errorf("must be a regular file, is %s", kind(info.Mode()))
 	case info.Mode().Perm()&0o077 != 0:
 		return nil, fmt.Errorf("its mode %04o lets other users read or change it: run chmod 600 %q, and replace the key if others may have read it", info.Mode().Perm(), path)
 	case info.Size() == 0:
@@ -46,6 +46,17 @@ func readPrivateKey(path string) (*PrivateKey, error) {
 		return nil, err
 	}
 	return ParsePrivateKey(text)
+}
+
+func kind(mode os.FileMode) string {
+	switch {
+	case mode.IsDir():
+		return "a directory"
+	case mode&os.ModeNamedPipe != 0:
+		return "a FIFO"
+	default:
+		return "a device"
+	}
 }
 
 // WriteKeyPair writes a new key to two files that must not exist: the private key with mode
