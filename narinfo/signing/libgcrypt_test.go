@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"math/big"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -14,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"filippo.io/edwards25519"
 
 	"nar-herder/internal/rounds"
 )
@@ -316,5 +319,62 @@ func TestLibgcryptReads(t *testing.T) {
 	}
 	if accepted < 1000 {
 		t.Errorf("only %d were accepted", accepted)
+	}
+}
+
+// Numbers and points that no signer makes: both accept the same signatures.
+func TestLibgcryptAgrees(t *testing.T) {
+	l, random := newLibgcrypt(t), rand.New(seeded(t))
+	accepted, refused := 0, 0
+	for range rounds.Of(150) {
+		key := newTestSigner(byte(random.IntN(256)))
+		above := fmt.Sprintf("%s#%d\n", signed, random.Uint64())
+		sexp := key.sign(above)
+		number := func(name string) *big.Int {
+			digits := strings.Trim(element(sexp, name), "()rs #")
+			n, _ := new(big.Int).SetString(digits, 16)
+			switch random.IntN(16) {
+			case 0:
+				n.Add(n, curveOrder)
+			case 1:
+				n.Sub(curveOrder, n)
+			case 2:
+				n.SetInt64(random.Int64N(3))
+			case 3:
+				n.Sub(curveOrder, big.NewInt(random.Int64N(3)))
+			}
+			return n
+		}
+		r, s := number("r"), number("s")
+		q := timesBase(key.d)
+		switch random.IntN(4) {
+		case 0:
+			q.Negate(q)
+		case 1:
+			b, err := hex.DecodeString(smallOrder[random.IntN(len(smallOrder))])
+			if err != nil {
+				t.Fatal(err)
+			}
+			point, err := new(edwards25519.Point).SetBytes(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			q.Add(q, point)
+		}
+		text := ecdsaSexp(above, q.Bytes(), r, s)
+		for range usesForTable + 1 { // without and with a table
+			err := check(above, text)
+			if _, want := l.ask(t, "verify", text); (err == nil) != (want == nil) {
+				t.Fatalf("%s: %v, libgcrypt: %v", text, err, want)
+			}
+			if err == nil {
+				accepted++
+			} else {
+				refused++
+			}
+		}
+	}
+	if accepted < refused/8 || refused < accepted/8 {
+		t.Errorf("%d were accepted, %d refused", accepted, refused)
 	}
 }
