@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -162,6 +163,38 @@ func TestCachedNginx(t *testing.T) {
 	}
 }
 
+// generatedItem is an item that [generate] writes.
+type generatedItem struct {
+	base, text string
+	nar        []byte
+}
+
+// generatedItems are made once, as the race detector makes that slow.
+var generatedItems struct {
+	sync.Mutex
+	items  []generatedItem
+	random *rand.ChaCha8
+}
+
+func itemsOf(count int) []generatedItem {
+	g := &generatedItems
+	g.Lock()
+	defer g.Unlock()
+	if g.random == nil {
+		g.random = rand.NewChaCha8([32]byte{1})
+	}
+	for i := len(g.items); i < count; i++ {
+		raw := make([]byte, 10_000+i*700)
+		_, _ = g.random.Read(raw) // never fails
+		nar := hex.AppendEncode(nil, raw)
+		base := fmt.Sprintf("%032d-item", i)
+		text := fmt.Sprintf("StorePath: /gnu/store/%s\nURL: nar/%s\nCompression: none\nFileSize: %d\nNarHash: %s\nNarSize: %d\nReferences: \nSignature: 1;farm.example;AAAA\n",
+			base, base, len(nar), narinfo.NarHash(sha256.Sum256(nar)), len(nar))
+		g.items = append(g.items, generatedItem{base, text, nar})
+	}
+	return g.items[:count:count]
+}
+
 // generate writes generated narinfos with their nars, and returns the texts.
 func generate(t *testing.T, dir string, count int) (texts map[string]string) {
 	t.Helper()
@@ -169,21 +202,15 @@ func generate(t *testing.T, dir string, count int) (texts map[string]string) {
 	if err := os.MkdirAll(filepath.Join(dir, "nar"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	random := rand.NewChaCha8([32]byte{1})
-	for i := range count {
-		raw := make([]byte, 10_000+i*700)
-		_, _ = random.Read(raw) // never fails
-		nar := []byte(hex.EncodeToString(raw))
-		base := fmt.Sprintf("%032d-item", i)
-		text := fmt.Sprintf("StorePath: /gnu/store/%s\nURL: nar/%s\nCompression: none\nFileSize: %d\nNarHash: %s\nNarSize: %d\nReferences: \nSignature: 1;farm.example;AAAA\n",
-			base, base, len(nar), narinfo.NarHash(sha256.Sum256(nar)), len(nar))
+	for _, item := range itemsOf(count) {
+		hash := item.base[:32]
 		err := errors.Join(
-			os.WriteFile(filepath.Join(dir, "nar", base), nar, 0o644),
-			os.WriteFile(filepath.Join(dir, base[:32]+".narinfo"), []byte(text), 0o644))
+			os.WriteFile(filepath.Join(dir, "nar", item.base), item.nar, 0o644),
+			os.WriteFile(filepath.Join(dir, hash+".narinfo"), []byte(item.text), 0o644))
 		if err != nil {
 			t.Fatal(err)
 		}
-		texts["/"+base[:32]+".narinfo"] = text
+		texts["/"+hash+".narinfo"] = item.text
 	}
 	return texts
 }

@@ -34,7 +34,7 @@ type inEffect struct {
 func (s *settings) inEffect(parsed *kong.Context, server *serverCommand) (effect inEffect) {
 	all := argumentsOf(parsed)
 	maps.Copy(all, s.found)
-	effect.warnings = s.unknown()
+	effect.warnings = unknownVariables()
 	for _, flag := range parsed.Selected().Flags {
 		if flag.Tag.Has(argumentsOnly) {
 			continue

@@ -49,15 +49,15 @@ func TestGrace(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			var line commands
-			parser, err := kong.New(&line, kong.Bind(new(settings)))
+			var server serverCommand
+			parser, err := kong.New(&server)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := parser.Parse(append([]string{"run-server", "--storage=/nonexistent"}, test.options...)); err != nil {
+			if _, err := parser.Parse(append([]string{"--storage=/nonexistent"}, test.options...)); err != nil {
 				t.Fatal(err)
 			}
-			cacheOptions, err := line.RunServer.cacheOptions()
+			cacheOptions, err := server.cacheOptions()
 			if err != nil {
 				t.Fatal(err)
 			}

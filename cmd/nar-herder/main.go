@@ -26,36 +26,58 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
-// commands is the command line.
-type commands struct {
+// globals are the options of all commands.
+type globals struct {
 	Config      string           `placeholder:"FILE" help:"TOML file of options. The command line and the environment take precedence: see 'nar-herder help config'."`
 	ShowVersion kong.VersionFlag `name:"version" help:"Show the version."`
+}
 
-	RunServer        serverCommand           `cmd:"" help:"Serve narinfos and nars over HTTP."`
-	Import           importCommand           `cmd:"" help:"Add narinfos and their nars to the index and the storage."`
-	Remove           removeCommand           `cmd:"" help:"Remove items, with their narinfos and nars."`
-	PlanRemoval      planRemovalCommand      `cmd:"" help:"Show what run-server would remove to keep the storage limit, and why."`
-	Pin              pinCommand              `cmd:"" help:"Protect items, and everything they refer to, from removal."`
-	Unpin            unpinCommand            `cmd:"" help:"Allow items to be removed again."`
-	Pins             pinsCommand             `cmd:"" help:"List the pins."`
-	Tag              tagCommand              `cmd:"" help:"Add a tag to items."`
-	Untag            untagCommand            `cmd:"" help:"Remove a tag from items."`
-	List             listCommand             `cmd:"" help:"List the items of the index."`
-	Export           exportCommand           `cmd:"" help:"Write or update a directory of narinfos and nars that any static file server can serve."`
-	CopyStorage      copyStorageCommand      `cmd:"" help:"Copy all nars of a storage to another, such as a new disk."`
-	Backup           backupCommand           `cmd:"" help:"Write a consistent copy of the database."`
-	Check            checkCommand            `cmd:"" help:"Compare the index with the storage, and repair differences."`
-	ClaimStorage     claimStorageCommand     `cmd:"" help:"Show the owner of a storage, or make this instance the owner."`
-	NewIdentity      newIdentityCommand      `cmd:"" help:"Give a copied database its own id."`
-	Dump             dumpCommand             `cmd:"" help:"Write the dump of the index that other instances start from."`
-	MirrorStatus     mirrorStatusCommand     `cmd:"" help:"Show how far a mirror is behind its source."`
-	MirrorAcceptLoss mirrorAcceptLossCommand `cmd:"" help:"Accept a mass removal at the source, and keep following it."`
-	Stats            statsCommand            `cmd:"" help:"Show the number and size of the items."`
-	Migrate          migrateCommand          `cmd:"" help:"Migrate a database of an older version of this program."`
-	Convert          convertCommand          `cmd:"" help:"Convert a database of the original Nar Herder to an index, or an index to such a database."`
-	ShowConfig       configCommand           `cmd:"" name:"config" help:"Show the effective options of run-server, and where each comes from."`
-	Version          versionCommand          `cmd:"" help:"Show the version."`
-	Help             helpCommand             `cmd:"" help:"Show help on a command."`
+// subcommand is a command of the program.
+type subcommand struct {
+	name, help string
+	options    func() any // a pointer to a struct with a method Run
+}
+
+// subcommands are all commands, in the order of the help.
+var subcommands = []subcommand{
+	{"run-server", "Serve narinfos and nars over HTTP.", fresh[serverCommand]},
+	{"import", "Add narinfos and their nars to the index and the storage.", fresh[importCommand]},
+	{"remove", "Remove items, with their narinfos and nars.", fresh[removeCommand]},
+	{"plan-removal", "Show what run-server would remove to keep the storage limit, and why.", fresh[planRemovalCommand]},
+	{"pin", "Protect items, and everything they refer to, from removal.", fresh[pinCommand]},
+	{"unpin", "Allow items to be removed again.", fresh[unpinCommand]},
+	{"pins", "List the pins.", fresh[pinsCommand]},
+	{"tag", "Add a tag to items.", fresh[tagCommand]},
+	{"untag", "Remove a tag from items.", fresh[untagCommand]},
+	{"list", "List the items of the index.", fresh[listCommand]},
+	{"export", "Write or update a directory of narinfos and nars that any static file server can serve.", fresh[exportCommand]},
+	{"copy-storage", "Copy all nars of a storage to another, such as a new disk.", fresh[copyStorageCommand]},
+	{"backup", "Write a consistent copy of the database.", fresh[backupCommand]},
+	{"check", "Compare the index with the storage, and repair differences.", fresh[checkCommand]},
+	{"claim-storage", "Show the owner of a storage, or make this instance the owner.", fresh[claimStorageCommand]},
+	{"new-identity", "Give a copied database its own id.", fresh[newIdentityCommand]},
+	{"dump", "Write the dump of the index that other instances start from.", fresh[dumpCommand]},
+	{"mirror-status", "Show how far a mirror is behind its source.", fresh[mirrorStatusCommand]},
+	{"mirror-accept-loss", "Accept a mass removal at the source, and keep following it.", fresh[mirrorAcceptLossCommand]},
+	{"stats", "Show the number and size of the items.", fresh[statsCommand]},
+	{"migrate", "Migrate a database of an older version of this program.", fresh[migrateCommand]},
+	{"convert", "Convert a database of the original Nar Herder to an index, or an index to such a database.", fresh[convertCommand]},
+	{"config", "Show the effective options of run-server, and where each comes from.", fresh[configCommand]},
+	{"version", "Show the version.", fresh[versionCommand]},
+	{"help", "Show help on a command.", fresh[helpCommand]},
+}
+
+func fresh[T any]() any { return new(T) }
+
+// namedBy returns the command that the arguments begin with, or else all, for the help and
+// messages that name others. Making a parser of all takes eight times as long.
+func namedBy(args []string) []subcommand {
+	for i, c := range subcommands {
+		if len(args) > 0 && args[0] == c.name && c.name != "help" {
+			return subcommands[i : i+1]
+		}
+	}
+	return subcommands
 }
 
 // streams are the standard streams of a command.
@@ -94,9 +116,10 @@ func (e usageError) Unwrap() error { return e.error }
 // usagef formats a usageError.
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// newParser makes the parser of the command line. It calls exit for --help and --version.
-func newParser(ctx context.Context, s *streams, settings *settings, exit func(int)) (*kong.Kong, error) {
-	return kong.New(new(commands),
+// newParser makes the parser of a command line with these commands. It calls exit for
+// --help and --version.
+func newParser(ctx context.Context, of []subcommand, s *streams, settings *settings, exit func(int)) (*kong.Kong, error) {
+	options := []kong.Option{
 		kong.Name("nar-herder"),
 		kong.Description("Substitute server for GNU Guix. It keeps narinfos in an index and nars in a storage. Options can also be set in the environment or a file: see 'nar-herder help config'."),
 		kong.Writers(s.out, s.err),
@@ -107,7 +130,11 @@ func newParser(ctx context.Context, s *streams, settings *settings, exit func(in
 		kong.Bind(s),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(settings),
-	)
+	}
+	for _, c := range of {
+		options = append(options, kong.DynamicCommand(c.name, c.help, "", c.options()))
+	}
+	return kong.New(new(globals), options...)
 }
 
 // run runs the command that the arguments name, and returns the exit status.
@@ -115,15 +142,15 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	exited := -1 // set by --help, --version and the command help
 	s := &streams{in: stdin, out: stdout, err: stderr}
 	settings := new(settings)
-	parser, err := newParser(ctx, s, settings, func(code int) { exited = code })
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	parser, err := newParser(ctx, namedBy(args), s, settings, func(code int) { exited = code })
 	if err != nil {
 		printf(stderr, "nar-herder: %v\n", err)
 		return int(statusFailed)
 	}
 	s.parser = parser
-	if len(args) == 0 {
-		args = []string{"--help"}
-	}
 	command, err := parser.Parse(args)
 	if err == nil && exited < 0 {
 		err = command.Run()

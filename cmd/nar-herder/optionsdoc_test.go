@@ -15,7 +15,7 @@ var update = flag.Bool("update", false, "write docs/options.md")
 // commandModel is the parser's model of the command line.
 func commandModel(t *testing.T) *kong.Application {
 	t.Helper()
-	parser, err := kong.New(new(commands), kong.Name("nar-herder"), kong.Vars{"version": release})
+	parser, err := newParser(t.Context(), subcommands, new(streams), new(settings), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

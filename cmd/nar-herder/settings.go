@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/BurntSushi/toml"
 	"github.com/alecthomas/kong"
@@ -32,7 +34,6 @@ type settings struct {
 	fileName string           // "" for none
 	file     map[string]given // by option name
 	found    map[string]given // the ones in use, by option name
-	options  []string         // names of all options that can be set
 }
 
 // given is the value of an option and where it was set.
@@ -52,18 +53,27 @@ func isSettable(flag *kong.Flag) bool {
 	return flag.Name != "help" && flag.Name != "version" && !flag.Tag.Has(argumentsOnly)
 }
 
-// BeforeResolve makes the environment and the configuration file sources of options.
-func (c *commands) BeforeResolve(parsed *kong.Context, s *settings) error {
-	s.found, s.options = make(map[string]given), nil
-	for _, node := range append([]*kong.Node{parsed.Model.Node}, parsed.Model.Children...) {
+// settableOptions returns the sorted names of the options of all commands that the environment
+// and the file can set.
+var settableOptions = sync.OnceValue(func() (names []string) {
+	parser, err := newParser(context.Background(), subcommands, new(streams), new(settings), nil)
+	if err != nil {
+		panic(err) // the commands are constants
+	}
+	for _, node := range append([]*kong.Node{parser.Model.Node}, parser.Model.Children...) {
 		for _, flag := range node.Flags {
 			if isSettable(flag) {
-				s.options = append(s.options, flag.Name)
+				names = append(names, flag.Name)
 			}
 		}
 	}
-	slices.Sort(s.options)
-	s.options = slices.Compact(s.options)
+	slices.Sort(names)
+	return slices.Compact(names)
+})
+
+// BeforeResolve makes the environment and the configuration file sources of options.
+func (*globals) BeforeResolve(parsed *kong.Context, s *settings) error {
+	s.found = make(map[string]given)
 	if s.fileName = os.Getenv(variable("config")); s.fileName != "" {
 		s.found["config"] = given{values: []string{s.fileName}, origin: "the environment variable " + variable("config")}
 	}
@@ -96,13 +106,14 @@ func (s *settings) readFile() error {
 	if _, err := toml.Decode(string(text), &content); err != nil {
 		return failed("this is not TOML: %w", err)
 	}
+	known := settableOptions()
 	s.file = make(map[string]given, len(content))
 	for _, key := range slices.Sorted(maps.Keys(content)) {
 		if key == "config" {
 			return failed("config: a configuration file can't name another: remove this key")
 		}
-		if _, known := slices.BinarySearch(s.options, key); !known {
-			return failed("unknown option %q%s", key, didYouMean(key, s.options))
+		if !slices.Contains(known, key) {
+			return failed("unknown option %q%s", key, didYouMean(key, known))
 		}
 		set := given{origin: "the file " + s.fileName}
 		list, isList := content[key].([]any)
@@ -191,24 +202,24 @@ func isServiceLink(option, value string) bool {
 	return (option == "port" || strings.HasSuffix(option, "-port")) && strings.HasPrefix(value, "tcp://")
 }
 
-// unknown returns a warning for each variable that has the prefix but sets no option. These
+// unknownVariables returns a warning for each variable that has the prefix but sets no option. These
 // are not errors, since Kubernetes sets such variables.
-func (s *settings) unknown() (warnings []string) {
-	variables := make([]string, len(s.options))
-	for i, option := range s.options {
-		variables[i] = variable(option)
-	}
+func unknownVariables() (warnings []string) {
 	for _, entry := range os.Environ() {
 		name, value, _ := strings.Cut(entry, "=")
 		if !strings.HasPrefix(name, environmentPrefix) {
 			continue
 		}
-		if i := slices.Index(variables, name); i >= 0 {
-			if isServiceLink(s.options[i], value) {
-				warnings = append(warnings, "the environment variable "+name+" is ignored: "+value+" is a service link of Kubernetes, not a port")
+		options := settableOptions()
+		i := slices.IndexFunc(options, func(option string) bool { return variable(option) == name })
+		if i < 0 {
+			variables := make([]string, len(options))
+			for i, option := range options {
+				variables[i] = variable(option)
 			}
-		} else {
 			warnings = append(warnings, "the environment variable "+name+" sets no option"+didYouMean(name, variables))
+		} else if isServiceLink(options[i], value) {
+			warnings = append(warnings, "the environment variable "+name+" is ignored: "+value+" is a service link of Kubernetes, not a port")
 		}
 	}
 	return warnings

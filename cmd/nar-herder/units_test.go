@@ -12,14 +12,10 @@ import (
 )
 
 // optionsOfCommands returns the options of each command.
-func optionsOfCommands(t testing.TB) map[string][]*kong.Flag {
+func optionsOfCommands(t *testing.T) map[string][]*kong.Flag {
 	t.Helper()
-	parser, err := kong.New(new(commands), kong.Vars{"version": ""})
-	if err != nil {
-		t.Fatal(err)
-	}
 	options := make(map[string][]*kong.Flag)
-	for _, command := range parser.Model.Leaves(true) {
+	for _, command := range commandModel(t).Leaves(true) {
 		options[command.Name] = command.Flags
 	}
 	return options
