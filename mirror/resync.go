@@ -18,6 +18,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/peer/download"
+	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 
@@ -173,20 +174,24 @@ func (m *Mirror) mergeItems(ctx context.Context, d *sourcedump.Dump, present bit
 			return err
 		}
 		change, err := m.itemOf(entry, d)
-		if d.Refuses(err) {
+		if storage.Reason(err) != "" {
 			m.refuse(change.Narinfo.StorePath.String(), err, at)
 			if refused = append(refused, change.Hash); len(refused) >= batchSize {
 				if err := flush(); err != nil {
 					return err
 				}
 			}
-			continue
-		}
-		if err != nil {
+			if !d.IsDamage(err) {
+				continue
+			}
+			bad++
+		} else if err != nil {
 			if bad++; bad <= sourcedump.MaxLoggedBad {
 				m.Log.Error("skipped a narinfo in the source's dump that makes no sense", "source", m.Source.String(), "error", err)
 			}
 			m.status.skipped()
+		}
+		if err != nil {
 			if sourcedump.TooManyBad(bad, count) {
 				return fmt.Errorf("%w: over %d of its %d narinfos are wrong, the last: %w", health.ErrBadDump, bad-1, count, err)
 			}
@@ -205,7 +210,7 @@ func (m *Mirror) mergeItems(ctx context.Context, d *sourcedump.Dump, present bit
 // itemOf returns an item of a dump as a change.
 func (m *Mirror) itemOf(entry sourcedump.Entry, d *sourcedump.Dump) (change Followed, err error) {
 	n, err := d.Admit(entry, nil) // [Mirror.authorize] follows, for those that are new
-	if d.Refuses(err) {
+	if storage.Reason(err) != "" {
 		return Followed{Narinfo: n, Hash: n.StorePath.Hash}, err
 	} else if err != nil {
 		return change, err

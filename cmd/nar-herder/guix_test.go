@@ -127,7 +127,7 @@ func TestGuixService(t *testing.T) {
 	// The example of docs/install.md.
 	example := func(g *guixService, p place) {
 		key := filepath.Join(p.dir, "signing-key.pub")
-		if err := os.WriteFile(key, []byte("(public-key (ecc))\n"), 0o644); err != nil {
+		if err := os.WriteFile(key, []byte(publicKey(t, "main.pub")), 0o644); err != nil {
 			t.Error(err)
 		}
 		g.storage, g.ttl, g.negativeTTL, g.logLevel = p.storage, "30d", "1h", "INFO"
@@ -179,7 +179,7 @@ func TestGuixService(t *testing.T) {
 					t.Errorf("%s", got.Status)
 				}
 				if name == "example" {
-					if got := get(t, address, "/signing-key.pub"); got.StatusCode != 200 || got.body != "(public-key (ecc))\n" {
+					if got := get(t, address, "/signing-key.pub"); got.StatusCode != 200 || got.body != publicKey(t, "main.pub") {
 						t.Errorf("%s %q", got.Status, got.body)
 					}
 				}

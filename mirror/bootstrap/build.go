@@ -159,29 +159,22 @@ func (b *build) take(builder *index.Builder, made *prepared) error {
 	if made.err == nil {
 		return builder.Add(&made.row)
 	}
-	if b.refuses(made.err) {
-		reason := storage.Reason(made.err)
+	if reason := storage.Reason(made.err); reason != "" {
 		if b.refused.Counts[reason] == 0 {
 			b.log.Warn("refused a narinfo of the source because of its signature; others with the same reason are only counted", "source", b.source, "reason", string(reason), "error", made.err)
 		}
 		b.refused = b.refused.With(b.keys, reason, 1, b.now)
-		return nil
-	}
-	if b.bad++; b.bad <= sourcedump.MaxLoggedBad {
+		if b.dump == nil || !b.dump.IsDamage(made.err) {
+			return nil
+		}
+		b.bad++
+	} else if b.bad++; b.bad <= sourcedump.MaxLoggedBad {
 		b.log.Error("skipped a narinfo that the source publishes: it is invalid", "source", b.source, "error", made.err)
 	}
 	if sourcedump.TooManyBad(b.bad, b.count) {
 		return fmt.Errorf("%w: over %d of %d, the last: %w", errManyBad, b.bad-1, b.count, made.err)
 	}
 	return nil
-}
-
-// refuses reports whether an error is a refusal of what the source has.
-func (b *build) refuses(err error) bool {
-	if b.dump != nil {
-		return b.dump.Refuses(err)
-	}
-	return storage.Reason(err) != ""
 }
 
 // named adds the item's name to an error.
@@ -273,7 +266,7 @@ func (b *build) fromDump(ctx context.Context, name string, d *sourcedump.Dump, a
 	size := func(e sourcedump.Entry) int { return len(e.Text) }
 	err = run(ctx, b, builder, d.Entries(ctx), size, func(e sourcedump.Entry) (index.Row, error) {
 		n, err := d.Admit(e, b.keys)
-		if d.Refuses(err) {
+		if storage.Reason(err) != "" {
 			err = named(n, err)
 		}
 		if err != nil {

@@ -129,11 +129,10 @@ func (d *Dump) Admit(e Entry, keys *signing.Keys) (*narinfo.Narinfo, error) {
 	return n, err
 }
 
-// Refuses reports whether an error of [Dump.Admit] is a refusal of what the source has. It is
-// not if the file may have been damaged on its way.
-func (d *Dump) Refuses(err error) bool {
+// IsDamage reports whether an error of [Dump.Admit] may be due to damage of the file.
+func (d *Dump) IsDamage(err error) bool {
 	reason := storage.Reason(err)
-	return reason != "" && (d.Verified || reason != storage.BadSignature)
+	return reason == "" || reason == storage.BadSignature && !d.Verified
 }
 
 // MaxLoggedBad bounds the wrong items that are logged one by one, and is allowed in any
