@@ -204,10 +204,16 @@ func TestGuixService(t *testing.T) {
 				if _, err := os.Stat(g.pidFile); !os.IsNotExist(err) {
 					t.Errorf("the pid file: %v", err)
 				}
+				keysWarnings := 0
 				for line := range strings.Lines(s.err.String()) {
-					if strings.Contains(line, "level=ERROR") || strings.Contains(line, "level=WARN") && !strings.Contains(line, "NAR_HERDER_EXTRA sets no option") {
+					if strings.Contains(line, "no keys are authorized") {
+						keysWarnings++
+					} else if strings.Contains(line, "level=ERROR") || strings.Contains(line, "level=WARN") && !strings.Contains(line, "NAR_HERDER_EXTRA sets no option") {
 						t.Errorf("%s", line)
 					}
+				}
+				if keysWarnings != 1 {
+					t.Errorf("%d warnings about keys, want 1", keysWarnings)
 				}
 			})
 		}

@@ -100,6 +100,30 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
+// mirrors starts a mirror without a storage, and waits until it follows the source.
+func (p place) mirrors(t testing.TB, source string, options ...string) *server {
+	t.Helper()
+	args := []string{"run-server", "--port=0", "--database=" + p.database, "--database-dump=" + p.dumpFile(), "--mirror=" + source, "--mirror-interval=1s", "--log-level=INFO"}
+	s := serve(t, within(append(args, options...)...))
+	until(t, "the mirror to follow", func() bool {
+		return strings.Contains(get(t, s.addresses[0], "/health").body, `"state":"following"`)
+	})
+	return s
+}
+
+// has reports whether a server has a narinfo.
+func (s *server) has(t testing.TB, text []byte) bool {
+	t.Helper()
+	got := get(t, s.addresses[0], "/"+must(narinfo.Parse(text)).StorePath.Hash.String()+".narinfo")
+	return got.StatusCode == 200 && got.body == string(text)
+}
+
+// refusals returns the narinfos that a mirror has refused for a reason.
+func (s *server) refusals(t testing.TB, reason storage.RefusalReason) float64 {
+	t.Helper()
+	return metricWith(t, s.addresses[0], fmt.Sprintf("narherder_mirror_refused_narinfos_total{reason=%q}", reason))
+}
+
 // verdict is one signed test case. reason is "" if it is good.
 type verdict struct {
 	t       *testing.T
@@ -193,14 +217,8 @@ func (v *verdict) mirrors() {
 			v.t.Fatal(err)
 		}
 		p := newPlace(v.t)
-		args := append([]string{"run-server", "--port=0", "--database=" + p.database, "--database-dump=" + p.dumpFile(), "--mirror=" + source.URL, "--mirror-interval=1s", "--log-level=INFO"}, v.options...)
-		for _, key := range []string{"main.pub", "rsa.pub"} { // that of the last item
-			args = append(args, "--authorized-key="+caseKeys(key))
-		}
-		s := serve(v.t, within(args...))
-		until(v.t, "the mirror to follow", func() bool {
-			return strings.Contains(get(v.t, s.addresses[0], "/health").body, `"state":"following"`)
-		})
+		// The last key is that of the other item.
+		s := p.mirrors(v.t, source.URL, append(v.options, "--authorized-key="+caseKeys("main.pub"))...)
 		if byChange {
 			if err := source.Add(v.text); err != nil {
 				v.t.Fatal(err)
@@ -210,8 +228,7 @@ func (v *verdict) mirrors() {
 		if err := source.Add(other); err != nil {
 			v.t.Fatal(err)
 		}
-		last := must(narinfo.Parse(other)).StorePath.Hash.String()
-		until(v.t, "the next change to be followed", func() bool { return get(v.t, s.addresses[0], "/"+last+".narinfo").StatusCode == 200 })
+		until(v.t, "the next change to be followed", func() bool { return s.has(v.t, other) })
 		got := get(v.t, s.addresses[0], "/"+v.hash+".narinfo")
 		if v.reason == "" {
 			if got.body != string(v.text) {
@@ -222,7 +239,7 @@ func (v *verdict) mirrors() {
 		if got.StatusCode != 404 {
 			v.t.Errorf("mirror, by a change: %v: %s %q", byChange, got.Status, got.body)
 		}
-		if count := metricWith(v.t, s.addresses[0], fmt.Sprintf("narherder_mirror_refused_narinfos_total{reason=%q}", v.reason)); count != 1 {
+		if count := s.refusals(v.t, v.reason); count != 1 {
 			v.t.Errorf("by a change: %v: %v narinfos were refused as %s", byChange, count, v.reason)
 		}
 		until(v.t, "the health to warn", func() bool {
@@ -332,39 +349,27 @@ func TestExtendedKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := newPlace(t)
-	start := func(options ...string) *server {
-		args := []string{"run-server", "--port=0", "--database=" + p.database, "--database-dump=" + p.dumpFile(), "--mirror=" + source.URL, "--mirror-interval=1s", "--log-level=INFO", "--acl=" + caseKeys("acl")}
-		s := serve(t, within(append(args, options...)...))
-		until(t, "the mirror to follow", func() bool {
-			return strings.Contains(get(t, s.addresses[0], "/health").body, `"state":"following"`)
-		})
-		return s
-	}
-	has := func(s *server, text []byte) bool {
-		got := get(t, s.addresses[0], "/"+must(narinfo.Parse(text)).StorePath.Hash.String()+".narinfo")
-		return got.StatusCode == 200 && got.body == string(text)
-	}
-	s := start()
+	acl := "--acl=" + caseKeys("acl")
+	s := p.mirrors(t, source.URL, acl)
 	if err := source.Add(later); err != nil {
 		t.Fatal(err)
 	}
-	const metric = `narherder_mirror_refused_narinfos_total{reason="unauthorized"}`
-	until(t, "both to be refused", func() bool { return metricWith(t, s.addresses[0], metric) == 2 })
-	if has(s, refused) || has(s, later) {
+	until(t, "both to be refused", func() bool { return s.refusals(t, storage.Unauthorized) == 2 })
+	if s.has(t, refused) || s.has(t, later) {
 		t.Error("a narinfo was accepted")
 	}
 	if keys := metricWith(t, s.addresses[0], "narherder_authorized_keys"); keys != 2 {
 		t.Errorf("%v keys", keys)
 	}
 	s.stop(t, os.Interrupt)
-	s = start() // the count is kept
-	if count := metricWith(t, s.addresses[0], metric); count != 2 {
+	s = p.mirrors(t, source.URL, acl) // the count is kept
+	if count := s.refusals(t, storage.Unauthorized); count != 2 {
 		t.Errorf("after a restart: %v were refused", count)
 	}
 	s.stop(t, os.Interrupt)
-	s = start("--authorized-key="+caseKeys("other.pub"), "--authorized-key="+filepath.Join(testdata, "production/bordeaux.guix.gnu.org.pub"))
-	until(t, "both to be accepted", func() bool { return has(s, refused) && has(s, later) })
-	if count := metricWith(t, s.addresses[0], metric); count != 0 {
+	s = p.mirrors(t, source.URL, acl, "--authorized-key="+caseKeys("other.pub"), "--authorized-key="+filepath.Join(testdata, "production/bordeaux.guix.gnu.org.pub"))
+	until(t, "both to be accepted", func() bool { return s.has(t, refused) && s.has(t, later) })
+	if count := s.refusals(t, storage.Unauthorized); count != 0 {
 		t.Errorf("then: %v were refused", count)
 	}
 	if !bytes.Contains([]byte(s.err.String()), []byte("the authorized keys have changed")) {
@@ -383,18 +388,104 @@ func TestMirrorKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := newPlace(t)
-	s := serve(t, within("run-server", "--port=0", "--database="+p.database, "--database-dump="+p.dumpFile(), "--mirror="+source.URL,
-		"--log-level=INFO", "--acl="+caseKeys("acl"), "--mirror-key="+caseKeys("main.pub")))
-	until(t, "the mirror to follow", func() bool {
-		return strings.Contains(get(t, s.addresses[0], "/health").body, `"state":"following"`)
-	})
+	s := p.mirrors(t, source.URL, "--acl="+caseKeys("acl"), "--mirror-key="+caseKeys("main.pub"))
 	if got := get(t, s.addresses[0], "/"+narinfoName(greeting)); got.StatusCode != 200 {
 		t.Errorf("signed by the mirror's key: %s", got.Status)
 	}
-	if got := get(t, s.addresses[0], "/"+must(narinfo.Parse(unbound)).StorePath.Hash.String()+".narinfo"); got.StatusCode != 404 {
-		t.Errorf("signed by another authorized key: %s", got.Status)
+	if s.has(t, unbound) || s.refusals(t, storage.Unauthorized) != 1 {
+		t.Error("what another authorized key has signed is accepted")
 	}
 	succeed(t, "import", "--narinfos-only", "--database="+p.database, "--acl="+caseKeys("acl"), filepath.Join(testdata, "cases/ok-rsa.narinfo"))
+}
+
+// TestMirrorsWithoutKeys: without keys, what comes from an original needs the signature of any
+// key, in its dump and in its changes. An instance of this program is trusted.
+func TestMirrorsWithoutKeys(t *testing.T) {
+	t.Parallel()
+	good, second := []byte(read(t, published(greeting))), []byte(read(t, published(emptyFile)))
+	for name, reason := range map[string]storage.RefusalReason{"bad-unsigned": storage.Unsigned, "bad-tampered-narhash": storage.BadSignature, "bad-unauthorized-key": ""} {
+		text := []byte(read(t, testdata, "cases", name+".narinfo"))
+		for _, byChange := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, " by a change: ", byChange), func(t *testing.T) {
+				t.Parallel()
+				source := originalstub.New(nil)
+				t.Cleanup(source.Close)
+				texts := [][]byte{good, text}
+				if byChange {
+					texts = texts[:1]
+				}
+				for _, text := range texts {
+					if err := source.Add(text); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := source.MakeDump(t.TempDir()); err != nil {
+					t.Fatal(err)
+				}
+				p := newPlace(t)
+				s := p.mirrors(t, source.URL)
+				if byChange {
+					if err := source.Add(text); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := source.Add(second); err != nil {
+					t.Fatal(err)
+				}
+				until(t, "the last change", func() bool { return s.has(t, second) })
+				if s.has(t, text) != (reason == "") || reason != "" && s.refusals(t, reason) != 1 {
+					t.Errorf("%s: it is there: %v\n%s", name, s.has(t, text), s.err.String())
+				}
+			})
+		}
+	}
+	t.Run("another instance", func(t *testing.T) {
+		t.Parallel()
+		p, q := newPlace(t), newPlace(t)
+		text := []byte(read(t, testdata, "cases/bad-unsigned.narinfo"))
+		putItems(t, p.database, good, text)
+		source := p.serve(t)
+		until(t, "a dump", func() bool { return get(t, source.addresses[0], "/latest-index-dump").StatusCode == 200 })
+		s := q.mirrors(t, "http://"+source.addresses[0])
+		if !s.has(t, text) {
+			t.Error("an unsigned narinfo was refused")
+		}
+	})
+}
+
+// TestInstanceWithKeys: a mirror with keys refuses narinfos of an instance of this program, in
+// its index and in the stream of its changes, and gets them with other keys.
+func TestInstanceWithKeys(t *testing.T) {
+	t.Parallel()
+	p, q := newPlace(t), newPlace(t)
+	good, second := []byte(read(t, published(greeting))), []byte(read(t, published(emptyFile)))
+	first, later := []byte(read(t, testdata, "cases/bad-unauthorized-key.narinfo")), []byte(read(t, testdata, "production/bayfront-hello-2.12.2.narinfo"))
+	putItems(t, p.database, good, first)
+	source := p.serve(t)
+	until(t, "a dump", func() bool { return get(t, source.addresses[0], "/latest-index-dump").StatusCode == 200 })
+	key := "--authorized-key=" + caseKeys("main.pub")
+	s := q.mirrors(t, "http://"+source.addresses[0], key)
+	if !s.has(t, good) || s.has(t, first) || s.refusals(t, storage.Unauthorized) != 1 {
+		t.Errorf("by the index: %s", s.err.String())
+	}
+	putItems(t, p.database, later, second)
+	until(t, "the last change", func() bool { return s.has(t, second) })
+	if s.has(t, later) || s.refusals(t, storage.Unauthorized) != 2 {
+		t.Errorf("by the stream: %s", s.err.String())
+	}
+	s.stop(t, os.Interrupt)
+	s = q.mirrors(t, "http://"+source.addresses[0], key, "--authorized-key="+caseKeys("other.pub"))
+	until(t, "what was refused", func() bool { return s.has(t, first) })
+	if s.has(t, later) || s.refusals(t, storage.Unauthorized) != 1 {
+		t.Errorf("with another key: %v\n%s", s.refusals(t, storage.Unauthorized), s.err.String())
+	}
+	// Without the key again, the item stays.
+	s.stop(t, os.Interrupt)
+	s = q.mirrors(t, "http://"+source.addresses[0], key)
+	until(t, "the dump to be merged", func() bool { return metricWith(t, s.addresses[0], "narherder_mirror_resyncs_total") == 1 })
+	if !s.has(t, first) {
+		t.Error("with fewer keys, an item was removed")
+	}
 }
 
 // TestPublishedKeys: keys are served one by one, and a warning says that they have signed none of the
