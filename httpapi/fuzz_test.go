@@ -64,7 +64,7 @@ func FuzzRequest(f *testing.F) {
 		return io.NopCloser(bytes.NewReader(file[offset:])), bytestore.Info{Size: int64(len(file)), ModTime: time.Unix(1e9, 0)}, nil
 	}
 	opts := options()
-	opts.TTL, opts.NegativeTTL, opts.SigningKey = seconds(1), seconds(1), []byte("(public-key)")
+	opts.TTL, opts.NegativeTTL, opts.SigningKeys = seconds(1), seconds(1), []string{"(public-key)"}
 	s := New(items, opts)
 	go s.health.Run(f.Context()) // as Serve does
 

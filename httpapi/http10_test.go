@@ -99,7 +99,7 @@ func TestHTTP10(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, published)
 	opts := options()
-	opts.SigningKey = []byte("(public-key)")
+	opts.SigningKeys = []string{"(public-key)"}
 	opts.Changes, opts.Identity = s.index, s
 	dumps := newDumps(t)
 	dumps.add(t, 1)

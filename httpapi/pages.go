@@ -3,6 +3,7 @@ package httpapi
 import (
 	"bytes"
 	_ "embed"
+	"fmt"
 	"html/template"
 
 	"github.com/valyala/fasthttp"
@@ -27,12 +28,16 @@ func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
 		s.fault(ctx, "read the totals", err)
 		return routeHome
 	}
+	keys := make([]string, len(s.options.SigningKeys))
+	for i := range keys {
+		keys[i] = signingKeyName(i)
+	}
 	var page bytes.Buffer
 	err = homePage.Execute(&page, struct {
-		Items      int64
-		SigningKey bool
-		Version    string
-	}{totals.Items, s.options.SigningKey != nil, s.options.Version})
+		Items   int64
+		Keys    []string
+		Version string
+	}{totals.Items, keys, s.options.Version})
 	if err != nil {
 		s.fault(ctx, "write the home page", err)
 		return routeHome
@@ -42,6 +47,24 @@ func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
 	ctx.Response.Header.SetContentType("text/html; charset=utf-8")
 	ctx.Response.SetBody(page.Bytes())
 	return routeHome
+}
+
+// signingKeyName returns the name of the Nth public key, counted from 0.
+func signingKeyName(n int) string {
+	if n == 0 {
+		return "signing-key.pub"
+	}
+	return fmt.Sprintf("signing-key-%d.pub", n+1)
+}
+
+// signingKey returns the public key with a name, or "" if there is none.
+func (s *Server) signingKey(name string) string {
+	for i, key := range s.options.SigningKeys {
+		if name == signingKeyName(i) {
+			return key
+		}
+	}
+	return ""
 }
 
 // serveHealth answers at one of the health's paths.

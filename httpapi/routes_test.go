@@ -31,7 +31,7 @@ func narHashOf(text string) string {
 func TestRoutes(t *testing.T) {
 	t.Parallel()
 	opts := options()
-	opts.TTL, opts.NegativeTTL, opts.SigningKey, opts.Version = seconds(1000), seconds(60), []byte("(public-key (ecc))\n"), "1.2.3"
+	opts.TTL, opts.NegativeTTL, opts.SigningKeys, opts.Version = seconds(1000), seconds(60), []string{"(public-key (ecc))\n", "(public-key (rsa))\n"}, "1.2.3"
 	address := start(t, corpus(), opts).address
 
 	const narinfoType, textType, binary = "application/x-nix-narinfo", "text/plain; charset=utf-8", "application/octet-stream"
@@ -116,6 +116,7 @@ func TestRoutes(t *testing.T) {
 		{target: "/nix-cache-info", status: 200, kind: textType, body: "StoreDir: /gnu/store\nWantMassQuery: 0\nPriority: 100\n"},
 		{target: "/nix-cache-info/", status: 404, kind: textType, body: none},
 		{target: "/signing-key.pub", status: 200, kind: textType, body: "(public-key (ecc))\n"},
+		{target: "/signing-key-2.pub", status: 200, kind: textType, body: "(public-key (rsa))\n"},
 		{target: "/health/live", status: 200, kind: "application/json", cache: "no-store", body: "{\"status\": \"ok\"}\n"},
 		{target: "/health", status: 200, kind: "application/json", cache: "no-store", body: `{"status":"ok"}` + "\n"},
 		{target: "/health/ready", status: 200, kind: "application/json", cache: "no-store", body: `{"status":"ok"}` + "\n"},
@@ -215,21 +216,24 @@ func TestTTL(t *testing.T) {
 
 func TestHomePage(t *testing.T) {
 	t.Parallel()
-	for _, key := range [][]byte{nil, []byte("(public-key)")} {
+	for _, keys := range [][]string{nil, {"(public-key)"}, {"(public-key)", "(public-key)"}} {
 		opts := options()
-		opts.SigningKey, opts.Version = key, "<1.2.3>"
+		opts.SigningKeys, opts.Version = keys, "<1.2.3>"
 		c := dial(t, start(t, corpus(), opts).address)
 		page := c.ask("GET", "/", "Accept: text/html")
 		if page.StatusCode != 200 || !strings.Contains(page.body, "It knows 13 store items.") || !strings.Contains(page.body, "&lt;1.2.3&gt;") {
 			t.Errorf("%s %s", page.Status, page.body)
 		}
-		if got := strings.Contains(page.body, "signing-key.pub"); got != (key != nil) {
+		if got := strings.Contains(page.body, "signing-key.pub"); got != (keys != nil) {
 			t.Errorf("the page names the key: %v", got)
+		}
+		if got := strings.Contains(page.body, "signing-key-2.pub"); got != (len(keys) == 2) {
+			t.Errorf("the page names the second key: %v", got)
 		}
 		if page.Header.Get("Vary") != "Accept" || page.Header.Get("Content-Security-Policy") == "" {
 			t.Errorf("header %v", page.Header)
 		}
-		want := map[bool]int{true: 200, false: 404}[key != nil]
+		want := map[bool]int{true: 200, false: 404}[keys != nil]
 		if got := c.ask("GET", "/signing-key.pub"); got.StatusCode != want {
 			t.Errorf("key: %s", got.Status)
 		}

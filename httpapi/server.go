@@ -166,8 +166,9 @@ type Options struct {
 	// required unless Follow runs.
 	AnswerCache int64
 
-	// SigningKey is the public key at /signing-key.pub, as text; nil for none.
-	SigningKey []byte
+	// SigningKeys are public keys as texts: the first is at /signing-key.pub, the second at
+	// /signing-key-2.pub. A client can authorize only one key from a file.
+	SigningKeys []string
 
 	// HideMetrics answers 404 at /metrics and /health, but not at /health/ready and
 	// /health/live. [health.Control] serves all of them.

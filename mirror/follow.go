@@ -10,7 +10,6 @@ import (
 
 	"nar-herder/internal/stamp"
 	"nar-herder/mirror/cursor"
-	"nar-herder/mirror/sourcedump"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -191,8 +190,8 @@ var errUnreadable = errors.New("makes no sense")
 
 func (m *Mirror) isAhead(t time.Time) bool { return stamp.IsAhead(t, m.Now()) }
 
-// read parses a change. sure says that a digest has shown it to be as the source sent it.
-func read(c peer.Change, sure bool) (change Followed, err error) {
+// read parses a change.
+func read(c peer.Change) (change Followed, err error) {
 	if change.At, err = cursor.ParseTime(c.Datetime); err != nil {
 		return change, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
@@ -201,11 +200,6 @@ func read(c peer.Change, sure bool) (change Followed, err error) {
 		n, err := storage.Admit([]byte(c.Data))
 		if err != nil {
 			return change, fmt.Errorf("%w: %w", errUnreadable, err)
-		}
-		if !sure {
-			if err := sourcedump.Plausible(n); err != nil {
-				return change, fmt.Errorf("%w: %w", errUnreadable, err)
-			}
 		}
 		change.Narinfo, change.Hash = n, n.StorePath.Hash
 		return change, nil
@@ -224,8 +218,8 @@ func read(c peer.Change, sure bool) (change Followed, err error) {
 func (m *Mirror) followStream(ctx context.Context, at cursor.Cursor) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if at.Owed != "" {
-		ctx, cancel = context.WithTimeout(ctx, owedEvery) // see payOwed
+	if at.Owed != "" || at.Refused.IsOutdated(m.Keys) {
+		ctx, cancel = context.WithTimeout(ctx, owedEvery) // see payOwed and payRefused
 		defer cancel()
 	}
 	stream, err := m.Source.Changes(ctx, at.Known())
@@ -306,6 +300,7 @@ func (m *Mirror) gather(ctx context.Context, stream *peer.Stream, at cursor.Curs
 			b.next.Position, b.next.Mark = change.ID, change.Mark
 			m.take(b, *change)
 		}
+		b.changes = m.authorize(b.changes, &b.next)
 		b.state = stream.State()
 		if b.state.Instance != at.Instance {
 			return fmt.Errorf("follow the changes of %s: %w: they are another instance's", m.Source, peer.ErrAnswer)
@@ -325,7 +320,7 @@ func (m *Mirror) gather(ctx context.Context, stream *peer.Stream, at cursor.Curs
 // take adds a change, which a digest has verified, to a batch. It skips an unreadable one,
 // which would be the same the next time.
 func (m *Mirror) take(b *batch, c peer.Change) {
-	change, err := read(c, true)
+	change, err := read(c)
 	if err != nil {
 		m.unreadableChange(c, err)
 		return
@@ -369,6 +364,7 @@ func (m *Mirror) followPages(ctx context.Context, at cursor.Cursor) error {
 		for _, change := range reply.Changes {
 			m.take(b, change)
 		}
+		b.changes = m.authorize(b.changes, &b.next)
 		if b.next.Position != at.Position {
 			if err := m.apply(ctx, b); err != nil {
 				return err

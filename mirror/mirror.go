@@ -19,6 +19,7 @@ import (
 	"nar-herder/mirror/health"
 	"nar-herder/mirror/sourcedump"
 	"nar-herder/narinfo"
+	"nar-herder/narinfo/signing"
 	"nar-herder/peer"
 	"nar-herder/peer/download"
 	"nar-herder/storage"
@@ -30,6 +31,8 @@ type Options struct {
 	Storage *storage.Storage
 	// Source is the instance to follow.
 	Source *peer.Peer
+	// Keys are authorized to sign the source's narinfos; nil for any key.
+	Keys *signing.Keys
 	// Downloads is the prefix of the names of downloaded files. The disk must have room
 	// for a dump of the source, twice if it is compressed.
 	Downloads string
@@ -90,11 +93,14 @@ type Mirror struct {
 	logFirst int64
 	// resyncLogged suppresses repeated log lines about a resync.
 	resyncLogged logonce.Filter
+	// refusedLogged is the same for refused narinfos.
+	refusedLogged logonce.Filter
 	// isTidy reports that no files of an earlier run are left.
 	isTidy bool
 
 	resyncedAt    time.Time // the last resync because of lost changes
 	owedLooked    time.Time // the last look for a dump that names all damaged items
+	refusedLooked time.Time // the last attempt to get what was refused with other keys
 	askedNumbers  time.Time // the last request for numbers to a source without them
 	noLogSince    time.Time // since when a source that had numbers has none
 	noStreamUntil time.Time // until when to request pages, because streams fail
@@ -158,7 +164,8 @@ func (m *Mirror) step(ctx context.Context) (time.Duration, error) {
 	if at.IsZero() {
 		return 0, m.resync(ctx, at, "nothing of it is here yet")
 	}
-	if m.payOwed(ctx, at) {
+	m.status.refused(at.Refused)
+	if m.payOwed(ctx, at) || m.payRefused(ctx, at) {
 		return 0, nil
 	}
 	if at.Instance == "" {

@@ -11,6 +11,7 @@ import (
 	"nar-herder/mirror/health"
 	"nar-herder/peer"
 	"nar-herder/peer/download"
+	"nar-herder/storage"
 )
 
 // unreadableTries is how often an unreadable change is requested, since it may have been
@@ -182,13 +183,21 @@ func (p *plainPoll) take(c peer.Change) error {
 		return nil
 	}
 	p.done++
-	change, err := read(c, false)
+	change, err := read(c)
+	if err == nil && change.Narinfo != nil {
+		err = storage.Authorize(change.Narinfo, p.m.Keys)
+	}
 	if err != nil {
-		// It may have been damaged on its way.
-		if p.m.unreadable[f]++; p.m.unreadable[f] < unreadableTries {
+		reason := storage.Reason(err)
+		// It may have been damaged on its way, unless the key is at fault.
+		if p.m.unreadable[f]++; p.m.unreadable[f] < unreadableTries && reason != storage.Unauthorized && reason != storage.Unsupported {
 			return err
 		}
-		p.m.unreadableChange(c, err)
+		if reason != "" {
+			p.m.refuse(change.Narinfo.StorePath.String(), err, &p.at)
+		} else {
+			p.m.unreadableChange(c, err)
+		}
 		p.fresh[f] = when
 		return nil
 	}

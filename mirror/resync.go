@@ -18,6 +18,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/peer/download"
+	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 
@@ -125,7 +126,7 @@ func (m *Mirror) merge(ctx context.Context, at cursor.Cursor, d *sourcedump.Dump
 		return next, err
 	}
 	present := make(bits, last/64+1)
-	if err := m.mergeItems(ctx, d, present, count); err != nil {
+	if err := m.mergeItems(ctx, d, present, count, &next); err != nil {
 		return next, err
 	}
 	if keepAll, err := m.keepDamaged(ctx, d, present); keepAll || err != nil {
@@ -136,12 +137,18 @@ func (m *Mirror) merge(ctx context.Context, at cursor.Cursor, d *sourcedump.Dump
 	return next, err
 }
 
-// mergeItems adds the dump's items, and sets the bits of those that are here already.
-func (m *Mirror) mergeItems(ctx context.Context, d *sourcedump.Dump, present bits, count int64) error {
+// mergeItems adds the dump's items, and sets the bits of those that are here already. It
+// records in the cursor what it refuses: such an item stays here as it is.
+func (m *Mirror) mergeItems(ctx context.Context, d *sourcedump.Dump, present bits, count int64, at *cursor.Cursor) error {
 	var done, bad int64
 	var fetched []Followed
+	var refused []narinfo.PathHash
 	size := 0 // of their texts, in bytes
 	flush := func() error {
+		if err := m.setBits(ctx, refused, present); err != nil {
+			return err
+		}
+		refused = refused[:0]
 		changed, err := m.changed(ctx, fetched, present)
 		if err != nil {
 			return err
@@ -150,6 +157,7 @@ func (m *Mirror) mergeItems(ctx context.Context, d *sourcedump.Dump, present bit
 		clear(fetched) // let their memory go
 		fetched, size = fetched[:0], 0
 		m.status.syncing(fmt.Sprintf("merging the dump: %d of %d items", done, count))
+		changed = m.authorize(changed, at)
 		if len(changed) == 0 {
 			return nil
 		}
@@ -166,11 +174,24 @@ func (m *Mirror) mergeItems(ctx context.Context, d *sourcedump.Dump, present bit
 			return err
 		}
 		change, err := m.itemOf(entry, d)
-		if err != nil {
+		if storage.Reason(err) != "" {
+			m.refuse(change.Narinfo.StorePath.String(), err, at)
+			if refused = append(refused, change.Hash); len(refused) >= batchSize {
+				if err := flush(); err != nil {
+					return err
+				}
+			}
+			if !d.IsDamage(err) {
+				continue
+			}
+			bad++
+		} else if err != nil {
 			if bad++; bad <= sourcedump.MaxLoggedBad {
 				m.Log.Error("skipped a narinfo in the source's dump that makes no sense", "source", m.Source.String(), "error", err)
 			}
 			m.status.skipped()
+		}
+		if err != nil {
 			if sourcedump.TooManyBad(bad, count) {
 				return fmt.Errorf("%w: over %d of its %d narinfos are wrong, the last: %w", health.ErrBadDump, bad-1, count, err)
 			}
@@ -188,8 +209,10 @@ func (m *Mirror) mergeItems(ctx context.Context, d *sourcedump.Dump, present bit
 
 // itemOf returns an item of a dump as a change.
 func (m *Mirror) itemOf(entry sourcedump.Entry, d *sourcedump.Dump) (change Followed, err error) {
-	n, err := d.Admit(entry)
-	if err != nil {
+	n, err := d.Admit(entry, nil) // [Mirror.authorize] follows, for those that are new
+	if storage.Reason(err) != "" {
+		return Followed{Narinfo: n, Hash: n.StorePath.Hash}, err
+	} else if err != nil {
 		return change, err
 	}
 	now := m.Now()
@@ -224,6 +247,14 @@ func (m *Mirror) changed(ctx context.Context, items []Followed, present bits) (c
 	return changed, err
 }
 
+// setBits sets the bits of those items that are here.
+func (m *Mirror) setBits(ctx context.Context, hashes []narinfo.PathHash, present bits) error {
+	return m.Storage.Index().EachAt(ctx, hashes, func(_ int, row *index.Item, err error) error {
+		present.setRow(row, err)
+		return nil
+	})
+}
+
 // setRow sets the bit of an item that [index.Index.EachAt] has returned.
 func (b bits) setRow(row *index.Item, err error) {
 	var damage *index.Damage
@@ -248,11 +279,7 @@ func (m *Mirror) keepDamaged(ctx context.Context, d *sourcedump.Dump, present bi
 		hashes = append(hashes, hash)
 	}
 	for some := range slices.Chunk(hashes, batchSize) {
-		err := m.Storage.Index().EachAt(ctx, some, func(_ int, row *index.Item, err error) error {
-			present.setRow(row, err)
-			return nil
-		})
-		if err != nil {
+		if err := m.setBits(ctx, some, present); err != nil {
 			return false, err
 		}
 	}

@@ -6,15 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"nar-herder/internal/logonce"
+	"nar-herder/mirror/cursor"
 	"nar-herder/mirror/health"
 	"nar-herder/peer"
 	"nar-herder/peer/download"
+	"nar-herder/storage"
 )
 
 // status is the state of a mirror, with the counters of its metrics.
@@ -32,6 +35,7 @@ type status struct {
 	sums          FollowedSums
 	totalFailures int64
 	resyncs       int64
+	refusals      cursor.Refused
 	logged        logonce.Filter
 }
 
@@ -74,7 +78,29 @@ func (m *Mirror) Warnings() []string {
 	if status.PassedOver > 0 {
 		warnings = append(warnings, fmt.Sprintf("%d changes of %s made no sense and were skipped, so this mirror may differ from it: see the log", status.PassedOver, status.Source))
 	}
+	if warning := m.status.refusalWarning(); warning != "" {
+		warnings = append(warnings, warning)
+	}
 	return warnings
+}
+
+// refusalShown is how long the health report warns about refused narinfos.
+const refusalShown = 24 * time.Hour
+
+func (s *status) refusalWarning() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.refusals.Counts) == 0 || s.now().Sub(s.refusals.At) > refusalShown {
+		return ""
+	}
+	var reasons []string
+	for _, reason := range storage.RefusalReasons {
+		if count := s.refusals.Counts[reason]; count > 0 {
+			reasons = append(reasons, fmt.Sprintf("%d %s", count, reason))
+		}
+	}
+	return fmt.Sprintf("%d narinfos of %s were refused because of their signatures (%s), so this mirror lacks them: see the log; with other keys in --acl, --authorized-key or --mirror-key, it gets those that they sign",
+		s.current.Refused, s.current.Source, strings.Join(reasons, ", "))
 }
 
 // syncing records the work that precedes following.
@@ -134,6 +160,16 @@ func (s *status) skipped() {
 	s.current.PassedOver++
 }
 
+// refused records the narinfos that were refused.
+func (s *status) refused(all cursor.Refused) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refusals, s.current.Refused = all, 0
+	for _, count := range all.Counts {
+		s.current.Refused += count
+	}
+}
+
 func (s *status) resynced() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,6 +209,7 @@ var (
 	failureMetric = prometheus.NewDesc("narherder_mirror_failures_total", "Failed attempts to follow the source.", nil, nil)
 	stateMetric   = prometheus.NewDesc("narherder_mirror_state", "1 for the state that the mirror is in.", []string{"state"}, nil)
 	changesMetric = prometheus.NewDesc("narherder_mirror_changes_total", "Changes of the source, by outcome.", []string{"outcome"}, nil)
+	refusedMetric = prometheus.NewDesc("narherder_mirror_refused_narinfos_total", "Narinfos of the source that were refused because of their signatures since this mirror has used a dump of the source, by reason.", []string{"reason"}, nil)
 	resyncMetric  = prometheus.NewDesc("narherder_mirror_resyncs_total", "How often this mirror has started anew from the source's dump.", nil, nil)
 )
 
@@ -184,7 +221,7 @@ func (m *Mirror) Collect(to chan<- prometheus.Metric) {
 	current := m.Status()
 	s := &m.status
 	s.mu.Lock()
-	sums, failures, resyncs := s.sums, s.totalFailures, s.resyncs
+	sums, failures, resyncs, refusals := s.sums, s.totalFailures, s.resyncs, s.refusals
 	lag, success := s.now().Sub(s.started).Seconds(), 0.0
 	if !s.asOf.IsZero() {
 		lag, success = current.LagSeconds, float64(s.asOf.UnixMilli())/1000
@@ -212,4 +249,7 @@ func (m *Mirror) Collect(to chan<- prometheus.Metric) {
 		counter(changesMetric, float64(n), outcome)
 	}
 	counter(changesMetric, float64(current.PassedOver), "passed over")
+	for _, reason := range storage.RefusalReasons {
+		counter(refusedMetric, float64(refusals.Counts[reason]), string(reason))
+	}
 }

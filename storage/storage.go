@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/narinfo/signing"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 	"nar-herder/storage/space"
@@ -41,6 +42,7 @@ type Storage struct {
 	// notDeleted is how often a file could not be deleted.
 	notDeleted atomic.Int64
 	readOnly   bool
+	keys       *signing.Keys
 	mayWrite   func(context.Context) error // nil: always
 	// checked is when mayWrite allowed it last; nil for never, or no longer.
 	checked atomic.Pointer[time.Time]
@@ -57,12 +59,14 @@ type Options struct {
 	MayWrite func(context.Context) error
 	// ReadOnly prevents writing to the byte store; see [Storage.IsReadOnly].
 	ReadOnly bool
+	// Keys are authorized to sign narinfos, see [Authorize]; nil for any key.
+	Keys *signing.Keys
 }
 
 // New joins an index and a byte store, which the caller closes. Without a byte store, a
 // Storage knows items but keeps no bytes.
 func New(x *index.Index, bytes bytestore.Store, options Options) *Storage {
-	s := &Storage{index: x, log: options.Log, now: options.Now, mayWrite: options.MayWrite, readOnly: options.ReadOnly}
+	s := &Storage{index: x, log: options.Log, now: options.Now, mayWrite: options.MayWrite, readOnly: options.ReadOnly, keys: options.Keys}
 	if bytes != nil {
 		s.bytes = &itemBytes{bytes}
 	}

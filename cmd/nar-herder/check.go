@@ -15,10 +15,12 @@ import (
 	"nar-herder/removal/dependence"
 	"nar-herder/storage"
 	"nar-herder/storage/check"
+	"nar-herder/storage/index"
 )
 
 type checkCommand struct {
 	databaseOption `embed:""`
+	keyOptions     `embed:""`
 
 	Storage    string          `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
 	Verify     bool            `help:"Also decompress each stored nar and compare it with its NarHash. Resumes an interrupted run."`
@@ -39,19 +41,22 @@ func (checkCommand) Help() string {
 
 Findings, one per line:
 
-    damaged      a narinfo with a wrong checksum in the index; requests for it fail
-    missing      a file that the index records as stored
-    wrong size   likewise
-    corrupt      a stored nar with a wrong hash (with --verify)
-    unrecorded   a file that an item names and the index does not record as stored
-    unstored     an item without a stored nar that no mirrored or stored-on instance has
-    incomplete   an item that refers to items without a narinfo
-    unknown      something could not be checked
-    stranger     only a notice: a file that no item names
-    temporary    only a notice: an unfinished file
-    quarantined  only a notice: a file in quarantine
+    damaged        a narinfo with a wrong checksum in the index; requests for it fail
+    missing        a file that the index records as stored
+    wrong size     likewise
+    corrupt        a stored nar with a wrong hash (with --verify)
+    unrecorded     a file that an item names and the index does not record as stored
+    unstored       an item without a stored nar that no mirrored or stored-on instance has
+    incomplete     an item that refers to items without a narinfo
+    bad signature  a narinfo that its signature doesn't match
+    unsigned       a narinfo without a signature (with keys)
+    unauthorized   a narinfo that none of the keys has signed (with keys)
+    unknown        something could not be checked
+    stranger       only a notice: a file that no item names
+    temporary      only a notice: an unfinished file
+    quarantined    only a notice: a file in quarantine
 
-With --repair, a damaged narinfo is restored from what is left of it or from --from, if the checksum confirms the text; otherwise import it again. Missing and unstored nars are fetched from --from and compared with their NarHash before they are stored. Wrong files are moved to the directory "quarantine" of the storage. Files that no instance has are no longer recorded as stored, but they stay recorded while an instance does not answer. Unrecorded files are recorded if they are correct. Temporary files older than a day are removed; in a bucket, the owner's server removes them too. Strangers stay.
+With --repair, a damaged narinfo is restored from what is left of it or from --from, if the checksum confirms the text; otherwise import it again. Missing and unstored nars are fetched from --from and compared with their NarHash before they are stored. Wrong files are moved to the directory "quarantine" of the storage. Files that no instance has are no longer recorded as stored, but they stay recorded while an instance does not answer. Unrecorded files are recorded if they are correct. Signatures can't be repaired: import a narinfo with a good one, or remove the item. Temporary files older than a day are removed; in a bucket, the owner's server removes them too. Strangers stay.
 
 Exit status: 0, nothing is wrong, or everything was repaired; 1, something is wrong and was not repaired; 2, the check is incomplete.`
 }
@@ -81,12 +86,16 @@ func (c *checkCommand) Run(ctx context.Context, s *streams) error {
 }
 
 func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
-	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
-	openStore := openForReading
-	if c.Repair || c.Verify { // --verify records its progress
-		openStore = openExisting
+	keys, err := c.keys()
+	if err != nil {
+		return err
 	}
-	store, err := openStore(ctx, c.Database, c.Storage, log)
+	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
+	access := index.Read
+	if c.Repair || c.Verify { // --verify records its progress
+		access = index.Write
+	}
+	store, err := open(ctx, c.Database, c.Storage, opening{Options: index.Options{Access: access}, keys: keys}, log)
 	if err != nil {
 		return err
 	}
@@ -154,6 +163,10 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 	if c.Closures && ctx.Err() == nil {
 		shown := newProgress(s.err, "checking closures", "items", totals.Items)
 		pass(shown, checker.CheckClosures(ctx, func() { shown.add(0) }))
+	}
+	if ctx.Err() == nil {
+		shown := newProgress(s.err, "verifying signatures", "items", totals.Items)
+		pass(shown, checker.CheckSignatures(ctx, func() { shown.add(0) }))
 	}
 	if c.Verify && ctx.Err() == nil {
 		place, err := c.verifyPosition(ctx, s, store)

@@ -19,6 +19,8 @@ type checkReport struct {
 	totals checkTotals
 	// quarantined are the files in quarantine, including those that this check moved there.
 	quarantined map[string]struct{}
+	// refused says that clients refuse some narinfos.
+	refused bool
 }
 
 func newCheckReport(out io.Writer, json bool) *checkReport {
@@ -82,6 +84,7 @@ func (r *checkReport) add(finding check.Finding, err error, repair *check.Repair
 	if finding.Partial && err == nil && (repair == nil || repair.Outcome == check.Untouched && repair.Err == nil) {
 		return // the sources don't have it either
 	}
+	r.refused = r.refused || finding.Kind.IsAboutSignature()
 	line := foundLine{Kind: finding.Kind.String(), File: finding.Name, Note: finding.Note}
 	if finding.Item != nil {
 		line.StorePath = finding.Item.Narinfo.StorePath.String()
@@ -185,5 +188,8 @@ func (r *checkReport) end() statusError {
 		verdict = "all that was wrong is repaired"
 	}
 	printf(r.out, "%s: %s\n", strings.Join(parts, ", "), verdict)
+	if r.refused {
+		fmt.Fprintln(r.out, "next: for narinfos that clients refuse, import them again with the signature of an authorized key, authorize the key, or remove the items with 'nar-herder remove'")
+	}
 	return status
 }

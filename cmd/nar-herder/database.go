@@ -9,6 +9,7 @@ import (
 	"os"
 	"time"
 
+	"nar-herder/narinfo/signing"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
@@ -78,6 +79,7 @@ type opening struct {
 	policy   owner.Policy
 	readOnly bool            // never write to the storage
 	cache    *tiered.Options // only for the server; nil for none
+	keys     *signing.Keys   // that are authorized to sign items; nil for any key
 }
 
 // open opens the index, and the storage unless its name is empty. With [index.Create], it
@@ -115,7 +117,7 @@ func open(ctx context.Context, database, store string, how opening, log *slog.Lo
 		return nil, err
 	}
 	o.self = owner.Self(o.index.Instance(), database)
-	options := storage.Options{Log: log, ReadOnly: how.readOnly}
+	options := storage.Options{Log: log, ReadOnly: how.readOnly, Keys: how.keys}
 	if store != "" {
 		o.claim = &owner.Claim{Store: bytes, Self: o.self, Policy: how.policy}
 		options.MayWrite = o.claim.Check

@@ -127,7 +127,7 @@ func TestGuixService(t *testing.T) {
 	// The example of docs/install.md.
 	example := func(g *guixService, p place) {
 		key := filepath.Join(p.dir, "signing-key.pub")
-		if err := os.WriteFile(key, []byte("(public-key (ecc))\n"), 0o644); err != nil {
+		if err := os.WriteFile(key, []byte(publicKey(t, "main.pub")), 0o644); err != nil {
 			t.Error(err)
 		}
 		g.storage, g.ttl, g.negativeTTL, g.logLevel = p.storage, "30d", "1h", "INFO"
@@ -179,7 +179,7 @@ func TestGuixService(t *testing.T) {
 					t.Errorf("%s", got.Status)
 				}
 				if name == "example" {
-					if got := get(t, address, "/signing-key.pub"); got.StatusCode != 200 || got.body != "(public-key (ecc))\n" {
+					if got := get(t, address, "/signing-key.pub"); got.StatusCode != 200 || got.body != publicKey(t, "main.pub") {
 						t.Errorf("%s %q", got.Status, got.body)
 					}
 				}
@@ -204,10 +204,16 @@ func TestGuixService(t *testing.T) {
 				if _, err := os.Stat(g.pidFile); !os.IsNotExist(err) {
 					t.Errorf("the pid file: %v", err)
 				}
+				keysWarnings := 0
 				for line := range strings.Lines(s.err.String()) {
-					if strings.Contains(line, "level=ERROR") || strings.Contains(line, "level=WARN") && !strings.Contains(line, "NAR_HERDER_EXTRA sets no option") {
+					if strings.Contains(line, "no keys are authorized") {
+						keysWarnings++
+					} else if strings.Contains(line, "level=ERROR") || strings.Contains(line, "level=WARN") && !strings.Contains(line, "NAR_HERDER_EXTRA sets no option") {
 						t.Errorf("%s", line)
 					}
+				}
+				if keysWarnings != 1 {
+					t.Errorf("%d warnings about keys, want 1", keysWarnings)
 				}
 			})
 		}

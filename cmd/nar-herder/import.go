@@ -12,6 +12,7 @@ import (
 
 type importCommand struct {
 	databaseOption `embed:""`
+	keyOptions     `embed:""`
 
 	Storage               string     `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
 	NarinfosOnly          bool       `argumentsonly:"" help:"Import narinfos without nars, if another server has the nars. Excludes --storage."`
@@ -33,8 +34,12 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.Storage != "" && c.NarinfosOnly {
 		return usagef("--narinfos-only and --storage=%s exclude each other: use one of them, or --storage= if the environment or a file sets the storage", c.Storage)
 	}
+	keys, err := c.keys()
+	if err != nil {
+		return err
+	}
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
-	store, err := open(ctx, c.Database, c.Storage, opening{Options: index.Options{WriterCache: importCache, Bulk: true}, policy: owner.Always}, log)
+	store, err := open(ctx, c.Database, c.Storage, opening{Options: index.Options{WriterCache: importCache, Bulk: true}, policy: owner.Always, keys: keys}, log)
 	if err != nil {
 		return err
 	}
@@ -69,6 +74,9 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 	})
 	progress.end()
 	printf(s.out, "%s; %s of nars added to the storage\n", &summary, byteCount(summary.Bytes))
+	if summary.Unsigned > 0 {
+		printf(s.err, "nar-herder: warning: %s imported without a signature: clients refuse narinfos that no key has signed; --acl or --authorized-key would refuse them here\n", countOf(summary.Unsigned, "narinfo"))
+	}
 	if err != nil {
 		return fmt.Errorf("import: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"nar-herder/mirror/nars"
 	"nar-herder/mirror/sourcedump"
 	"nar-herder/narinfo"
+	"nar-herder/narinfo/signing"
 	"nar-herder/peer"
 	"nar-herder/peer/passing"
 	"nar-herder/removal/pins"
@@ -35,7 +36,7 @@ func (s *subsystems) mirrorStatus() mirrorStatus {
 
 // newFollower returns the follower of the mirrored instance, the first of the peers, or nil
 // without one. It announces new items to the fetcher, which may be nil.
-func (c *serverCommand) newFollower(store *opened, peers peer.Peers, fetcher *nars.Fetcher, log *slog.Logger) *mirror.Mirror {
+func (c *serverCommand) newFollower(store *opened, keys *signing.Keys, peers peer.Peers, fetcher *nars.Fetcher, log *slog.Logger) *mirror.Mirror {
 	if c.Mirror == nil {
 		return nil
 	}
@@ -45,7 +46,7 @@ func (c *serverCommand) newFollower(store *opened, peers peer.Peers, fetcher *na
 	}
 	return mirror.New(mirror.Options{
 		Storage: store.Storage,
-		Source:  peers[0], Wanted: wanted,
+		Source:  peers[0], Keys: keys, Wanted: wanted,
 		Downloads: sourcedump.Downloads(c.Database),
 		Pinned: func(ctx context.Context) (func(narinfo.PathHash) bool, func(*index.Tx) error, error) {
 			pinned, err := pins.Read(ctx, store.index)

@@ -57,6 +57,9 @@ func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
 		if status.PassedOver > 0 {
 			printf(s.out, "skipped      %d invalid changes\n", status.PassedOver)
 		}
+		if status.Refused > 0 {
+			printf(s.out, "refused      %d narinfos because of their signatures\n", status.Refused)
+		}
 		if status.Error != "" {
 			printf(s.out, "last error   %s\n", status.Error)
 		}

@@ -20,7 +20,7 @@ func TestOptions(t *testing.T) {
 	for _, form := range []string{"=", " "} {
 		p := newPlace(t)
 		key := filepath.Join(p.dir, "key.pub")
-		if err := os.WriteFile(key, []byte("(public-key (ecc))\n"), 0o644); err != nil {
+		if err := os.WriteFile(key, []byte(publicKey(t, "main.pub")), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		args := []string{"run-server"}
@@ -56,7 +56,7 @@ func TestOptions(t *testing.T) {
 		if got := get(t, s.addresses[0], "/00000000000000000000000000000000.narinfo"); got.Header.Get("Cache-Control") != "max-age=5" {
 			t.Errorf("negative TTL: %v", got.Header)
 		}
-		if got := get(t, s.addresses[0], "/signing-key.pub"); got.body != "(public-key (ecc))\n" {
+		if got := get(t, s.addresses[0], "/signing-key.pub"); got.body != publicKey(t, "main.pub") {
 			t.Errorf("key: %s %q", got.Status, got.body)
 		}
 		if strings.Contains(s.err.String(), "level=DEBUG") {

@@ -23,11 +23,14 @@ import (
 // prepare makes a database that this version can open: it converts one of the original,
 // downloads one from the mirrored instance if there is none, and migrates an old one. It may
 // return nil when the context has ended.
-func (c *serverCommand) prepare(ctx context.Context, s *sockets, log *slog.Logger) error {
+func (c *serverCommand) prepare(ctx context.Context, config *serverConfig, s *sockets, log *slog.Logger) error {
 	if err := index.CheckLog(c.Database); err != nil {
 		return err
 	}
-	for _, step := range []func(context.Context, *sockets, *slog.Logger) error{c.convertInPlace, c.beginMirror, c.migrate} {
+	begin := func(ctx context.Context, s *sockets, log *slog.Logger) error {
+		return c.beginMirror(ctx, config, s, log)
+	}
+	for _, step := range []func(context.Context, *sockets, *slog.Logger) error{c.convertInPlace, begin, c.migrate} {
 		if err := step(ctx, s, log); err != nil || ctx.Err() != nil {
 			return err
 		}
@@ -90,7 +93,7 @@ func (c *serverCommand) convertInPlace(ctx context.Context, s *sockets, log *slo
 }
 
 // beginMirror downloads the database of a mirror that has none yet.
-func (c *serverCommand) beginMirror(ctx context.Context, s *sockets, log *slog.Logger) error {
+func (c *serverCommand) beginMirror(ctx context.Context, config *serverConfig, s *sockets, log *slog.Logger) error {
 	if c.Mirror == nil {
 		return nil
 	}
@@ -107,6 +110,7 @@ func (c *serverCommand) beginMirror(ctx context.Context, s *sockets, log *slog.L
 		}
 	}
 	beginning := bootstrap.New(c.Database, peer.New(c.Mirror.URL, peer.Self{AllowPrivateRedirects: c.AllowPrivateRedirects}), log)
+	beginning.Keys = config.keys.mirror
 	state := func() any {
 		return struct {
 			Status string       `json:"status"`

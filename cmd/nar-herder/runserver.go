@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"strings"
 
 	"github.com/alecthomas/kong"
 
@@ -56,13 +54,13 @@ type serverCommand struct {
 	MirrorFetchers  positiveValue `default:"4" placeholder:"N" help:"Number of nars to fetch from --mirror at a time, not counting those that clients request (default: ${default})."`
 	MirrorBandwidth sizeValue     `default:"none" placeholder:"BYTES" help:"Maximum bytes per second to fetch from --mirror, not counting what clients request (default: ${default})."`
 
-	redirectsOption `embed:""`
+	serverKeyOptions `embed:""`
+	redirectsOption  `embed:""`
 
 	StorageCache     string    `placeholder:"DIR" help:"Local directory that caches recently read nars of a remote storage."`
 	StorageCacheSize sizeValue `default:"10GiB" placeholder:"BYTES" help:"Maximum size of --storage-cache on disk (default: ${default})."`
 
 	XAccelRedirect   bool      `name:"x-accel-redirect" help:"Let nginx in front of this server send the nars, with X-Accel-Redirect as the original does."`
-	SigningKey       string    `placeholder:"FILE" help:"Public key of the narinfos' signatures, served at /signing-key.pub."`
 	NarinfoCacheSize sizeValue `default:"64MiB" placeholder:"BYTES" help:"Memory for recently requested narinfos (default: ${default})."`
 
 	TrustedProxies []proxiesValue `sep:"none" default:"127.0.0.0/8,::1,unix" placeholder:"ADDRESS[,ADDRESS]" help:"Proxies that may name the client in X-Forwarded-For, for the log and for limits: addresses, networks, unix for a socket in the file system, or none. May be repeated (default: ${default})."`
@@ -141,7 +139,7 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 	}
 	defer sockets.close()
 	sockets.answer(ctx, c)
-	if err := c.prepare(ctx, sockets, log); ctx.Err() != nil {
+	if err := c.prepare(ctx, config, sockets, log); ctx.Err() != nil {
 		log.Info("unfinished work resumes at the next start", "database", c.Database)
 		return nil
 	} else if err != nil {
@@ -163,7 +161,7 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 // serverConfig holds the values of options that need more than parsing.
 type serverConfig struct {
 	effect       inEffect
-	signingKey   []byte
+	keys         serverKeys
 	storageCache *tiered.Options // nil for none
 	cached       cached.Options
 }
@@ -171,7 +169,7 @@ type serverConfig struct {
 // configure reads the files that options name, and returns errors of values before anything is
 // changed.
 func (c *serverCommand) configure(ctx context.Context, effect inEffect, log *slog.Logger) (*serverConfig, error) {
-	key, err := readSigningKey(c.SigningKey)
+	keys, err := c.serverKeyOptions.read()
 	if err != nil {
 		return nil, err
 	}
@@ -190,7 +188,7 @@ func (c *serverCommand) configure(ctx context.Context, effect inEffect, log *slo
 	if err := dump.CheckPath(ctx, c.path(c.Database), c.Database); err != nil {
 		return nil, fmt.Errorf("--database-dump: %w", err)
 	}
-	return &serverConfig{effect, key, storageCache, cacheOptions}, nil
+	return &serverConfig{effect, keys, storageCache, cacheOptions}, nil
 }
 
 // limits returns the limits on connections.
@@ -203,19 +201,4 @@ func (c *serverCommand) limits() engine.Limits {
 		limits.PerAddress = int(*c.MaxConnectionsPerAddress)
 	}
 	return limits
-}
-
-// readSigningKey reads the public key, and refuses a file that holds the secret one.
-func readSigningKey(name string) ([]byte, error) {
-	if name == "" {
-		return nil, nil
-	}
-	key, err := os.ReadFile(name)
-	if err != nil {
-		return nil, fmt.Errorf("--signing-key: %w", err)
-	}
-	if !strings.HasPrefix(strings.TrimSpace(string(key)), "(public-key") || strings.Contains(string(key), "private-key") {
-		return nil, usagef("--signing-key=%s: not a public key: name a file that begins with \"(public-key\", such as /etc/guix/signing-key.pub", name)
-	}
-	return key, nil
 }

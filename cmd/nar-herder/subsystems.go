@@ -57,7 +57,9 @@ func (s *subsystems) open(ctx context.Context, c *serverCommand, config *serverC
 	if c.Mirror != nil {
 		policy = owner.IfEmpty
 	}
-	s.store, err = open(ctx, c.Database, c.Storage, opening{index.Options{ReadWhenFull: true}, policy, c.StorageReadOnly, config.storageCache}, log)
+	s.store, err = open(ctx, c.Database, c.Storage, opening{
+		Options: index.Options{ReadWhenFull: true}, policy: policy, readOnly: c.StorageReadOnly, cache: config.storageCache, keys: config.keys.authorized,
+	}, log)
 	if err != nil {
 		return err
 	}
@@ -66,6 +68,7 @@ func (s *subsystems) open(ctx context.Context, c *serverCommand, config *serverC
 	}
 	log.Info("starting", "version", version(), "database", c.Database, "storage", s.store.name(), "pid", os.Getpid())
 	config.effect.log(log)
+	config.keys.warn(ctx, s.store.index, log)
 	return nil
 }
 
@@ -97,7 +100,7 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	if s.fetcher, err = c.newFetcher(store, s.peers, s.passing, log); err != nil {
 		return err
 	}
-	s.follower = c.newFollower(store, s.peers, s.fetcher, log)
+	s.follower = c.newFollower(store, config.keys.mirror, s.peers, s.fetcher, log)
 	if s.dumps, err = c.newDumps(store, s.follower, log); err != nil {
 		return err
 	}
@@ -107,7 +110,7 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	if s.passing != nil {
 		s.passing.Turns = s.server.Processors()
 	}
-	s.server.Registry().MustRegister(s.collectors()...)
+	s.server.Registry().MustRegister(append(s.collectors(), config.keys.metric())...)
 	s.changes, err = store.index.Watch(ctx)
 	return err
 }
@@ -145,7 +148,7 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 		AccelRedirect: c.XAccelRedirect,
 		HideMetrics:   c.PublicMetrics == "no",
 		AnswerCache:   max(int64(c.NarinfoCacheSize), 0),
-		SigningKey:    config.signingKey,
+		SigningKeys:   config.keys.published,
 
 		TrustedProxies: proxies(c.TrustedProxies),
 		Limits:         c.limits(),

@@ -18,6 +18,7 @@ import (
 	"nar-herder/internal/pace"
 	"nar-herder/mirror/health"
 	"nar-herder/mirror/sourcedump"
+	"nar-herder/narinfo/signing"
 	"nar-herder/peer"
 	"nar-herder/peer/download"
 )
@@ -27,6 +28,8 @@ type Bootstrap struct {
 	// FirstPause is the pause after a failure, which doubles with each in a row up to
 	// lastPause.
 	FirstPause time.Duration
+	// Keys are authorized to sign the narinfos; nil for any key.
+	Keys *signing.Keys
 
 	database string
 	source   *peer.Peer
@@ -172,7 +175,7 @@ func (b *Bootstrap) downloadIndex(ctx context.Context, name string) (file *downl
 	var downloaded atomic.Bool
 	go func() {
 		now := time.Now()
-		build := &build{log: b.log, source: b.source.String(), now: now, fallback: now, doing: func(what string) {
+		build := &build{log: b.log, source: b.source.String(), keys: b.Keys, now: now, fallback: now, doing: func(what string) {
 			if downloaded.Load() {
 				b.doing(what)
 			}
@@ -288,7 +291,7 @@ func (b *Bootstrap) buildDump(ctx context.Context, d *sourcedump.Dump) error {
 		return err
 	}
 	now := time.Now()
-	build := &build{log: b.log, source: b.source.String(), doing: b.doing, now: now, fallback: now}
+	build := &build{log: b.log, source: b.source.String(), keys: b.Keys, doing: b.doing, now: now, fallback: now}
 	if !d.Modified.IsZero() && d.Modified.Before(now) {
 		build.fallback = d.Modified
 	}

@@ -17,6 +17,7 @@ import (
 	"nar-herder/mirror/health"
 	"nar-herder/mirror/sourcedump"
 	"nar-herder/narinfo"
+	"nar-herder/narinfo/signing"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
@@ -52,6 +53,8 @@ func badIndex(err error) error {
 type build struct {
 	log    *slog.Logger
 	source string
+	// keys are authorized to sign the narinfos; nil for any key.
+	keys *signing.Keys
 	// doing receives a line of progress.
 	doing func(string)
 	// count is the expected number of items, and fallback the time of items without a valid
@@ -60,7 +63,10 @@ type build struct {
 	fallback time.Time
 	now      time.Time
 
-	bad int64
+	bad     int64
+	refused cursor.Refused
+	// dump is what the index is built from; nil for a copy of an index.
+	dump *sourcedump.Dump
 }
 
 // prepared is a row of the new index, or the reason why it was rejected.
@@ -148,18 +154,32 @@ func run[T any](ctx context.Context, b *build, builder *index.Builder, rows iter
 	return ctx.Err()
 }
 
-// take writes a row, or counts it as bad.
+// take writes a row, or counts it as refused or bad.
 func (b *build) take(builder *index.Builder, made *prepared) error {
 	if made.err == nil {
 		return builder.Add(&made.row)
 	}
-	if b.bad++; b.bad <= sourcedump.MaxLoggedBad {
+	if reason := storage.Reason(made.err); reason != "" {
+		if b.refused.Counts[reason] == 0 {
+			b.log.Warn("refused a narinfo of the source because of its signature; others with the same reason are only counted", "source", b.source, "reason", string(reason), "error", made.err)
+		}
+		b.refused = b.refused.With(b.keys, reason, 1, b.now)
+		if b.dump == nil || !b.dump.IsDamage(made.err) {
+			return nil
+		}
+		b.bad++
+	} else if b.bad++; b.bad <= sourcedump.MaxLoggedBad {
 		b.log.Error("skipped a narinfo that the source publishes: it is invalid", "source", b.source, "error", made.err)
 	}
 	if sourcedump.TooManyBad(b.bad, b.count) {
 		return fmt.Errorf("%w: over %d of %d, the last: %w", errManyBad, b.bad-1, b.count, made.err)
 	}
 	return nil
+}
+
+// named adds the item's name to an error.
+func named(n *narinfo.Narinfo, err error) error {
+	return fmt.Errorf("%s: %w", n.StorePath.BaseName(), err)
 }
 
 // entry sets the time at which an item was added, or the fallback if that makes no sense.
@@ -172,7 +192,8 @@ func (b *build) entry(entry *index.Entry, at time.Time) *index.Entry {
 }
 
 // finish finishes the index with the cursor from which the source is followed.
-func finish(ctx context.Context, builder *index.Builder, at cursor.Cursor) error {
+func (b *build) finish(ctx context.Context, builder *index.Builder, at cursor.Cursor) error {
+	at.Refused = b.refused
 	settings, err := at.Settings()
 	if err != nil {
 		return errors.Join(err, builder.Abort())
@@ -213,6 +234,11 @@ func (b *build) fromIndex(ctx context.Context, name string, fsys fs.FS, file str
 		if err == nil {
 			err = storage.AdmitInto(&m.n, text)
 		}
+		if err == nil && b.keys != nil {
+			if err = storage.Authorize(&m.n, b.keys); err != nil {
+				err = named(&m.n, err)
+			}
+		}
 		if err != nil {
 			return index.Row{}, err // it may quote the text, so the memory isn't reused
 		}
@@ -227,7 +253,7 @@ func (b *build) fromIndex(ctx context.Context, name string, fsys fs.FS, file str
 	if err != nil {
 		return errors.Join(err, builder.Abort())
 	}
-	return finish(ctx, builder, cursor.Cursor{Source: b.source, Instance: foreign.Instance, Position: foreign.LastChange})
+	return b.finish(ctx, builder, cursor.Cursor{Source: b.source, Instance: foreign.Instance, Position: foreign.LastChange})
 }
 
 // fromDump builds the index with the name from a dump, and gives it a cursor.
@@ -236,9 +262,13 @@ func (b *build) fromDump(ctx context.Context, name string, d *sourcedump.Dump, a
 	if err != nil {
 		return err
 	}
+	b.dump = d
 	size := func(e sourcedump.Entry) int { return len(e.Text) }
 	err = run(ctx, b, builder, d.Entries(ctx), size, func(e sourcedump.Entry) (index.Row, error) {
-		n, err := d.Admit(e)
+		n, err := d.Admit(e, b.keys)
+		if storage.Reason(err) != "" {
+			err = named(n, err)
+		}
 		if err != nil {
 			return index.Row{}, err
 		}
@@ -250,5 +280,5 @@ func (b *build) fromDump(ctx context.Context, name string, d *sourcedump.Dump, a
 	if err != nil {
 		return errors.Join(err, builder.Abort())
 	}
-	return finish(ctx, builder, at)
+	return b.finish(ctx, builder, at)
 }

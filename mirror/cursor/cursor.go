@@ -46,6 +46,8 @@ type Cursor struct {
 	// Owed is the entity tag of a dump after which nothing was withdrawn, because it
 	// didn't name all items that are damaged at the source.
 	Owed string `json:"owed,omitempty"`
+	// Refused has the narinfos that were refused.
+	Refused Refused `json:"refused,omitzero"`
 }
 
 // setting is the key of the cursor in the index's settings.
@@ -159,7 +161,7 @@ func (c Cursor) From() time.Time { return c.Since.Add(-overlap) }
 // With returns the cursor after further changes. A change dated in the future is
 // remembered but doesn't move the cursor: changes with the right time would be missed.
 func (c Cursor) With(changes Seen, now time.Time) Cursor {
-	next := Cursor{Source: c.Source, Since: c.Since, Removals: c.Removals, Owed: c.Owed, Seen: make(Seen, len(c.Seen)+len(changes))}
+	next := Cursor{Source: c.Source, Since: c.Since, Removals: c.Removals, Owed: c.Owed, Refused: c.Refused, Seen: make(Seen, len(c.Seen)+len(changes))}
 	for _, at := range changes {
 		if at.After(next.Since) && !stamp.IsAhead(at, now) {
 			next.Since = at

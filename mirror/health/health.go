@@ -28,6 +28,9 @@ type Status struct {
 	// PassedOver counts the changes that were skipped since the start because they made
 	// no sense.
 	PassedOver int64 `json:"passed_over"`
+	// Refused counts the narinfos that were refused because of their signatures since a
+	// dump of the source was used.
+	Refused int64 `json:"refused,omitempty"`
 	// Doing names work that takes long.
 	Doing string `json:"doing,omitempty"`
 }

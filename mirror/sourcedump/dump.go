@@ -116,31 +116,23 @@ func (d *Dump) CheckSum(ctx context.Context) error {
 	return nil
 }
 
-// Admit parses an item's narinfo. If the dump has no sum, the narinfo must match the hash
-// in its signature, and in a dump that isn't verified it must have a signature.
-func (d *Dump) Admit(e Entry) (*narinfo.Narinfo, error) {
+// Admit parses an item's narinfo. With keys, one of them must have signed it. If keys is nil,
+// and the dump has no sum, any key must have. A narinfo that is refused is returned as well.
+func (d *Dump) Admit(e Entry, keys *signing.Keys) (*narinfo.Narinfo, error) {
 	if e.Err != nil {
 		return nil, e.Err
 	}
 	n, err := storage.Admit(e.Text)
-	if err == nil && !d.hasSum() {
-		if err = Plausible(n); d.Verified && errors.Is(err, narinfo.ErrUnsigned) {
-			err = nil
-		}
+	if err == nil && (keys != nil || !d.hasSum()) {
+		err = storage.Authorize(n, keys)
 	}
-	if err != nil {
-		return nil, err
-	}
-	return n, nil
+	return n, err
 }
 
-// Plausible checks a narinfo that came without a digest against the hash in its signature.
-// One without a signature may have lost it on its way, and clients can't use it either.
-func Plausible(n *narinfo.Narinfo) error {
-	if err := n.CheckSignature(nil); err != nil && !errors.Is(err, signing.ErrUnknownAlgorithm) {
-		return err
-	}
-	return nil
+// IsDamage reports whether an error of [Dump.Admit] may be due to damage of the file.
+func (d *Dump) IsDamage(err error) bool {
+	reason := storage.Reason(err)
+	return reason == "" || reason == storage.BadSignature && !d.Verified
 }
 
 // MaxLoggedBad bounds the wrong items that are logged one by one, and is allowed in any

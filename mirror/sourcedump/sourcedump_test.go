@@ -79,11 +79,11 @@ func TestAdmit(t *testing.T) {
 	}{
 		{Dump{}, true, false, false},
 		{Dump{Sum: "1"}, true, false, false},
-		{Dump{Verified: true}, true, true, false},
+		{Dump{Verified: true}, true, false, false},
 		{Dump{Verified: true, Sum: "1"}, true, true, true},
 	} {
 		for text, want := range map[string]bool{signed: test.signed, unsigned: test.unsigned, bad: test.bad} {
-			if _, err := test.dump.Admit(Entry{Item: original.Item{Text: []byte(text)}}); (err == nil) != want {
+			if _, err := test.dump.Admit(Entry{Item: original.Item{Text: []byte(text)}}, nil); (err == nil) != want {
 				t.Errorf("verified %v, sum %q: %v of\n%s", test.dump.Verified, test.dump.Sum, err, text)
 			}
 		}

@@ -49,6 +49,12 @@ const (
 	Unstored
 	// Incomplete: the item refers to others that have no narinfo or are withdrawn.
 	Incomplete
+	// Unsigned: the item has no signature.
+	Unsigned
+	// BadSignature: the item's signature doesn't match its narinfo.
+	BadSignature
+	// Unauthorized: none of the authorized keys has signed the item.
+	Unauthorized
 	// Unreferenced: no item names the file.
 	Unreferenced
 	// Temporary: the file is being written, or its writer was killed.
@@ -58,7 +64,12 @@ const (
 )
 
 func (k FindingKind) String() string {
-	return [...]string{"unknown", "missing", "wrong size", "corrupt", "unrecorded", "damaged", "unstored", "incomplete", "stranger", "temporary", "quarantined"}[k]
+	return [...]string{"unknown", "missing", "wrong size", "corrupt", "unrecorded", "damaged", "unstored", "incomplete", "unsigned", "bad signature", "unauthorized", "stranger", "temporary", "quarantined"}[k]
+}
+
+// IsAboutSignature reports whether clients refuse the item's narinfo.
+func (k FindingKind) IsAboutSignature() bool {
+	return k == Unsigned || k == BadSignature || k == Unauthorized
 }
 
 // IsNotice reports whether the finding does no harm.

@@ -104,6 +104,9 @@ func (r *Repairer) Repair(ctx context.Context, finding Finding) (repair Repair) 
 	if finding.Kind == Damaged { // not about files
 		return r.damaged(ctx, finding.Damage)
 	}
+	if finding.Kind.IsAboutSignature() {
+		return repair // only another narinfo would help
+	}
 	if err := r.c.MayDelete(ctx); err != nil {
 		return Repair{Err: err}
 	}

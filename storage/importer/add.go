@@ -71,6 +71,9 @@ type Result struct {
 	Err error
 	// Bytes were added to the storage.
 	Bytes int64
+	// Unsigned says that the narinfo has no signature, and was accepted since no keys are
+	// known.
+	Unsigned bool
 }
 
 var (

@@ -330,12 +330,17 @@ func (im *Importer) commitAll(ctx context.Context, ready <-chan importing, plan 
 type Summary struct {
 	Outcomes [Replaced + 1]int
 	Bytes    int64
+	// Unsigned counts items without a signature.
+	Unsigned int
 }
 
 // Count adds a result.
 func (s *Summary) Count(r Result) {
 	s.Outcomes[r.Outcome]++
 	s.Bytes += r.Bytes
+	if r.Unsigned {
+		s.Unsigned++
+	}
 }
 
 // String lists the outcomes that occurred.

@@ -65,7 +65,11 @@ func (im *Importer) prepare(ctx context.Context, addition *Addition) *prepared {
 	n := addition.Narinfo
 	p := &prepared{Addition: addition, entry: im.index.Prepare(n), staged: make([]bytestore.Staged, len(n.Files)), early: make([]*bytestore.Info, len(n.Files))}
 	p.entry.AddedAt = im.Now()
-	if err := storage.CheckNarinfo(n); err != nil {
+	err := storage.CheckNarinfo(n)
+	if err == nil {
+		err = im.authorize(p)
+	}
+	if err != nil {
 		p.fail(err)
 		return p
 	}
@@ -111,6 +115,17 @@ func (im *Importer) prepare(ctx context.Context, addition *Addition) *prepared {
 		}
 	}
 	return p
+}
+
+// authorize refuses a narinfo that no authorized key has signed. Without keys, it accepts one
+// without a signature.
+func (im *Importer) authorize(p *prepared) error {
+	err := storage.Authorize(p.Narinfo, im.Keys())
+	if im.Keys() == nil && storage.Reason(err) == storage.Unsigned {
+		p.result.Unsigned = true
+		return nil
+	}
+	return err
 }
 
 // mended repairs a damaged item with a narinfo and returns it, or nil without an error if

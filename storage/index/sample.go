@@ -73,3 +73,22 @@ func (x *Index) Sample(ctx context.Context, n int, stored bool) (items []*Item, 
 	}
 	return items, nil
 }
+
+const newestItems = itemColumns + " WHERE n.withdrawn_at IS NULL ORDER BY i.id DESC LIMIT ?"
+
+// Newest returns up to n items that were added last and are not withdrawn, without damaged ones.
+func (x *Index) Newest(ctx context.Context, n int) (items []*Item, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		items = nil
+		return c.rows(newestItems, []driver.Value{int64(n)}, func(row []driver.Value) (bool, error) {
+			if item, err := x.item(row); err == nil {
+				items = append(items, item)
+			}
+			return true, nil
+		})
+	})
+	if err != nil {
+		return nil, describe("read the newest items of "+x.path, err)
+	}
+	return items, nil
+}
