@@ -45,6 +45,10 @@ type Options struct {
 	Replace        bool
 	WithReferences bool
 	Tags           []index.Tag
+	Decode         storage.Decoder
+	// Verifying is called, by several goroutines at a time, for the bytes of files that are
+	// verified; may be nil.
+	Verifying func(bytes int64)
 }
 
 // Imported is the result for one narinfo file.
@@ -228,7 +232,7 @@ func (im *Importer) prepareFile(ctx context.Context, file narinfoFile, options O
 	return im.prepare(ctx, &Addition{
 		Narinfo: n, Directories: directories,
 		Keep: options.Keep, Replace: options.Replace, WithReferences: options.WithReferences, Tags: options.Tags,
-		planned: planned,
+		Decode: options.Decode, verifying: options.Verifying, planned: planned,
 	})
 }
 
@@ -328,14 +332,16 @@ func (im *Importer) commitAll(ctx context.Context, ready <-chan importing, plan 
 
 // Summary counts the outcomes of an import.
 type Summary struct {
-	Outcomes [Replaced + 1]int
-	Bytes    int64
+	Outcomes   [Replaced + 1]int
+	Bytes      int64
+	Unverified int
 }
 
 // Count adds a result.
 func (s *Summary) Count(r Result) {
 	s.Outcomes[r.Outcome]++
 	s.Bytes += r.Bytes
+	s.Unverified += r.Unverified
 }
 
 // String lists the outcomes that occurred.
