@@ -293,7 +293,7 @@ func MarkStored(entry *index.Entry, n int, size int64) {
 }
 
 // CarryStored marks those files of a new row as stored that the old row of the same nar has as
-// stored. It is for callers without access to the byte store.
+// stored, and as verified. It is for callers without access to the byte store.
 func CarryStored(entry *index.Entry, old *Item) {
 	if old.Narinfo.NarHash != entry.Narinfo.NarHash {
 		return
@@ -305,6 +305,7 @@ func CarryStored(entry *index.Entry, old *Item) {
 		}
 		if i := old.FileNamed(name); i >= 0 && old.HasStored(i) && (file.Size < 0 || file.Size == old.StoredSize(i)) {
 			MarkStored(entry, n, old.StoredSize(i))
+			entry.VerifiedAt = old.VerifiedAt
 		}
 	}
 }

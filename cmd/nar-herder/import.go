@@ -20,6 +20,7 @@ type importCommand struct {
 	EnsureReferencesExist bool       `help:"Refuse items that refer to items without a narinfo."`
 	Keep                  bool       `help:"Copy nars into the storage instead of moving them."`
 	Replace               bool       `argumentsonly:"" help:"Replace the nar of an item that is already served."`
+	NoVerify              bool       `argumentsonly:"" help:"Don't decompress nars to compare them with their NarHash. For moving terabytes; 'check --verify' reads them later."`
 
 	Names []string `arg:"" name:"file-or-directory" help:"Narinfo files, or directories to search for narinfo files."`
 }
@@ -54,12 +55,18 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 		}
 	}
 	progress := newProgress(s.err, "importing", "narinfos", 0)
+	options := importer.Options{Keep: c.Keep, Replace: c.Replace, WithReferences: c.EnsureReferencesExist, Tags: tags(c.Tag)}
+	if !c.NoVerify {
+		options.Decode, options.Verifying = decodeNar, progress.moved
+	}
 	var summary importer.Summary
-	err = importer.New(store.Storage).Import(ctx, c.Names, importer.Options{
-		Keep: c.Keep, Replace: c.Replace, WithReferences: c.EnsureReferencesExist, Tags: tags(c.Tag),
-	}, func(imported importer.Imported) {
+	err = importer.New(store.Storage).Import(ctx, c.Names, options, func(imported importer.Imported) {
 		summary.Count(imported.Result)
-		progress.add(imported.Bytes)
+		if c.NoVerify {
+			progress.add(imported.Bytes)
+		} else {
+			progress.add(0) // its bytes were counted as they were verified
+		}
 		if imported.Outcome == importer.Failed {
 			progress.clear()
 			printf(s.err, "nar-herder: import %s: %v\n", imported.File, imported.Err)
@@ -76,6 +83,9 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 	printf(s.out, "%s; %s of nars added to the storage\n", &summary, byteCount(summary.Bytes))
 	if summary.Unsigned > 0 {
 		printf(s.err, "nar-herder: warning: %s imported without a signature: clients refuse narinfos that no key has signed; --acl or --authorized-key would refuse them here\n", countOf(summary.Unsigned, "narinfo"))
+	}
+	if summary.Unverified > 0 {
+		printf(s.out, "%s not verified; next: nar-herder check --verify\n", countOf(summary.Unverified, "nar"))
 	}
 	if err != nil {
 		return fmt.Errorf("import: %w", err)

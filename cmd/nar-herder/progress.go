@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
@@ -19,33 +20,38 @@ type progress struct {
 	all      int64  // unknown if not positive
 	bar      *progressbar.ProgressBar
 	start    time.Time
-	next     time.Time
 	terminal bool
-	items    int64
-	bytes    int64
+
+	mu    sync.Mutex
+	next  time.Time
+	items int64
+	bytes int64
 }
 
 const (
-	progressAfter = 2 * time.Second
-	progressEvery = 10 * time.Second
+	progressAfter = 2 * time.Second // on a terminal
+	progressEvery = time.Minute     // elsewhere
+	rateEvery     = time.Second     // on a terminal
 )
 
 func newProgress(out io.Writer, doing, what string, all int64) *progress {
 	p := &progress{out: out, doing: doing, what: what, all: all, start: time.Now()}
-	p.next = p.start.Add(progressAfter)
-	if file, ok := out.(*os.File); ok {
-		p.terminal = term.IsTerminal(int(file.Fd()))
+	p.next = p.start.Add(progressEvery)
+	if file, ok := out.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
+		p.terminal = true
+		p.next = p.start.Add(progressAfter)
 	}
 	return p
 }
 
-// add counts an item that is done.
+// add counts an item that is done, and its bytes.
 func (p *progress) add(bytes int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.items++
 	p.bytes += bytes
 	if p.bar != nil {
 		_ = p.bar.Add(1) // fails when the terminal is closed
-		return
 	}
 	if p.items%64 != 0 && bytes == 0 {
 		return // reading the clock costs more than the rest
@@ -53,8 +59,18 @@ func (p *progress) add(bytes int64) {
 	p.show()
 }
 
+// moved counts bytes of an item that is not done yet.
+func (p *progress) moved(bytes int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.bytes += bytes
+	p.show()
+}
+
 // reach sets the number of items that are done.
 func (p *progress) reach(items int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	more := items - p.items
 	if more <= 0 {
 		return
@@ -67,18 +83,28 @@ func (p *progress) reach(items int64) {
 	p.show()
 }
 
-// show starts the bar or writes a line when it is due.
+// show starts the bar, updates its rate, or writes a line when that is due. The mutex is held.
 func (p *progress) show() {
 	now := time.Now()
 	if now.Before(p.next) {
 		return
 	}
+	rate := ""
+	if p.bytes > 0 {
+		rate = fmt.Sprintf(", %.1f MB/s", float64(p.bytes)/1e6/now.Sub(p.start).Seconds())
+	}
+	if p.bar != nil {
+		p.next = now.Add(rateEvery)
+		p.bar.Describe(p.doing + rate)
+		return
+	}
 	if p.terminal {
+		p.next = now.Add(rateEvery)
 		most := p.all
 		if most <= 0 {
 			most = -1 // a bar of unknown length
 		}
-		p.bar = progressbar.NewOptions64(most, progressbar.OptionSetWriter(p.out), progressbar.OptionSetDescription(p.doing),
+		p.bar = progressbar.NewOptions64(most, progressbar.OptionSetWriter(p.out), progressbar.OptionSetDescription(p.doing+rate),
 			progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString(p.what),
 			progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish())
 		_ = p.bar.Add64(p.items)
@@ -93,12 +119,14 @@ func (p *progress) show() {
 	if p.bytes > 0 {
 		nars = ", " + byteCount(p.bytes) + " of nars"
 	}
-	fmt.Fprintf(p.out, "%s: %d%s %s%s, %.0f %s/s\n",
-		p.doing, p.items, of, p.what, nars, float64(p.items)/now.Sub(p.start).Seconds(), p.what)
+	fmt.Fprintf(p.out, "%s: %d%s %s%s, %.0f %s/s%s\n",
+		p.doing, p.items, of, p.what, nars, float64(p.items)/now.Sub(p.start).Seconds(), p.what, rate)
 }
 
 // clear hides the bar before a line of output.
 func (p *progress) clear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.bar != nil {
 		_ = p.bar.Clear()
 	}

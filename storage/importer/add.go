@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
@@ -32,7 +33,12 @@ type Addition struct {
 	// WithReferences adds the item only if each of its references has a narinfo.
 	WithReferences bool
 	Tags           []index.Tag
+	// Decode decompresses each file that is added, to compare it with the NarHash; nil adds
+	// files unverified.
+	Decode storage.Decoder
 
+	// verifying is called for the bytes of files that are verified; may be nil.
+	verifying func(bytes int64)
 	// planned says that the same import may add missing references.
 	planned bool
 }
@@ -74,6 +80,8 @@ type Result struct {
 	// Unsigned says that the narinfo has no signature, and was accepted since no keys are
 	// known.
 	Unsigned bool
+	// Unverified counts the files that were added without being verified.
+	Unverified int
 }
 
 var (
@@ -311,7 +319,7 @@ func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, re
 	if err != nil && !errors.Is(err, storage.ErrNotFound) {
 		return err
 	}
-	if row == nil && p.passed {
+	if row == nil && (p.passed || p.claimed != 0) {
 		return storage.ErrChanged
 	}
 	if row == nil {
@@ -322,7 +330,7 @@ func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, re
 	if err != nil {
 		return err
 	}
-	if p.passed && old.Narinfo.NarHash == n.NarHash {
+	if p.passed && old.Narinfo.NarHash == n.NarHash || !p.stillClaimed(old) {
 		return storage.ErrChanged
 	}
 	withdrawn := !old.WithdrawnAt.IsZero()
@@ -339,7 +347,7 @@ func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, re
 			if err := im.show(ctx, tx, p, old, replaced, late); err != nil {
 				return err
 			}
-			if err := tx.SetStored(old.Hash, p.entry.Stored|old.Stored, p.entry.Sizes, p.entry.VerifiedAt); err != nil {
+			if err := p.setStored(tx, old); err != nil {
 				return err
 			}
 		}
@@ -380,6 +388,9 @@ func (im *Importer) put(ctx context.Context, tx *index.Tx, p *prepared, old *sto
 				return err
 			}
 		}
+	}
+	if im.bytes != nil {
+		p.entry.VerifiedAt = p.verifiedAt(old)
 	}
 	if err := tx.Put(p.entry, row); err != nil {
 		return err
@@ -438,8 +449,21 @@ func (im *Importer) show(ctx context.Context, tx *index.Tx, p *prepared, old *st
 		}
 		*late = append(*late, func(ctx context.Context) error { return im.isStill(ctx, p, n) })
 	}
-	p.result.Bytes = p.bytes
+	p.result.Bytes, p.result.Unverified = p.bytes, p.unverified()
 	return nil
+}
+
+// setStored records the files of an addition in the row of the same narinfo.
+func (p *prepared) setStored(tx *index.Tx, row *storage.Item) error {
+	stored := p.entry.Stored | row.Stored
+	var added time.Time
+	if p.unverified() == 0 {
+		added = p.begun
+	}
+	if err := tx.SetStored(row.Hash, stored, p.entry.Sizes, added); err != nil || stored&^p.verified != 0 {
+		return err
+	}
+	return tx.SetVerified(row.Hash, p.begun)
 }
 
 // isStill returns an error unless the Nth file of an addition, which was found in the
@@ -448,6 +472,9 @@ func (im *Importer) isStill(ctx context.Context, p *prepared, n int) error {
 	name, err := p.Narinfo.Files[n].Path()
 	if err != nil {
 		return err
+	}
+	if p.seen[n] != nil {
+		return im.IsUnchanged(ctx, name, *p.seen[n])
 	}
 	info, err := im.bytes.Stat(ctx, name)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size != index.FileSize(p.Narinfo, n, p.entry.Sizes) {

@@ -45,6 +45,10 @@ type Options struct {
 	Replace        bool
 	WithReferences bool
 	Tags           []index.Tag
+	Decode         storage.Decoder
+	// Verifying is called, by several goroutines at a time, for the bytes of files that are
+	// verified; may be nil.
+	Verifying func(bytes int64)
 }
 
 // Imported is the result for one narinfo file.
@@ -228,7 +232,7 @@ func (im *Importer) prepareFile(ctx context.Context, file narinfoFile, options O
 	return im.prepare(ctx, &Addition{
 		Narinfo: n, Directories: directories,
 		Keep: options.Keep, Replace: options.Replace, WithReferences: options.WithReferences, Tags: options.Tags,
-		planned: planned,
+		Decode: options.Decode, verifying: options.Verifying, planned: planned,
 	})
 }
 
@@ -330,8 +334,9 @@ func (im *Importer) commitAll(ctx context.Context, ready <-chan importing, plan 
 type Summary struct {
 	Outcomes [Replaced + 1]int
 	Bytes    int64
-	// Unsigned counts items without a signature.
-	Unsigned int
+	// Unsigned counts items without a signature, and Unverified files that were added without
+	// being verified.
+	Unsigned, Unverified int
 }
 
 // Count adds a result.
@@ -341,6 +346,7 @@ func (s *Summary) Count(r Result) {
 	if r.Unsigned {
 		s.Unsigned++
 	}
+	s.Unverified += r.Unverified
 }
 
 // String lists the outcomes that occurred.

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
 	"slices"
 	"syscall"
+	"time"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
@@ -32,6 +34,12 @@ type prepared struct {
 	// fresh are names that were new when a file was committed before the transaction, by
 	// this attempt or an earlier one; see discardFresh.
 	fresh []string
+	// verified has the bits of the files that were compared with the NarHash, not before
+	// begun; claimed those that the old row claims and that were not read. seen[N] describes
+	// the Nth file if it was in the storage and verified.
+	verified, claimed uint64
+	begun             time.Time
+	seen              []*bytestore.Info
 	// moved are files outside the storage that are removed after the commit.
 	moved []movedFile
 	// obsolete are names in the storage that may be deleted then.
@@ -63,8 +71,11 @@ func (f movedFile) remove() error {
 // files and stages those that will be added. It sets p.result if that fails.
 func (im *Importer) prepare(ctx context.Context, addition *Addition) *prepared {
 	n := addition.Narinfo
-	p := &prepared{Addition: addition, entry: im.index.Prepare(n), staged: make([]bytestore.Staged, len(n.Files)), early: make([]*bytestore.Info, len(n.Files))}
-	p.entry.AddedAt = im.Now()
+	p := &prepared{
+		Addition: addition, entry: im.index.Prepare(n), begun: im.Now(),
+		staged: make([]bytestore.Staged, len(n.Files)), early: make([]*bytestore.Info, len(n.Files)), seen: make([]*bytestore.Info, len(n.Files)),
+	}
+	p.entry.AddedAt = p.begun
 	err := storage.CheckNarinfo(n)
 	if err == nil {
 		err = im.authorize(p)
@@ -181,10 +192,14 @@ func (im *Importer) find(ctx context.Context, p *prepared, n int, name string) e
 	// If the item will be replaced, a stored file is the old nar, even if it is as long as
 	// the new one, unless no directory has another.
 	replaces := p.old != nil && p.old.Narinfo.NarHash != p.Narinfo.NarHash
-	if fits && !replaces && !doubtful {
-		return im.take(ctx, p, n, name, info.Size)
-	}
 	var wrong error
+	if fits && !replaces && !doubtful {
+		err := im.take(ctx, p, n, name, info.Size)
+		if !errors.Is(err, storage.ErrWrongNar) {
+			return err
+		}
+		wrong = fmt.Errorf("%s in storage %s: %w: remove it, or replace it with the right file", name, im.bytes, err)
+	}
 	if inStorage && !fits {
 		wrong = fmt.Errorf("%w: %s in storage %s has %d bytes, the narinfo says %d: remove it, or replace it with the complete file", bytestore.ErrWrongSize, name, im.bytes, info.Size, want)
 	}
@@ -207,8 +222,8 @@ func (im *Importer) find(ctx context.Context, p *prepared, n int, name string) e
 		return fmt.Errorf("its nar %s: %w", name, errReplacing)
 	}
 	// Another import of the same directory may just have moved it.
-	if info, err = im.bytes.Stat(ctx, name); err == nil && (want < 0 || info.Size == want) {
-		return im.take(ctx, p, n, name, info.Size)
+	if now, err := im.bytes.Stat(ctx, name); err == nil && (want < 0 || now.Size == want) && (wrong == nil || !now.IsSame(info)) {
+		return im.take(ctx, p, n, name, now.Size)
 	}
 	if wrong != nil {
 		return wrong
@@ -220,10 +235,17 @@ func (im *Importer) find(ctx context.Context, p *prepared, n int, name string) e
 	return fmt.Errorf("its nar %s was not found: looked in %s: %w", name, where, fs.ErrNotExist)
 }
 
-// take flushes the Nth file, which is in the storage.
+// take flushes the Nth file, which is in the storage, and verifies it unless the row claims
+// it.
 func (im *Importer) take(ctx context.Context, p *prepared, n int, name string, size int64) error {
 	storage.MarkStored(p.entry, n, size)
+	// Flush before reading, so that the verified bytes are those on the disk.
 	err := im.bytes.Flush(ctx, name)
+	if claims(p.old, p.Narinfo, name, size) {
+		p.claimed |= 1 << n
+	} else if err == nil && p.Decode != nil {
+		err = im.verifyStored(ctx, p, n, name)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return storage.ErrChanged // it has just been removed
 	}
@@ -316,12 +338,23 @@ func (im *Importer) stageFrom(ctx context.Context, p *prepared, n int, name, dir
 		if err != nil && !errors.Is(err, bytestore.ErrCantShare) {
 			return 0, err
 		}
+		// Only now, as nobody can write to it any more.
+		if err == nil && p.Decode != nil {
+			if err := p.verify(ctx, n, io.NewSectionReader(file, 0, size), p.Decode); err != nil {
+				return 0, fmt.Errorf("%s: %w", source, err)
+			}
+		}
 	}
 	if p.staged[n] == nil {
 		if err := room.Write(ctx); err != nil {
 			return 0, err
 		}
-		if p.staged[n], err = im.bytes.Stage(ctx, name, file, size); err != nil {
+		if p.Decode == nil {
+			p.staged[n], err = im.bytes.Stage(ctx, name, file, size)
+		} else if p.staged[n], err = im.stageVerified(ctx, p, n, name, file, size); errors.Is(err, storage.ErrWrongNar) || errors.Is(err, storage.ErrUnreadable) {
+			err = fmt.Errorf("%s: %w", source, err)
+		}
+		if err != nil {
 			return 0, err
 		}
 		room.SetWritten(size)

@@ -45,9 +45,10 @@ type replacements struct {
 
 type replacement struct {
 	// These are what the row claimed.
-	hash    narinfo.PathHash
-	narHash narinfo.NarHash
-	size    int64
+	hash     narinfo.PathHash
+	narHash  narinfo.NarHash
+	size     int64
+	verified time.Time
 	// sure says that the claim was right before this batch.
 	sure bool
 	// begun says that the file may be the new one, and shown that the transaction
@@ -118,7 +119,7 @@ func (r *replacements) unstore(tx *index.Tx, p *prepared) error {
 			continue
 		}
 		kept &^= old.FilesNamed(name)
-		r.files[name] = &replacement{hash: old.Hash, narHash: old.Narinfo.NarHash, size: old.StoredSize(i), sure: noted == ""}
+		r.files[name] = &replacement{hash: old.Hash, narHash: old.Narinfo.NarHash, size: old.StoredSize(i), verified: old.VerifiedAt, sure: noted == ""}
 		// Cancel a pending delete, because no row claims the file now.
 		if err := errors.Join(tx.SetSetting(replacingPrefix+name, r.value), tx.RemovePendingDeletes([]string{name})); err != nil {
 			return err
@@ -194,7 +195,7 @@ func (r *replacements) restore(tx *index.Tx, only *narinfo.PathHash) error {
 		if i < 0 || item.HasStored(i) || item.Narinfo.NarHash != file.narHash || item.StoredSize(i) != file.size {
 			continue
 		}
-		if err := tx.SetStored(item.Hash, item.Stored|item.FilesNamed(name), item.Sizes, time.Time{}); err != nil {
+		if err := tx.SetStored(item.Hash, item.Stored|item.FilesNamed(name), item.Sizes, file.verified); err != nil {
 			return err
 		}
 	}
