@@ -1,6 +1,7 @@
 package narinfo
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -72,11 +73,66 @@ func (n *Narinfo) checkSignedFields() error {
 }
 
 // Sign returns the text with a signature by key in place of that which it may have. The signed
-// bytes and the blocks of URL stay as they are. It doesn't verify the old signature.
+// bytes and the blocks of URL stay as they are. Sign doesn't verify the old signature.
 //
 // A text without a signature gets one below its last field other than URL, Compression,
 // FileSize and FileHash, so that these aren't signed, as in the narinfos of guix publish. host
-// is the name of the signer, see [signing.PrivateKey.Sign].
+// is the name of the signing machine, see [signing.PrivateKey.Sign].
 func (n *Narinfo) Sign(key *signing.PrivateKey, host string) ([]byte, error) {
-	return nil, errors.New("not implemented yet")
+	start, end := n.signatureLines()
+	above := n.Text[:start:start]
+	if start > 0 && above[start-1] != '\n' {
+		above = append(above, '\n')
+	}
+	if bytes.Contains(above, []byte(signatureMark)) {
+		return nil, fmt.Errorf("narinfo: can't be signed: the client takes only the text above the first %q for signed, but this is in a comment or in another field", signatureMark)
+	}
+	value, err := key.Sign(sha256.Sum256(above), host)
+	if err != nil {
+		return nil, fmt.Errorf("narinfo: sign: %w", err)
+	}
+	text := slices.Concat(above, []byte(signatureMark+" "+value+"\n"), n.Text[end:])
+	signed, err := Parse(text)
+	if err == nil {
+		err = signed.CheckSignature(nil)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("narinfo: can't be signed: %w", err)
+	}
+	return text, nil
+}
+
+// signatureLines returns the part of the text that is the field Signature. If it has none, the
+// part is empty and where the field should be.
+func (n *Narinfo) signatureLines() (start, end int) {
+	offset, field, found := 0, "", false
+	for line := range bytes.Lines(n.Text) {
+		next := offset + len(line)
+		switch {
+		case len(bytes.TrimSuffix(line, []byte("\n"))) == 0:
+			if field != "" {
+				return start, end // the end of the record
+			}
+		case line[0] == '#':
+		default:
+			if line[0] != '+' {
+				name, _, _ := bytes.Cut(line, []byte(":"))
+				field = string(name)
+				if field == "Signature" {
+					start, found = offset, true
+				}
+			}
+			switch field {
+			case "URL", "Compression", "FileSize", "FileHash":
+			case "Signature":
+				end = next
+			default:
+				if !found {
+					start, end = next, next
+				}
+			}
+		}
+		offset = next
+	}
+	return start, end
 }

@@ -18,10 +18,6 @@ import (
 	"nar-herder/narinfo/signing"
 )
 
-// oneSpace makes printed forms of different versions of libgcrypt comparable: older ones
-// print a space at the end of lines.
-func oneSpace(s string) string { return strings.ReplaceAll(s, " \n", "\n") }
-
 func TestSigningKey(t *testing.T) {
 	for _, test := range []struct{ narinfo, key string }{
 		{"production/bayfront-hello-2.12.2.narinfo", "production/bordeaux.guix.gnu.org.pub"},
@@ -40,8 +36,11 @@ func TestSigningKey(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := mustParse(t, text).SigningKey()
-		if err != nil || got != oneSpace(string(key)) {
-			t.Errorf("%s: got %q, %v, want %q", test.narinfo, got, err, oneSpace(string(key)))
+		// libgcrypt prints a space at the end of some lines. Guix's repository, where the
+		// first key is from, has removed it.
+		want := strings.NewReplacer("key\n", "key \n", "ecc\n", "ecc \n").Replace(string(key))
+		if err != nil || got != want {
+			t.Errorf("%s: got %q, %v, want %q", test.narinfo, got, err, want)
 		}
 	}
 }
@@ -52,7 +51,7 @@ func TestSigningKeyQuoted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = "(public-key\n (ecc\n  (curve Ed25519)\n  (q \"#9ÁÏó59ê\\v{|FØ6¥¸A²>%²^lDô=A?\\vÍÙ_\")\n  )\n )\n"
+	const want = "(public-key \n (ecc \n  (curve Ed25519)\n  (q \"#9ÁÏó59ê\\v{|FØ6¥¸A²>%²^lDô=A?\\vÍÙ_\")\n  )\n )\n"
 	if got, err := mustParse(t, text).SigningKey(); err != nil || got != want {
 		t.Errorf("got %q, %v, want %q", got, err, want)
 	}
@@ -208,7 +207,7 @@ func decodedSignature(t *testing.T, n *Narinfo) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.ToUpper(strings.Join(strings.FieldsFunc(string(text), func(r rune) bool { return strings.ContainsRune(" \n\t\r", r) }), " "))
+	return strings.ToUpper(strings.Join(strings.FieldsFunc(string(text), func(r rune) bool { return strings.ContainsRune(" \n\t\v\f\r", r) }), " "))
 }
 
 // sign returns the s-expression for a text.

@@ -5,7 +5,10 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"math/big"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	"filippo.io/edwards25519"
 )
@@ -14,32 +17,61 @@ import (
 // has 253 bits.
 const scalarSize = 32
 
-// checkECDSA verifies an ECDSA signature (ecdsa (r …) (s …)) of a hash by a key
-// (ecc (curve Ed25519) (q …)).
+// order is n.
+var order, _ = new(big.Int).SetString("7237005577332262213973186563042994240857116359379907606001950938285454250989", 10)
+
+// ecdsaKey verifies ECDSA signatures (ecdsa (r …) (s …)).
 //
 // This is ECDSA as in FIPS 186, but with the curve and the encoding of points of EdDSA (RFC
 // 8032): libgcrypt's default for this curve. No Go library has this mixture.
-func checkECDSA(values, key sexp, hash [sha256.Size]byte) error {
+type ecdsaKey struct {
+	q         *edwards25519.Point
+	multiples func() *multiples
+	uses      atomic.Int64
+}
+
+// usesForTable is the number of signatures by one key from which on a table of its multiples
+// is worth its time. It is above 1 against sources that sign each narinfo with another key.
+const usesForTable = 8
+
+// decodeECDSAKey decodes a key (ecc (curve Ed25519) (q …)). It also returns the key as
+// libgcrypt prints it.
+func decodeECDSAKey(key sexp) (*ecdsaKey, sexp, error) {
 	// A key with flags is for EdDSA, or has another form of q.
-	if err := key.only("curve", "q"); err != nil {
-		return err
+	if err := key.only(sexpCurve, "q"); err != nil {
+		return nil, sexp{}, err
 	}
-	if err := values.only("r", "s"); err != nil {
-		return err
-	}
-	curve, err := key.parameter("curve")
+	curve, err := key.parameter(sexpCurve)
 	if err != nil {
-		return err
+		return nil, sexp{}, err
 	}
 	if string(curve) != curveEd25519 {
-		return fmt.Errorf("%w: the curve is %.80q, only %s is known", ErrUnknownAlgorithm, curve, curveEd25519)
+		return nil, sexp{}, fmt.Errorf("%w: the curve is %.80q, only %s is known", ErrUnknownAlgorithm, curve, curveEd25519)
 	}
 	encoded, err := key.parameter("q")
 	if err != nil {
-		return err
+		return nil, sexp{}, err
 	}
 	q, err := publicPoint(encoded)
 	if err != nil {
+		return nil, sexp{}, err
+	}
+	return &ecdsaKey{
+		q:         q,
+		multiples: sync.OnceValue(func() *multiples { return multiplesOf(q) }),
+	}, eccList(encoded), nil
+}
+
+// eccList returns the list (ecc (curve Ed25519) (q …) …).
+func eccList(q []byte, more ...sexp) sexp {
+	return listOf(algorithmECC, append([]sexp{
+		listOf(sexpCurve, sexp{atom: curveEd25519}),
+		listOf("q", atomOf(q)),
+	}, more...)...)
+}
+
+func (k *ecdsaKey) verify(values sexp, hash [sha256.Size]byte) error {
+	if err := values.only("r", "s"); err != nil {
 		return err
 	}
 	r, err := scalar(values, "r")
@@ -50,12 +82,18 @@ func checkECDSA(values, key sexp, hash [sha256.Size]byte) error {
 	if err != nil {
 		return err
 	}
-	w := new(edwards25519.Scalar).Invert(s)
+	// Everything here is public, so the time may vary.
+	w := varTimeInvert(s)
 	u1 := new(edwards25519.Scalar).Multiply(hashScalar(hash), w)
 	u2 := new(edwards25519.Scalar).Multiply(r, w)
-	// Everything here is public, so the time may vary. If the sum is the identity, x is 0,
-	// which differs from r.
-	sum := new(edwards25519.Point).VarTimeDoubleScalarBaseMult(u2, q, u1)
+	sum := edwards25519.NewIdentityPoint()
+	if k.uses.Add(1) < usesForTable {
+		sum.VarTimeDoubleScalarBaseMult(u2, k.q, u1)
+	} else {
+		baseMultiples().addTo(sum, u1)
+		k.multiples().addTo(sum, u2)
+	}
+	// If the sum is the identity, x is 0, which differs from r.
 	if affineX(sum).Equal(r) != 1 {
 		return errors.New("the key didn't make this signature")
 	}
@@ -84,27 +122,57 @@ func scalar(values sexp, name string) (*edwards25519.Scalar, error) {
 		return nil, err
 	}
 	if 0 < len(number) && len(number) <= scalarSize {
-		var b [scalarSize]byte
-		copy(b[scalarSize-len(number):], number)
-		slices.Reverse(b[:]) // to little-endian
-		if s, err := new(edwards25519.Scalar).SetCanonicalBytes(b[:]); err == nil {
+		if s, err := scalarOf(number); err == nil {
 			return s, nil
 		}
 	}
 	return nil, fmt.Errorf("%s is %.40x, must be above 0 and below the curve's order", name, number)
 }
 
+// scalarOf converts a big-endian number of at most 32 bytes, which must be below n.
+func scalarOf(number []byte) (*edwards25519.Scalar, error) {
+	var b [scalarSize]byte
+	copy(b[scalarSize-len(number):], number)
+	slices.Reverse(b[:]) // to little-endian
+	return new(edwards25519.Scalar).SetCanonicalBytes(b[:])
+}
+
+// bigEndian is the inverse of scalarOf.
+func bigEndian(s *edwards25519.Scalar) []byte {
+	b := s.Bytes()
+	slices.Reverse(b)
+	return b
+}
+
+// varTimeInvert returns 1/s modulo n, for a public s that isn't 0.
+func varTimeInvert(s *edwards25519.Scalar) *edwards25519.Scalar {
+	number := new(big.Int).SetBytes(bigEndian(s))
+	var b [scalarSize]byte
+	inverse, err := scalarOf(number.ModInverse(number, order).FillBytes(b[:]))
+	if err != nil {
+		panic(err) // ModInverse's result is below n
+	}
+	return inverse
+}
+
 // hashScalar returns ECDSA's number for a hash: its first 253 bits, as many as n has, modulo n.
 func hashScalar(hash [sha256.Size]byte) *edwards25519.Scalar {
-	const surplus = 8*sha256.Size - 253
-	var wide [64]byte // little-endian
-	for i, c := range hash {
-		wide[len(hash)-1-i] = c >> surplus
+	number := shift(hash)
+	slices.Reverse(number[:])
+	var wide [64]byte
+	copy(wide[:], number[:])
+	return reduce(&wide)
+}
+
+// shift drops the last 3 of the 256 bits of a number, and keeps its length.
+func shift(number [sha256.Size]byte) (shifted [sha256.Size]byte) {
+	for i, c := range number {
+		shifted[i] = c >> 3
 		if i > 0 {
-			wide[len(hash)-1-i] |= hash[i-1] << (8 - surplus)
+			shifted[i] |= number[i-1] << 5
 		}
 	}
-	return reduce(&wide)
+	return shifted
 }
 
 // affineX returns a point's x, modulo n.

@@ -18,17 +18,17 @@ var curveOrder, _ = new(big.Int).SetString("723700557733226221397318656304299424
 // fieldOrder is p there.
 var fieldOrder = new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 255), big.NewInt(19))
 
-// ecdsaSigner signs like Guix. It uses big.Int modulo n, so that it shares no mistakes with
+// testSigner signs like Guix. It uses big.Int modulo n, so that it shares no mistakes with
 // the tested code.
-type ecdsaSigner struct{ d *big.Int }
+type testSigner struct{ d *big.Int }
 
-func newECDSASigner(seed byte) ecdsaSigner {
+func newTestSigner(seed byte) testSigner {
 	sum := sha256.Sum256([]byte{seed})
-	return ecdsaSigner{new(big.Int).Mod(new(big.Int).SetBytes(sum[:]), curveOrder)}
+	return testSigner{new(big.Int).Mod(new(big.Int).SetBytes(sum[:]), curveOrder)}
 }
 
 // sign returns the s-expression for a text.
-func (k ecdsaSigner) sign(text string) string {
+func (k testSigner) sign(text string) string {
 	hash := sha256.Sum256([]byte(text))
 	nonce := sha256.Sum256(append(k.d.Bytes(), hash[:]...))
 	number := new(big.Int).Mod(new(big.Int).SetBytes(nonce[:]), curveOrder)
@@ -87,7 +87,7 @@ func xOf(p *edwards25519.Point) *big.Int {
 func TestECDSA(t *testing.T) {
 	for i := range byte(64) {
 		above := fmt.Sprintf("%s#%d\n", signed, i)
-		sexp := newECDSASigner(i).sign(above)
+		sexp := newTestSigner(i).sign(above)
 		if err := check(above, sexp); err != nil {
 			t.Errorf("key %d: %v", i, err)
 		}
@@ -98,7 +98,7 @@ func TestECDSA(t *testing.T) {
 }
 
 func TestECDSAScalars(t *testing.T) {
-	sexp := newECDSASigner(1).sign(signed)
+	sexp := newTestSigner(1).sign(signed)
 	find := func(name string) (string, *big.Int) {
 		_, rest, _ := strings.Cut(sexp, "("+name+" #")
 		digits, _, _ := strings.Cut(rest, "#")
@@ -239,7 +239,7 @@ func TestECDSAPoints(t *testing.T) {
 	if points < 8 || none < 8 {
 		t.Errorf("%d points were taken, and %d refused", points, none)
 	}
-	sexp := newECDSASigner(1).sign(signed)
+	sexp := newTestSigner(1).sign(signed)
 	_, rest, _ := strings.Cut(sexp, "(q #")
 	key, _, _ := strings.Cut(rest, "#")
 	for _, q := range refused {

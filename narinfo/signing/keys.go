@@ -1,11 +1,14 @@
 package signing
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
+	"sync"
+
+	lru "github.com/hashicorp/golang-lru/v2"
 )
 
 // MaxKeysSize is the maximum length in bytes of an ACL or a key file. An entry of an ACL with
@@ -20,6 +23,11 @@ type Keys struct {
 
 // ParseKeys reads public keys: an ACL as in Guix's /etc/guix/acl, (acl (entry KEY (tag (guix
 // import))) …), or one KEY, (public-key …), as in signing-key.pub.
+//
+// As in Guix, an ACL is refused as a whole if an entry has another tag or form; keys may be
+// repeated; and a subject that isn't a public key, such as (hash …), authorizes nobody. Unlike
+// Guix, ParseKeys refuses keys of which no signature can be verified here, rather than each of
+// their signatures.
 func ParseKeys(text []byte) (*Keys, error) {
 	if len(text) > MaxKeysSize {
 		return nil, fmt.Errorf("%d bytes, at most %d are allowed", len(text), MaxKeysSize)
@@ -31,8 +39,11 @@ func ParseKeys(text []byte) (*Keys, error) {
 	keys := new(Keys)
 	switch tree.head() {
 	case sexpPublicKey:
-		return keys, keys.add(tree)
-	case sexpACL:
+		if err := keys.add(tree); err != nil {
+			return nil, err
+		}
+		return keys, nil
+	case "acl":
 		for i, entry := range tree.list[1:] {
 			if len(entry.list) != 3 || entry.head() != "entry" || !isImportTag(entry.list[2]) {
 				return nil, fmt.Errorf("entry %d of the ACL must be of the form (entry KEY (tag (guix import)))", i+1)
@@ -45,26 +56,31 @@ func ParseKeys(text []byte) (*Keys, error) {
 			}
 		}
 		return keys, nil
-	case "private-key", "key-data":
+	case sexpPrivateKey, "key-data":
 		return nil, errors.New("this is a private key, must be the public key or an ACL")
 	default:
-		return nil, fmt.Errorf("the s-expression is %.80q, must be a public-key or an acl", tree.head())
+		return nil, errors.New("must be of the form (public-key …) or (acl …)")
 	}
 }
 
+// isImportTag reports whether tag is (tag (guix import)).
 func isImportTag(tag sexp) bool {
 	return len(tag.list) == 2 && tag.head() == "tag" && len(tag.list[1].list) == 2 &&
 		tag.list[1].head() == "guix" && tag.list[1].list[1].atom == "import"
 }
 
-func (k *Keys) add(key sexp) error {
-	if !key.isPublicKey() {
-		return errNoPublicKey
+func (k *Keys) add(list sexp) error {
+	key, err := decodedKey(list)
+	if err == nil {
+		err = key.err
+	}
+	if err != nil {
+		return err
 	}
 	if k.texts == nil {
 		k.texts = make(map[string]struct{})
 	}
-	k.texts[key.print()] = struct{}{}
+	k.texts[key.text] = struct{}{}
 	return nil
 }
 
@@ -86,4 +102,86 @@ func (k *Keys) Contains(key string) bool {
 }
 
 // All returns the keys in the form that [Key] returns, sorted.
-func (k *Keys) All() []string { return slices.SortedFunc(maps.Keys(k.texts), strings.Compare) }
+func (k *Keys) All() []string { return slices.Sorted(maps.Keys(k.texts)) }
+
+// publicKey is a decoded public key.
+type publicKey struct {
+	text      string // as Key returns it
+	algorithm string
+	verifier  verifier
+	err       error // why signatures by this key can't be verified, in place of verifier
+}
+
+// verifier verifies signatures by one key.
+type verifier interface {
+	// verify verifies the signature (ALGORITHM (PARAMETER VALUE) …) of a hash.
+	verify(values sexp, hash [sha256.Size]byte) error
+}
+
+var errNoPublicKey = errors.New("the public-key must be of the form (public-key (ALGORITHM (PARAMETER VALUE) …))")
+
+// Few keys make all the signatures of a server, so keep decoded keys. A signer writes its key
+// in the same way each time.
+const (
+	maxDecodedKeys   = 16
+	maxDecodedSource = 16 << 10 // an RSA key of 16,384 bits has 4 KB
+)
+
+var decodedKeys = sync.OnceValue(func() *lru.Cache[string, *publicKey] {
+	cache, err := lru.New[string, *publicKey](maxDecodedKeys)
+	if err != nil {
+		panic(err) // the size is positive
+	}
+	return cache
+})
+
+// decodedKey decodes a list (public-key …).
+func decodedKey(list sexp) (*publicKey, error) {
+	if key, ok := decodedKeys().Get(list.source); ok {
+		return key, nil
+	}
+	key, err := decodeKey(list)
+	if err == nil && key.err == nil && len(list.source) <= maxDecodedSource {
+		decodedKeys().Add(string([]byte(list.source)), key) // a copy, because it is part of a longer text
+	}
+	return key, err
+}
+
+func decodeKey(list sexp) (*publicKey, error) {
+	if !list.isPublicKey() {
+		return nil, errNoPublicKey
+	}
+	parameters := list.list[1]
+	key := &publicKey{text: list.print(), algorithm: parameters.head()}
+	var plain sexp
+	switch key.algorithm {
+	case algorithmECC:
+		key.verifier, plain, key.err = decodeECDSAKey(parameters)
+	case algorithmRSA:
+		key.verifier, plain, key.err = decodeRSAKey(parameters)
+	default:
+		key.err = fmt.Errorf("%w: the key is of %.80q", ErrUnknownAlgorithm, key.algorithm)
+	}
+	if key.err == nil {
+		key.text = listOf(sexpPublicKey, plain).print()
+	}
+	return key, nil
+}
+
+// isPublicKey reports whether s is (public-key (ALGORITHM (PARAMETER VALUE…)…)).
+func (s sexp) isPublicKey() bool {
+	if len(s.list) != 2 || len(s.list[1].list) < 2 || s.list[1].head() == "" {
+		return false
+	}
+	for _, parameter := range s.list[1].list[1:] {
+		if len(parameter.list) < 2 {
+			return false
+		}
+		for _, value := range parameter.list {
+			if value.atom == "" {
+				return false
+			}
+		}
+	}
+	return true
+}

@@ -13,8 +13,17 @@ import (
 
 var (
 	// ErrBadSignature reports a signature that doesn't match its text: the text, the
-	// signature, or both were damaged or changed.
-	ErrBadSignature = errors.New("the signature isn't good")
+	// signature, or both were damaged or changed. It is one of the next three.
+	ErrBadSignature = errors.New("bad signature")
+
+	// ErrCorrupt reports a signature that can't be parsed.
+	ErrCorrupt error = badSignature("corrupt signature")
+
+	// ErrHashMismatch reports a signature of another text.
+	ErrHashMismatch error = badSignature("hash mismatch")
+
+	// ErrInvalid reports a signature that wasn't made by the key that it names.
+	ErrInvalid error = badSignature("invalid signature")
 
 	// ErrUnknownAlgorithm reports a signature of an unsupported kind, which may be valid. The
 	// sha256 of the text matches the signature, so the text was not damaged by accident.
@@ -22,8 +31,14 @@ var (
 
 	// ErrUnauthorized reports a signature by a key that isn't among the authorized keys. It
 	// may be valid.
-	ErrUnauthorized = errors.New("the signing key isn't authorized")
+	ErrUnauthorized = errors.New("unauthorized key")
 )
+
+// badSignature is an [ErrBadSignature], named as Guix's signature-case does.
+type badSignature string
+
+func (e badSignature) Error() string        { return string(e) }
+func (e badSignature) Is(target error) bool { return target == ErrBadSignature }
 
 // signatureVersion is the only version.
 const signatureVersion = "1"
@@ -40,12 +55,14 @@ const signatureVersion = "1"
 // Guile-Gcrypt's (gcrypt pk-crypto), and the content of sig-val and public-key is libgcrypt's:
 // see "Cryptographic Functions" and "Used S-expressions" in its manual.
 const (
-	sexpData      = "data"
-	sexpHash      = "hash"
-	sexpFlags     = "flags"
-	sexpSigVal    = "sig-val"
-	sexpPublicKey = "public-key"
-	sexpACL       = "acl"
+	sexpSignature  = "signature"
+	sexpData       = "data"
+	sexpHash       = "hash"
+	sexpFlags      = "flags"
+	sexpSigVal     = "sig-val"
+	sexpPublicKey  = "public-key"
+	sexpPrivateKey = "private-key"
+	sexpCurve      = "curve"
 
 	hashSHA256 = "sha256"
 
@@ -63,125 +80,135 @@ const (
 // hash, by the key that the signature itself names. That key must be in keys. If keys is nil,
 // any key will do: anybody can make a key and sign with it, so this detects damage only.
 //
-// The error wraps [ErrUnauthorized] if the key isn't in keys, whatever else is wrong, since
-// Guix looks there first. It wraps [ErrBadSignature] if the signature can't be parsed, is of another hash, or
-// wasn't made by this key. It wraps [ErrUnknownAlgorithm] if the signature is of this hash but
-// of an unsupported kind: Guix makes, and Verify supports, ECDSA on the curve Ed25519 and RSA
-// with PKCS #1.
+// The error wraps, in Guix's order, [ErrCorrupt], [ErrUnauthorized], [ErrHashMismatch], or
+// [ErrInvalid]. In place of the last it wraps [ErrUnknownAlgorithm] if the signature is of this
+// hash but of an unsupported kind: Guix makes, and Verify supports, ECDSA on the curve Ed25519
+// and RSA with PKCS #1.
 func Verify(signature string, hash [sha256.Size]byte, keys *Keys) error {
-	err := verify(signature, hash, keys)
-	if err == nil || errors.Is(err, ErrUnknownAlgorithm) || errors.Is(err, ErrUnauthorized) {
-		return err
-	}
-	return fmt.Errorf("%w: %w", ErrBadSignature, err)
-}
-
-func verify(text string, hash [sha256.Size]byte, keys *Keys) error {
-	signature, err := parseSignature(text)
+	parsed, err := parseSignature(signature)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
-	if keys != nil {
-		publicKey, err := signature.child(sexpPublicKey)
-		if err != nil {
-			return err
-		}
-		if !publicKey.isPublicKey() {
-			return errNoPublicKey
-		}
-		if key := publicKey.print(); !keys.Contains(key) {
-			return fmt.Errorf("%w: %s", ErrUnauthorized, strings.Join(strings.Fields(key), " "))
-		}
-	}
-	data, err := signature.child(sexpData)
+	signed, err := parsed.signedHash()
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
-	signed, err := data.child(sexpHash)
+	list, err := parsed.child(sexpPublicKey)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
-	if len(signed.list) != 3 {
-		return errors.New("the hash must be of the form (hash ALGORITHM VALUE)")
-	}
-	value, err := signed.list[2].value()
+	key, err := decodedKey(list)
 	if err != nil {
-		return fmt.Errorf("hash: %w", err)
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if keys != nil && !keys.Contains(key.text) {
+		return fmt.Errorf("%w: %.200s", ErrUnauthorized, oneLine(key.text))
 	}
 	// Compare the value first, whatever the algorithm, as the client does.
-	if !bytes.Equal(value, hash[:]) {
-		return fmt.Errorf("the sha256 of the text above it is %x, the signed text had %.40x; fetch the narinfo again",
-			hash, value)
+	if !bytes.Equal(signed.value, hash[:]) {
+		return fmt.Errorf("%w: the sha256 of the text above it is %x, the signed text had %.40x; fetch the narinfo again",
+			ErrHashMismatch, hash, signed.value)
 	}
-	if algorithm := signed.list[1].atom; algorithm != hashSHA256 {
-		return fmt.Errorf("%w: the hash is %.80q", ErrUnknownAlgorithm, algorithm)
+	if signed.algorithm != hashSHA256 {
+		return fmt.Errorf("%w: the hash is %.80q", ErrUnknownAlgorithm, signed.algorithm)
 	}
-	return checkHashSignature(signature, data, hash)
+	err = parsed.verify(key, hash)
+	if err == nil || errors.Is(err, ErrUnknownAlgorithm) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrInvalid, err)
 }
+
+// oneLine joins the lines of a printed s-expression.
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
 
 // Key returns the public key in a signature, the value of a narinfo's field Signature, in the
 // format of guix archive --authorize and signing-key.pub: an s-expression in libgcrypt's
 // printed form, with a newline at the end. Equal keys give equal texts. Key doesn't verify the
 // signature.
 func Key(signature string) (string, error) {
-	tree, err := parseSignature(signature)
+	parsed, err := parseSignature(signature)
 	if err != nil {
 		return "", err
 	}
-	for _, part := range tree.list[1:] {
-		if part.head() == "public-key" {
-			if !part.isPublicKey() {
-				return "", errNoPublicKey
+	for _, part := range parsed.list[1:] {
+		if part.head() == sexpPublicKey {
+			key, err := decodedKey(part)
+			if err != nil {
+				return "", err
 			}
-			return part.print(), nil
+			return key.text, nil
 		}
 	}
 	return "", errors.New("it has no public-key")
 }
 
-var errNoPublicKey = errors.New("the public-key must be of the form (public-key (ALGORITHM (PARAMETER VALUE) …))")
+// signature is an s-expression (signature …).
+type signature struct{ sexp }
 
-// parseSignature parses the value of the field Signature, and returns the s-expression
-// (signature …) in it.
-func parseSignature(signature string) (sexp, error) {
-	parts := strings.Split(signature, ";")
-	if len(parts) != 3 {
-		return sexp{}, fmt.Errorf("%.80q: must be VERSION;HOST;BASE64", signature)
+// parseSignature parses the value of the field Signature.
+func parseSignature(text string) (signature, error) {
+	version, rest, _ := strings.Cut(text, ";")
+	host, encoded, found := strings.Cut(rest, ";")
+	if !found || strings.Contains(encoded, ";") {
+		return signature{}, fmt.Errorf("%.80q: must be VERSION;HOST;BASE64", text)
 	}
-	if parts[0] != signatureVersion {
-		return sexp{}, fmt.Errorf("version %.80q, only %s is known", parts[0], signatureVersion)
+	_ = host // any
+	if version != signatureVersion {
+		return signature{}, fmt.Errorf("version %.80q, only %s is known", version, signatureVersion)
 	}
 	// Strict decoding also detects damage to the last characters.
-	text, err := base64.StdEncoding.Strict().DecodeString(parts[2])
+	decoded, err := base64.StdEncoding.Strict().DecodeString(encoded)
 	if err != nil {
-		return sexp{}, fmt.Errorf("must be base64: %w", err)
+		return signature{}, fmt.Errorf("must be base64: %w", err)
 	}
-	tree, err := parseSexp(string(text))
+	tree, err := parseSexp(string(decoded))
 	if err != nil {
-		return sexp{}, err
+		return signature{}, err
 	}
-	if tree.head() != "signature" {
-		return sexp{}, fmt.Errorf("the s-expression is %.80q, must be a signature", tree.head())
+	if tree.head() != sexpSignature {
+		return signature{}, fmt.Errorf("the s-expression is %.80q, must be a signature", tree.head())
 	}
-	return tree, nil
+	return signature{tree}, nil
 }
 
-// checkHashSignature verifies the signature of a hash. data is the part of the signature about
-// the signed data.
-func checkHashSignature(signature, data sexp, hash [sha256.Size]byte) error {
-	sigVal, err := signature.child(sexpSigVal)
+type signedHash struct {
+	algorithm string
+	value     []byte
+}
+
+// signedHash returns what was signed: the hash of a text.
+func (s signature) signedHash() (signedHash, error) {
+	data, err := s.child(sexpData)
+	if err != nil {
+		return signedHash{}, err
+	}
+	hash, err := data.child(sexpHash)
+	if err != nil {
+		return signedHash{}, err
+	}
+	if len(hash.list) != 3 {
+		return signedHash{}, errors.New("the hash must be of the form (hash ALGORITHM VALUE)")
+	}
+	value, err := hash.list[2].value()
+	if err != nil {
+		return signedHash{}, fmt.Errorf("hash: %w", err)
+	}
+	return signedHash{hash.list[1].atom, value}, nil
+}
+
+// verify verifies that the key signed the hash.
+func (s signature) verify(key *publicKey, hash [sha256.Size]byte) error {
+	sigVal, err := s.child(sexpSigVal)
 	if err != nil {
 		return err
 	}
 	if len(sigVal.list) != 2 || sigVal.list[1].head() == "" {
 		return errors.New("the sig-val must be of the form (sig-val (ALGORITHM (PARAMETER VALUE) …))")
 	}
-	publicKey, err := signature.child(sexpPublicKey)
+	data, err := s.child(sexpData)
 	if err != nil {
 		return err
-	}
-	if !publicKey.isPublicKey() {
-		return errNoPublicKey
 	}
 	flags, err := data.child(sexpFlags)
 	if err != nil {
@@ -191,20 +218,22 @@ func checkHashSignature(signature, data sexp, hash [sha256.Size]byte) error {
 	if len(flags.list) == 2 {
 		flag = flags.list[1].atom
 	}
-	values, key := sigVal.list[1], publicKey.list[1]
-	if err := signature.only(sexpData, sexpSigVal, sexpPublicKey); err != nil {
+	if err := s.only(sexpData, sexpSigVal, sexpPublicKey); err != nil {
 		return err
 	}
 	if err := data.only(sexpFlags, sexpHash); err != nil {
 		return err
 	}
+	values := sigVal.list[1]
 	switch {
-	case values.head() == algorithmECDSA && key.head() == algorithmECC && flag == flagECDSA:
-		return checkECDSA(values, key, hash)
-	case values.head() == algorithmRSA && key.head() == algorithmRSA && flag == flagRSA:
-		return checkRSA(values, key, hash)
+	case values.head() == algorithmECDSA && key.algorithm == algorithmECC && flag == flagECDSA:
+	case values.head() == algorithmRSA && key.algorithm == algorithmRSA && flag == flagRSA:
 	default:
 		return fmt.Errorf("%w: it is of %.80q with the flag %.80q, by a key of %.80q",
-			ErrUnknownAlgorithm, values.head(), flag, key.head())
+			ErrUnknownAlgorithm, values.head(), flag, key.algorithm)
 	}
+	if key.err != nil {
+		return key.err
+	}
+	return key.verifier.verify(values, hash)
 }

@@ -50,7 +50,7 @@ func element(sexp, name string) string {
 }
 
 func TestVerifyForms(t *testing.T) {
-	good := newECDSASigner(1).sign(signed)
+	good := newTestSigner(1).sign(signed)
 	if err := check(signed, good); err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +131,7 @@ func TestVerifyForms(t *testing.T) {
 
 // The last character of base64 has unused bits, which must be 0.
 func TestVerifyBase64(t *testing.T) {
-	sexp := newECDSASigner(1).sign(signed)
+	sexp := newTestSigner(1).sign(signed)
 	sexp += strings.Repeat("\n", 3-(len(sexp)+2)%3) // one byte in the last four characters
 	signature, hash := field(sexp), sha256.Sum256([]byte(signed))
 	if err := Verify(signature, hash, nil); err != nil {
@@ -145,13 +145,13 @@ func TestVerifyBase64(t *testing.T) {
 }
 
 func TestKeyForms(t *testing.T) {
-	const key = "(public-key\n (ecc\n  (curve Ed25519)\n  (q #AB01#)\n  )\n )\n"
+	const key = "(public-key \n (ecc \n  (curve Ed25519)\n  (q #AB01#)\n  )\n )\n"
 	for _, test := range []struct{ text, want string }{
 		{"(signature (data x) (public-key (ecc (curve Ed25519) (q #ab 01#))))", key},
 		{"(signature(public-key(ecc(curve Ed25519)(q#AB01#))))\x00", key},
 		{"(signature (public-key (ecc (curve \"NIST P-256\") (flags eddsa x) (q #00#))))",
-			"(public-key\n (ecc\n  (curve \"NIST P-256\")\n  (flags eddsa x)\n  (q #00#)\n  )\n )\n"},
-		{`(signature (public-key (ecc (q "\n) \" \\ä"))))`, "(public-key\n (ecc\n  (q \"\\n) \\\" \\\\ä\")\n  )\n )\n"},
+			"(public-key \n (ecc \n  (curve \"NIST P-256\")\n  (flags eddsa x)\n  (q #00#)\n  )\n )\n"},
+		{`(signature (public-key (ecc (q "\n) \" \\ä"))))`, "(public-key \n (ecc \n  (q \"\\n) \\\" \\\\ä\")\n  )\n )\n"},
 	} {
 		got, err := Key(field(test.text))
 		if err != nil || got != test.want {
