@@ -20,6 +20,8 @@ type importCommand struct {
 	Keep                  bool       `help:"Copy nars into the storage instead of moving them."`
 	Replace               bool       `argumentsonly:"" help:"Replace the nar of an item that is already served."`
 
+	importSigningOptions `embed:""`
+
 	Names []string `arg:"" name:"file-or-directory" help:"Narinfo files, or directories to search for narinfo files."`
 }
 
@@ -32,6 +34,10 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	if c.Storage != "" && c.NarinfosOnly {
 		return usagef("--narinfos-only and --storage=%s exclude each other: use one of them, or --storage= if the environment or a file sets the storage", c.Storage)
+	}
+	sign, err := c.signUnsigned()
+	if err != nil {
+		return err
 	}
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	store, err := open(ctx, c.Database, c.Storage, opening{Options: index.Options{WriterCache: importCache, Bulk: true}, policy: owner.Always}, log)
@@ -51,7 +57,7 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 	progress := newProgress(s.err, "importing", "narinfos", 0)
 	var summary importer.Summary
 	err = importer.New(store.Storage).Import(ctx, c.Names, importer.Options{
-		Keep: c.Keep, Replace: c.Replace, WithReferences: c.EnsureReferencesExist, Tags: tags(c.Tag),
+		Keep: c.Keep, Replace: c.Replace, WithReferences: c.EnsureReferencesExist, Tags: tags(c.Tag), Sign: sign,
 	}, func(imported importer.Imported) {
 		summary.Count(imported.Result)
 		progress.add(imported.Bytes)

@@ -45,6 +45,9 @@ type commands struct {
 	CopyStorage      copyStorageCommand      `cmd:"" help:"Copy all nars of a storage to another, such as a new disk."`
 	Backup           backupCommand           `cmd:"" help:"Write a consistent copy of the database."`
 	Check            checkCommand            `cmd:"" help:"Compare the index with the storage, and repair differences."`
+	Verify           verifyCommand           `cmd:"" help:"Show who signed narinfos, whether the key is authorized, and whether their nars are right."`
+	Keygen           keygenCommand           `cmd:"" help:"Make a key to sign narinfos with."`
+	Sign             signCommand             `cmd:"" help:"Sign narinfos of the index, or files."`
 	ClaimStorage     claimStorageCommand     `cmd:"" help:"Show the owner of a storage, or make this instance the owner."`
 	NewIdentity      newIdentityCommand      `cmd:"" help:"Give a copied database its own id."`
 	Dump             dumpCommand             `cmd:"" help:"Write the dump of the index that other instances start from."`

@@ -45,6 +45,9 @@ type Options struct {
 	Replace        bool
 	WithReferences bool
 	Tags           []index.Tag
+	// Sign returns the narinfo to add instead of that which was read, with a signature; nil
+	// to add all as they are.
+	Sign func(*narinfo.Narinfo) (*narinfo.Narinfo, error)
 }
 
 // Imported is the result for one narinfo file.
@@ -221,12 +224,13 @@ func (im *Importer) prepareFile(ctx context.Context, file narinfoFile, options O
 	if err != nil {
 		return &prepared{result: Result{Outcome: Failed, Err: err}}
 	}
-	directories := []string{filepath.Dir(file.name)}
-	if file.root != directories[0] {
-		directories = append(directories, file.root)
+	if options.Sign != nil {
+		if n, err = options.Sign(n); err != nil {
+			return &prepared{result: Result{Outcome: Failed, Err: err}}
+		}
 	}
 	return im.prepare(ctx, &Addition{
-		Narinfo: n, Directories: directories,
+		Narinfo: n, Directories: file.directories(),
 		Keep: options.Keep, Replace: options.Replace, WithReferences: options.WithReferences, Tags: options.Tags,
 		planned: planned,
 	})

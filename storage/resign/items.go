@@ -51,7 +51,7 @@ func (s *Signer) Items(ctx context.Context, store *storage.Storage, items iter.S
 		if err := p.run(ctx, items); err != nil || len(p.again) == 0 {
 			return err
 		}
-		items = itemsAt(ctx, p.index, p.again)
+		items = ItemsAt(ctx, p.index, p.again)
 	}
 	for _, hash := range p.again {
 		report(Result{Hash: hash, Err: storage.ErrChanged})
@@ -59,8 +59,8 @@ func (s *Signer) Items(ctx context.Context, store *storage.Storage, items iter.S
 	return nil
 }
 
-// itemsAt returns the items that the index still has.
-func itemsAt(ctx context.Context, x *index.Index, hashes []narinfo.PathHash) iter.Seq2[*index.Item, error] {
+// ItemsAt returns those of the items that the index still has.
+func ItemsAt(ctx context.Context, x *index.Index, hashes []narinfo.PathHash) iter.Seq2[*index.Item, error] {
 	return func(yield func(*index.Item, error) bool) {
 		errStop := errors.New("stop")
 		err := x.EachAt(ctx, hashes, func(_ int, item *index.Item, err error) error {
