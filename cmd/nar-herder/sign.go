@@ -31,17 +31,18 @@ type signCommand struct {
 
 // Help is shown below the options.
 func (signCommand) Help() string {
-	return `A narinfo has one signature, as Guix ignores further ones. So:
+	return `A narinfo has one signature: Guix ignores further ones. What happens to a narinfo depends on the one that it has:
 
-- Unsigned narinfos are signed.
-- Narinfos with a valid signature by this key stay as they are. To resume an interrupted run, run the command again.
-- Narinfos with a valid signature by another key stay too, unless --replace is given. Clients that authorize only that key then refuse them: let clients authorize the new key first. Show with --dry-run whose signatures would be lost.
-- Narinfos with a signature that isn't valid are refused, since a new signature would hide damage.
-- Withdrawn items are skipped. Items that a mirror has from its source stay as they are: sign them at the source.
+    none                    it is signed
+    by this key             it stays as it is
+    by another key          it stays as it is, or is replaced with --replace
+    not valid               it is refused, since a new signature would hide that the text may be wrong
 
-Nars are not read: 'import' and 'check --verify' compare them with the narinfos. The running server serves the new narinfos at once; mirrors follow.
+Clients that authorize only the old key refuse a narinfo with another signature: let clients authorize the new key first. --dry-run shows whose signatures --replace would lose.
 
-An argument is an item if it begins with /gnu/store/, or is a hash or the base name of a store path; else it is a file. Files are replaced atomically.
+Withdrawn items are skipped. Items that a mirror has from its source stay as they are: sign them at the source. Nars are not read: 'import' and 'check --verify' compare them with the narinfos. The running server serves the new narinfos at once, and mirrors follow.
+
+To resume an interrupted run, run the command again. Files are replaced atomically. An argument that begins with /gnu/store/ is an item, and so is a hash or the base name of a store path; others are files.
 
 Exit status: 0, all named narinfos have a signature by this key, or would have it, or are withdrawn; 1, some do not.`
 }
@@ -100,7 +101,7 @@ func (c *signCommand) begin() (*resign.Signer, error) {
 func (c *signCommand) sort(ctx context.Context, s *streams, summary *signSummary) (files []string, items *itemList, err error) {
 	var names []string
 	for _, name := range c.Names {
-		if _, isItem := itemArgument(name); isItem || name == "-" {
+		if isItem(name) || name == "-" {
 			names = append(names, name)
 		} else {
 			files = append(files, name)

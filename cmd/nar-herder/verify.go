@@ -50,7 +50,7 @@ Verdicts on nars:
     unread       it is stored, but --storage is missing
     unknown      it could not be read
 
-An argument is an item if it begins with /gnu/store/, or is a hash or the base name of a store path; else it is a file. The name of the signer is part of the signature, but not signed.
+An argument that begins with /gnu/store/ is an item, and so is a hash or the base name of a store path; others are files. The name of the signer is part of the signature, but not signed.
 
 Exit status: 0, all signatures are valid and by authorized keys, if any are given, and no nar is wrong; 1, something is wrong; 2, something could not be checked.`
 }
@@ -128,11 +128,10 @@ func (c *verifyCommand) Run(ctx context.Context, s *streams) error {
 		v.print(s.out, line)
 	}
 	for _, name := range c.Names {
-		hash, isItem := itemArgument(name)
-		if isItem {
-			line, err := v.item(ctx, s, name, hash)
+		if isItem(name) {
+			line, err := v.item(ctx, s, name)
 			if err != nil {
-				return unknownError{fmt.Errorf("verify %s: %w", name, err)}
+				return unknownError{fmt.Errorf("verify: %w", err)}
 			}
 			report(line)
 			continue
@@ -163,13 +162,13 @@ func (c *verifyCommand) Run(ctx context.Context, s *streams) error {
 	return nil
 }
 
-// itemArgument returns the item that an argument names, if it isn't a file.
-func itemArgument(name string) (hash narinfo.PathHash, isItem bool) {
-	if strings.HasSuffix(name, ".narinfo") && !strings.HasPrefix(name, narinfo.StoreDir+"/") {
-		return hash, false
+// isItem reports whether an argument of verify or sign is an item, not a file.
+func isItem(name string) bool {
+	if strings.HasPrefix(name, narinfo.StoreDir+"/") {
+		return true
 	}
-	hash, err := parseItem(name)
-	return hash, err == nil
+	_, err := parseItem(name)
+	return err == nil && !strings.HasSuffix(name, ".narinfo")
 }
 
 // verifying is a run of verify.
@@ -208,10 +207,13 @@ func (v *verifying) narinfo(line *verifiedLine, n *narinfo.Narinfo) {
 }
 
 // item verifies an item of the index.
-func (v *verifying) item(ctx context.Context, s *streams, name string, hash narinfo.PathHash) (*verifiedLine, error) {
+func (v *verifying) item(ctx context.Context, s *streams, name string) (*verifiedLine, error) {
+	hash, err := parseItem(name)
+	if err != nil {
+		return nil, usageError{err}
+	}
 	if v.store == nil {
 		log := slog.New(newLogHandler(s.err, slog.LevelWarn))
-		var err error
 		if v.store, err = openForReading(ctx, v.Database, v.Storage, log); err != nil {
 			return nil, err
 		}
