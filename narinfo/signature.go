@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"unsafe"
 
 	"nar-herder/narinfo/signing"
 )
@@ -55,7 +56,8 @@ func (n *Narinfo) CheckSignature(keys *signing.Keys) error {
 // completely.
 func (n *Narinfo) checkSignedFields() error {
 	p := parser{Narinfo: new(Narinfo)}
-	if err := p.record(string(n.Signed())); err != nil {
+	signed := n.Signed() // not copied, as in ParseInto
+	if err := p.record(unsafe.String(unsafe.SliceData(signed), len(signed))); err != nil {
 		return fmt.Errorf("the text above %q doesn't end with a field: %w", signatureMark, err)
 	}
 	unsigned := ""

@@ -102,20 +102,44 @@ func TestCheckSignatureReal(t *testing.T) {
 	}
 }
 
+// readKeys returns the keys of an ACL or of key files.
+func readKeys(t testing.TB, files ...string) *signing.Keys {
+	t.Helper()
+	keys := new(signing.Keys)
+	for _, file := range files {
+		text, err := os.ReadFile("../testdata/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		more, err := signing.ParseKeys(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys.Add(more)
+	}
+	return keys
+}
+
+// With the ACL, the verdicts are those of Guix's valid-narinfo?. Without keys, anybody may
+// sign.
 func TestCheckSignatureCases(t *testing.T) {
 	verdicts := map[string]struct {
 		err     error
 		message string
 	}{
-		"bad-base64.narinfo":                       {signing.ErrBadSignature, "must be base64"},
-		"bad-sexp.narinfo":                         {signing.ErrBadSignature, "cut off"},
-		"bad-signature-of-other-text.narinfo":      {signing.ErrBadSignature, "sha256 of the text"},
+		"bad-base64.narinfo":                       {signing.ErrCorrupt, "corrupt signature: must be base64"},
+		"bad-sexp.narinfo":                         {signing.ErrCorrupt, "corrupt signature: the s-expression is cut off"},
+		"bad-signature-of-other-text.narinfo":      {signing.ErrHashMismatch, "hash mismatch: the sha256 of the text"},
 		"bad-signed-part-lacks-references.narinfo": {signing.ErrBadSignature, "References isn't signed"},
-		"bad-tampered-narhash.narinfo":             {signing.ErrBadSignature, "sha256 of the text"},
-		"bad-tampered-reference.narinfo":           {signing.ErrBadSignature, "sha256 of the text"},
-		"bad-unauthorized-key.narinfo":             {}, // trust isn't checked
+		"bad-tampered-narhash.narinfo":             {signing.ErrHashMismatch, "hash mismatch: the sha256 of the text"},
+		"bad-tampered-reference.narinfo":           {signing.ErrHashMismatch, "hash mismatch: the sha256 of the text"},
+		"bad-unauthorized-key.narinfo":             {signing.ErrUnauthorized, "unauthorized key: (public-key (ecc (curve Ed25519) (q #D3724552"},
 		"bad-unsigned.narinfo":                     {ErrUnsigned, "no signature"},
-		"bad-version-2.narinfo":                    {signing.ErrBadSignature, `version "2"`},
+		"bad-version-2.narinfo":                    {signing.ErrCorrupt, `corrupt signature: version "2"`},
+	}
+	keys := readKeys(t, "cases/keys/acl")
+	if keys.Len() != 2 {
+		t.Errorf("the ACL has %d keys", keys.Len())
 	}
 	tested := 0
 	forEachNarinfo(t, "../testdata/cases/*.narinfo", func(t *testing.T, text []byte) {
@@ -126,10 +150,45 @@ func TestCheckSignatureCases(t *testing.T) {
 		} else if !strings.HasPrefix(name, "ok-") {
 			t.Fatal("no verdict is known")
 		}
-		checkVerdict(t, mustParse(t, text).CheckSignature(nil), want.err, want.message)
+		n := mustParse(t, text)
+		checkVerdict(t, n.CheckSignature(keys), want.err, want.message)
+		if want.err == signing.ErrUnauthorized {
+			want.err = nil
+		}
+		checkVerdict(t, n.CheckSignature(nil), want.err, want.message)
+		if err := n.CheckSignature(new(signing.Keys)); err == nil {
+			t.Error("valid without a key")
+		}
 	})
 	if tested != len(verdicts) {
 		t.Errorf("%d of %d cases are there", tested, len(verdicts))
+	}
+}
+
+// Each server's narinfo is valid with its own key, and with both, but not with the other's.
+func TestCheckSignatureProduction(t *testing.T) {
+	files := map[string]string{
+		"production/bayfront-hello-2.12.2.narinfo": "production/bordeaux.guix.gnu.org.pub",
+		"production/berlin-sed-4.4.narinfo":        "production/ci.guix.gnu.org.pub",
+	}
+	var all []string
+	for _, key := range files {
+		all = append(all, key)
+	}
+	for file, key := range files {
+		text, err := os.ReadFile("../testdata/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := mustParse(t, text)
+		checkVerdict(t, n.CheckSignature(readKeys(t, all...)), nil, "")
+		for _, other := range all {
+			var want error
+			if other != key {
+				want = signing.ErrUnauthorized
+			}
+			checkVerdict(t, n.CheckSignature(readKeys(t, other)), want, "unauthorized key")
+		}
 	}
 }
 
@@ -139,8 +198,12 @@ func checkVerdict(t *testing.T, got, want error, message string) {
 	if want == nil && got == nil {
 		return
 	}
-	for _, verdict := range []error{ErrUnsigned, signing.ErrBadSignature, signing.ErrUnknownAlgorithm} {
-		if errors.Is(got, verdict) != (verdict == want) {
+	for _, verdict := range []error{
+		ErrUnsigned, signing.ErrBadSignature, signing.ErrCorrupt, signing.ErrHashMismatch, signing.ErrInvalid, signing.ErrUnknownAlgorithm, signing.ErrUnauthorized,
+	} {
+		// Tests may leave open which of the bad ones it is.
+		anyBad := want == signing.ErrBadSignature && verdict != signing.ErrUnknownAlgorithm && verdict != signing.ErrUnauthorized
+		if errors.Is(got, verdict) != errors.Is(want, verdict) && !anyBad {
 			t.Errorf("got %v, want %v", got, want)
 			return
 		}
@@ -340,10 +403,13 @@ func BenchmarkCheckSignature(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			n := mustParse(b, text)
+			n, keys := new(Narinfo), readKeys(b, "production/bordeaux.guix.gnu.org.pub", "cases/keys/acl")
 			b.ReportAllocs()
 			for b.Loop() {
-				if err := n.CheckSignature(nil); err != nil {
+				if err := ParseInto(n, text); err != nil {
+					b.Fatal(err)
+				}
+				if err := n.CheckSignature(keys); err != nil {
 					b.Fatal(err)
 				}
 			}

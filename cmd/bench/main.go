@@ -57,6 +57,7 @@ var cases = []struct {
 	{"nar", "a nar of 1 GiB, and nars of 200 KB", (*bench).nar},
 	{"index", "an index of a million narinfos: import, size, start, and look-ups in random order", (*bench).largeIndex},
 	{"codecs", "speed and size of compressions against the programs lzip, zstd and gzip, and jobs of the cache", (*bench).codecs},
+	{"signature", "verification of narinfos' signatures, against Ed25519 of Go's library", (*bench).signature},
 	{"cached", "narinfos that list cached nars, against narinfos without", (*bench).cached},
 	{"removal", "removal of nars from a storage of a million items, and its effect on narinfo requests", (*bench).removal},
 	{"mirror", "a mirror of a million items: bootstrap against curl of the dump, catching up, following, and a nar that many clients request", (*bench).mirror},
@@ -97,7 +98,7 @@ func run() (err error) {
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: bench [OPTIONS] [CASE…]; cases, all without one named:")
 		for _, c := range cases {
-			fmt.Fprintf(flag.CommandLine.Output(), "  %-8s  %s\n", c.name, c.about)
+			fmt.Fprintf(flag.CommandLine.Output(), "  %-9s  %s\n", c.name, c.about)
 		}
 		flag.PrintDefaults()
 	}

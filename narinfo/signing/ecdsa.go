@@ -17,8 +17,8 @@ import (
 // has 253 bits.
 const scalarSize = 32
 
-// order is n.
-var order, _ = new(big.Int).SetString("7237005577332262213973186563042994240857116359379907606001950938285454250989", 10)
+// groupOrder is n.
+var groupOrder, _ = new(big.Int).SetString("7237005577332262213973186563042994240857116359379907606001950938285454250989", 10)
 
 // ecdsaKey verifies ECDSA signatures (ecdsa (r …) (s …)).
 //
@@ -148,7 +148,7 @@ func bigEndian(s *edwards25519.Scalar) []byte {
 func varTimeInvert(s *edwards25519.Scalar) *edwards25519.Scalar {
 	number := new(big.Int).SetBytes(bigEndian(s))
 	var b [scalarSize]byte
-	inverse, err := scalarOf(number.ModInverse(number, order).FillBytes(b[:]))
+	inverse, err := scalarOf(number.ModInverse(number, groupOrder).FillBytes(b[:]))
 	if err != nil {
 		panic(err) // ModInverse's result is below n
 	}

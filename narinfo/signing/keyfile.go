@@ -9,21 +9,40 @@ import (
 	"syscall"
 )
 
-// ReadPrivateKey reads a private key from a regular file, or a symbolic link to one. It refuses
-// a file that others may read or write.
-func ReadPrivateKey(path string) (*PrivateKey, error) {
-	key, err := readPrivateKey(path)
+// ReadKeys reads public keys from a file, see [ParseKeys].
+func ReadKeys(path string) (*Keys, error) {
+	text, err := readFile(path, MaxKeysSize, func(os.FileMode) error { return nil })
 	if err != nil {
-		var pathErr *os.PathError
-		if errors.As(err, &pathErr) {
-			return nil, fmt.Errorf("read private key: %w", err)
+		return nil, fmt.Errorf("read keys: %w", err)
+	}
+	keys, err := ParseKeys(text)
+	if err != nil {
+		return nil, fmt.Errorf("read keys: %s: %w", path, err)
+	}
+	return keys, nil
+}
+
+// ReadPrivateKey reads a private key from a file that other users can neither read nor change.
+func ReadPrivateKey(path string) (*PrivateKey, error) {
+	text, err := readFile(path, maxPrivateKeySize, func(mode os.FileMode) error {
+		if mode.Perm()&0o077 == 0 {
+			return nil
 		}
-		return nil, fmt.Errorf("read private key %s: %w", path, err)
+		return fmt.Errorf("its mode %04o lets other users read or change it: run chmod 600 %q, and replace the key if others may have read it", mode.Perm(), path)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read private key: %w", err)
+	}
+	key, err := ParsePrivateKey(text)
+	if err != nil {
+		return nil, fmt.Errorf("read private key: %s: %w", path, err)
 	}
 	return key, nil
 }
 
-func readPrivateKey(path string) (*PrivateKey, error) {
+// readFile reads a regular file, or a symbolic link to one, with a mode that check accepts. It
+// reads at most one byte above the limit.
+func readFile(path string, limit int64, check func(os.FileMode) error) ([]byte, error) {
 	// Opening a FIFO must not wait for a writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -31,21 +50,32 @@ func readPrivateKey(path string) (*PrivateKey, error) {
 	}
 	defer f.Close()
 	info, err := f.Stat()
-	switch {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("must be a regular file, is %s", info.Mode().Type())
-	case info.Mode().Perm()&0o077 != 0:
-		return nil, fmt.Errorf("its mode %04o lets other users read or change it: run chmod 600 %q, and replace the key if others may have read it", info.Mode().Perm(), path)
-	case info.Size() == 0:
-		return nil, errors.New("the file is empty")
-	}
-	text, err := io.ReadAll(io.LimitReader(f, maxPrivateKeySize+1))
 	if err != nil {
 		return nil, err
 	}
-	return ParsePrivateKey(text)
+	switch {
+	case !info.Mode().IsRegular():
+		err = fmt.Errorf("must be a regular file, is %s", kind(info.Mode()))
+	case info.Size() == 0:
+		err = errors.New("is empty")
+	default:
+		err = check(info.Mode())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return io.ReadAll(io.LimitReader(f, limit+1))
+}
+
+func kind(mode os.FileMode) string {
+	switch {
+	case mode.IsDir():
+		return "a directory"
+	case mode&os.ModeNamedPipe != 0:
+		return "a FIFO"
+	default:
+		return "a device"
+	}
 }
 
 // WriteKeyPair writes a new key to two files that must not exist: the private key with mode

@@ -183,8 +183,8 @@ func newECDSAPrivate(q, d []byte) (*PrivateKey, error) {
 	}, nil
 }
 
-// sign takes a time that depends on the secret numbers in the number of nonces only, of which
-// each is independent.
+// sign takes the same time for each key and hash, apart from the number of nonces that are
+// rejected, which reveals nothing about the one that is used.
 func (k *ecdsaSigner) sign(hash [sha256.Size]byte) (flag string, values sexp, err error) {
 	e := hashScalar(hash)
 	for nonce := range k.nonces(e) {
@@ -193,15 +193,16 @@ func (k *ecdsaSigner) sign(hash [sha256.Size]byte) (flag string, values sexp, er
 		s.Multiply(s, nonce.Invert(nonce))
 		zero := edwards25519.NewScalar()
 		if r.Equal(zero) == 0 && s.Equal(zero) == 0 {
-			return flagECDSA, listOf(algorithmECDSA,
-				numberOf("r", bigEndian(r)), numberOf("s", bigEndian(s))), nil
+			return flagECDSA, listOf(algorithmECDSA, // libgcrypt's unsigned format, unlike numberOf
+				listOf("r", atomOf(trimZeros(bigEndian(r)))),
+				listOf("s", atomOf(trimZeros(bigEndian(s))))), nil
 		}
 	}
 	panic("not reached")
 }
 
-// nonces yields the numbers of RFC 6979, section 3.2, for a hash with the number e. Almost
-// always the first one is used.
+// nonces yields the numbers below n of RFC 6979, section 3.2, for a hash with the number e. The
+// first one is used, unless the signature would have a zero.
 func (k *ecdsaSigner) nonces(e *edwards25519.Scalar) func(yield func(*edwards25519.Scalar) bool) {
 	return func(yield func(*edwards25519.Scalar) bool) {
 		v, key := bytes.Repeat([]byte{1}, sha256.Size), make([]byte, sha256.Size)

@@ -91,6 +91,15 @@ func parseRSAPrivate(values map[string][]byte) (*PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Validate takes minutes for very long numbers.
+	for _, name := range []string{"d", "p", "q", "u"} {
+		if numbers[name].BitLen() > numbers["n"].BitLen() {
+			return nil, errRSAPrivate
+		}
+	}
+	if new(big.Int).Mul(numbers["p"], numbers["q"]).Cmp(numbers["n"]) != 0 {
+		return nil, errRSAPrivate
+	}
 	key := &rsa.PrivateKey{
 		PublicKey: decoded.public,
 		D:         numbers["d"],
@@ -112,5 +121,5 @@ func (k rsaSigner) sign(hash [sha256.Size]byte) (flag string, values sexp, err e
 	if err != nil {
 		return "", sexp{}, err
 	}
-	return flagRSA, listOf(algorithmRSA, listOf("s", atomOf(trimZeros(s)))), nil
+	return flagRSA, listOf(algorithmRSA, listOf("s", atomOf(s))), nil
 }

@@ -41,7 +41,7 @@ func parseSexp(text string) (sexp, error) {
 	if p.rest == "" || p.rest[0] != '(' {
 		return sexp{}, errSexpStart
 	}
-	var open [24]sexp // enough for a signature
+	var open [32]sexp // a signature has 30
 	p.open, p.lists = open[:0], make([]sexp, 0, len(open))
 	tree, err := p.list(maxSexpDepth)
 	if err != nil {

@@ -43,6 +43,10 @@ func (e badSignature) Is(target error) bool { return target == ErrBadSignature }
 // signatureVersion is the only version.
 const signatureVersion = "1"
 
+// maxSignatureSize is the maximum length in bytes of a field Signature. Those with the longest
+// RSA key have 18 KB.
+const maxSignatureSize = 64 << 10
+
 // The names in Guix's signatures. They have the form
 //
 //	(signature
@@ -148,12 +152,14 @@ type signature struct{ sexp }
 
 // parseSignature parses the value of the field Signature.
 func parseSignature(text string) (signature, error) {
+	if len(text) > maxSignatureSize {
+		return signature{}, fmt.Errorf("%d bytes, at most %d are allowed", len(text), maxSignatureSize)
+	}
 	version, rest, _ := strings.Cut(text, ";")
-	host, encoded, found := strings.Cut(rest, ";")
+	_, encoded, found := strings.Cut(rest, ";") // after the host
 	if !found || strings.Contains(encoded, ";") {
 		return signature{}, fmt.Errorf("%.80q: must be VERSION;HOST;BASE64", text)
 	}
-	_ = host // any
 	if version != signatureVersion {
 		return signature{}, fmt.Errorf("version %.80q, only %s is known", version, signatureVersion)
 	}
