@@ -22,6 +22,8 @@ type importCommand struct {
 	Replace               bool       `argumentsonly:"" help:"Replace the nar of an item that is already served."`
 	NoVerify              bool       `argumentsonly:"" help:"Don't decompress nars to compare them with their NarHash. For moving terabytes; 'check --verify' reads them later."`
 
+	importSigningOptions `embed:""`
+
 	Names []string `arg:"" name:"file-or-directory" help:"Narinfo files, or directories to search for narinfo files."`
 }
 
@@ -36,6 +38,10 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 		return usagef("--narinfos-only and --storage=%s exclude each other: use one of them, or --storage= if the environment or a file sets the storage", c.Storage)
 	}
 	keys, err := c.keys()
+	if err != nil {
+		return err
+	}
+	sign, err := c.signUnsigned()
 	if err != nil {
 		return err
 	}
@@ -55,7 +61,7 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 		}
 	}
 	progress := newProgress(s.err, "importing", "narinfos", 0)
-	options := importer.Options{Keep: c.Keep, Replace: c.Replace, WithReferences: c.EnsureReferencesExist, Tags: tags(c.Tag)}
+	options := importer.Options{Keep: c.Keep, Replace: c.Replace, WithReferences: c.EnsureReferencesExist, Tags: tags(c.Tag), Sign: sign}
 	if !c.NoVerify {
 		options.Decode, options.Verifying = decodeNar, progress.moved
 	}

@@ -49,6 +49,9 @@ type Options struct {
 	// Verifying is called, by several goroutines at a time, for the bytes of files that are
 	// verified; may be nil.
 	Verifying func(bytes int64)
+	// Sign returns the narinfo to add instead of that which was read, with a signature; nil
+	// to add all as they are.
+	Sign func(*narinfo.Narinfo) (*narinfo.Narinfo, error)
 }
 
 // Imported is the result for one narinfo file.
@@ -225,12 +228,13 @@ func (im *Importer) prepareFile(ctx context.Context, file narinfoFile, options O
 	if err != nil {
 		return &prepared{result: Result{Outcome: Failed, Err: err}}
 	}
-	directories := []string{filepath.Dir(file.name)}
-	if file.root != directories[0] {
-		directories = append(directories, file.root)
+	if options.Sign != nil {
+		if n, err = options.Sign(n); err != nil {
+			return &prepared{result: Result{Outcome: Failed, Err: err}}
+		}
 	}
 	return im.prepare(ctx, &Addition{
-		Narinfo: n, Directories: directories,
+		Narinfo: n, Directories: file.directories(),
 		Keep: options.Keep, Replace: options.Replace, WithReferences: options.WithReferences, Tags: options.Tags,
 		Decode: options.Decode, verifying: options.Verifying, planned: planned,
 	})
