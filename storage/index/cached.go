@@ -133,6 +133,7 @@ func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text 
 			return err
 		}
 		if text, err = x.textFrom(row, hash); err != nil {
+			text = nil
 			return err
 		}
 		if list, ok := row[6].(string); ok {

@@ -330,6 +330,9 @@ func (x *Index) appendChange(c *connection, found []MirrorChange, change Change)
 		if err == ErrNotFound { // or withdrawn
 			return found, nil
 		}
+		if err == ErrLost { // the mirror may have its nars
+			err = nil
+		}
 		if errors.Is(err, ErrDamaged) {
 			return found, nil // Mend logs another addition
 		}

@@ -54,7 +54,10 @@ func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, e
 		text, err = x.textOf(c, hash)
 		return err
 	})
-	if err != nil && err != ErrNotFound && err != ErrLost {
+	if err == ErrLost {
+		return nil, err
+	}
+	if err != nil && err != ErrNotFound {
 		return nil, describe(fmt.Sprintf("look up narinfo %s in %s", hash, x.path), err)
 	}
 	return text, err
@@ -74,7 +77,8 @@ const textColumns = "n.hash, n.dictionary, n.text, n.checksum, n.withdrawn_at, n
 
 // textFrom returns the text in a row that begins with textColumns and was found by the key
 // of hash. The error is [ErrNotFound] if the row is nil, has another hash with the same
-// key, or is withdrawn, and [ErrLost] if its nars are lost.
+// key, or is withdrawn, and [ErrLost], with the text, if its
+// nars are lost.
 func (x *Index) textFrom(row []driver.Value, hash narinfo.PathHash) ([]byte, error) {
 	if row == nil {
 		return nil, ErrNotFound
@@ -97,7 +101,7 @@ func (x *Index) textFrom(row []driver.Value, hash narinfo.PathHash) ([]byte, err
 		return nil, ErrNotFound // two hashes share the key
 	}
 	if at, ok := row[5].(int64); ok && at > 0 { // damage can turn NULL into 0
-		return nil, ErrLost
+		return text, ErrLost
 	}
 	return text, nil
 }
