@@ -232,12 +232,14 @@ func (r *Repairer) wrong(ctx context.Context, finding Finding) Repair {
 		return repair
 	}
 	// The right file replaces the wrong one atomically, so the row can keep its claim.
-	if err := r.c.copyToQuarantine(ctx, finding); err != nil {
+	switch err := r.c.copyToQuarantine(ctx, finding); {
+	case err == nil:
+		repair.Quarantined = bytestore.QuarantineFolder + finding.Name
+	case !errors.Is(err, bytestore.ErrDamaged): // else the store itself can't read it
 		fetched.Abort()
 		repair.Err = err
 		return repair
 	}
-	repair.Quarantined = bytestore.QuarantineFolder + finding.Name
 	return r.restore(ctx, finding, fetched, repair)
 }
 

@@ -10,13 +10,13 @@ import (
 	"nar-herder/storage"
 )
 
-// decode is [Options.Decode] with turns: it holds one while it computes, but not while it waits
+// decode is [Options.Decode] with [Scrubber.TakeTurns]: it holds one while it computes, but not while it waits
 // for memory or for the bytes.
 func (s *Scrubber) decode(ctx context.Context, compression string, compressed io.Reader, size int64) (io.ReadCloser, error) {
-	if s.options.Turns == nil {
+	if s.turns == nil {
 		return s.options.Decode(ctx, compression, compressed, size)
 	}
-	source := &turnless{Reader: compressed, turns: s.options.Turns}
+	source := &turnless{Reader: compressed, turns: s.turns}
 	decoder, err := s.options.Decode(ctx, compression, source, size)
 	if err != nil {
 		return nil, err

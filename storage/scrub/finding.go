@@ -7,22 +7,22 @@ import (
 	"log/slog"
 
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/check"
 	"nar-herder/storage/index"
 	"nar-herder/storage/owner"
 )
 
-// found repairs a finding, or the error in its place, counts it and logs one line. mended is
-// true if nothing is left to do. The returned error ends the pass.
-func (s *Scrubber) found(ctx context.Context, finding check.Finding, failure error, items int64) (mended bool, err error) {
+// found repairs a finding, or the error in its place, counts it and logs one line. done is true if
+// it is repaired, or its file is no longer recorded as stored. The returned error ends the pass.
+func (s *Scrubber) found(ctx context.Context, finding check.Finding, failure error, items int64) (done bool, err error) {
 	if s.findings++; s.findings > max(maxFindings, items/findingShare) {
 		return false, fmt.Errorf("%w: more than %d findings in one pass, the last: %s %s: check the disk, the file system and the memory, and that all is mounted; 'nar-herder check --verify --repair' repairs without this limit",
 			errStorage, s.findings-1, finding.Kind, finding.Name)
 	}
 	if finding.Kind == check.Missing && failure == nil {
-		// On a file system that isn't mounted, all nars are missing.
-		if err := owner.IsComplete(ctx, s.storage); err != nil {
-			return false, fmt.Errorf("%w: %s is missing, and not only that: %w", errStorage, finding.Name, err)
+		if err := s.isMounted(ctx, finding); err != nil {
+			return false, err
 		}
 	}
 	s.metrics.findings.WithLabelValues(finding.Kind.String()).Inc()
@@ -60,7 +60,22 @@ func (s *Scrubber) found(ctx context.Context, finding check.Finding, failure err
 		s.metrics.repaired.Inc()
 	}
 	s.log.Log(ctx, level, "the scrub has found damage", attributes...)
-	return repair.Mended, nil
+	return repair.Mended || repair.Outcome == check.Unclaimed || repair.Outcome == check.SetAside, nil
+}
+
+// isMounted returns an error for a missing nar if others are missing too: a file system is probably
+// not mounted. Nars that the scrub has moved to the quarantine don't count.
+func (s *Scrubber) isMounted(ctx context.Context, finding check.Finding) error {
+	if _, err := s.storage.ByteStore().Stat(ctx, bytestore.QuarantineFolder+finding.Name); err == nil {
+		return nil
+	}
+	if s.missing++; s.missing > maxMissing {
+		return fmt.Errorf("%w: more than %d nars are missing, the last: %s: is everything mounted? If they are lost, 'nar-herder check --repair' fetches them or records that", errStorage, maxMissing, finding.Name)
+	}
+	if err := owner.IsComplete(ctx, s.storage); err != nil {
+		return fmt.Errorf("%w: %s is missing, and not only that: %w", errStorage, finding.Name, err)
+	}
+	return nil
 }
 
 // lost tries to get the nars of hidden items again: from a source, or from the storage, where

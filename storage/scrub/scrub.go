@@ -43,6 +43,8 @@ const (
 	// the cause is probably not the nars, but a file system, the memory or the processor.
 	maxFindings  = 100
 	findingShare = 100
+	// maxMissing is how many nars may be missing in a pass.
+	maxMissing = 20
 )
 
 var (
@@ -57,9 +59,6 @@ type Options struct {
 	// Interval is how often everything is verified.
 	Interval time.Duration
 	Decode   storage.Decoder
-	// Turns is locked while a nar is decompressed, so that requests get their turns; nil for
-	// none.
-	Turns sync.Locker
 	// Sources are asked for nars and narinfos that are damaged. They include all instances from
 	// which the server gets nars for clients.
 	Sources []check.Source
@@ -76,6 +75,7 @@ type Scrubber struct {
 	checker  *check.Checker
 	repairer *check.Repairer
 	options  Options
+	turns    sync.Locker // nil for none
 	log      *slog.Logger
 	now      func() time.Time
 	logged   logonce.Filter
@@ -85,15 +85,16 @@ type Scrubber struct {
 	textPause time.Duration
 
 	// These are used by Run alone.
-	limiter  *pace.Limiter
-	pending  []verified // to be recorded
-	flushed  time.Time
-	retries  map[narinfo.PathHash]retry
-	textsAt  time.Time // the last check of all texts
-	findings int64     // of this pass, and of those before it that ended with errStorage
-	summed   time.Time // the last update of the sums in the metrics
-	speed    speed
-	slow     string // the warning if the speed is too low
+	limiter *pace.Limiter
+	pending []verified // to be recorded
+	flushed time.Time
+	retries map[narinfo.PathHash]retry
+	textsAt time.Time // the last check of all texts
+	// These count findings of this pass, and of those before it that ended with errStorage.
+	findings, missing int64
+	summed            time.Time // the last update of the sums in the metrics
+	speed             speed
+	slow              string // the warning if the speed is too low
 
 	metrics metrics
 	state   atomic.Pointer[state]
@@ -134,6 +135,10 @@ func New(s *storage.Storage, options Options) *Scrubber {
 	return scrubber
 }
 
+// TakeTurns makes the scrubber lock turns while it decompresses, so that requests get theirs. Call
+// it before Run.
+func (s *Scrubber) TakeTurns(turns sync.Locker) { s.turns = turns }
+
 // Run scrubs until the context ends.
 func (s *Scrubber) Run(ctx context.Context) {
 	failures := 0
@@ -160,7 +165,7 @@ var errStorage = errors.New("the scrub has paused")
 func (s *Scrubber) Pass(ctx context.Context) error {
 	ctx = bytestore.Direct(ctx)
 	if !errors.Is(s.state.Load().failure, errStorage) {
-		s.findings = 0 // else the next finding ends this pass too
+		s.findings, s.missing = 0, 0 // else the next finding ends this pass too
 	}
 	err := s.pass(ctx)
 	if ended := s.end(ctx); err == nil {
@@ -266,11 +271,11 @@ func (s *Scrubber) item(ctx context.Context, row *index.Item, totals index.Total
 			s.logged.Log(s.log, slog.LevelWarn, s.now(), "can't verify a stored nar: its length is right", "file", finding.Name, "error", err)
 			continue
 		}
-		mended, err := s.found(ctx, finding, err, totals.Items)
+		done, err := s.found(ctx, finding, err, totals.Items)
 		if err != nil {
 			return err
 		}
-		wrong = wrong || !mended
+		wrong = wrong || !done
 	}
 	switch {
 	case wrong || unreadable:

@@ -309,10 +309,11 @@ func TestServedScrub(t *testing.T) {
 	}
 	log := new(testlog.Buffer)
 	s := scrub.New(p.Storage, scrub.Options{
-		Interval: time.Hour, Decode: decode, Turns: new(sync.Mutex), Sources: []check.Source{sourceAt(t, mirror.serve(t))},
+		Interval: time.Hour, Decode: decode, Sources: []check.Source{sourceAt(t, mirror.serve(t))},
 		Log: slog.New(slog.NewTextHandler(log, nil)),
 	})
 	s.Hurry()
+	s.TakeTurns(new(sync.Mutex))
 	var done atomic.Bool
 	var clients sync.WaitGroup
 	for range 3 {

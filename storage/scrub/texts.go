@@ -37,11 +37,11 @@ func (s *Scrubber) texts(ctx context.Context) error {
 		case err != nil:
 			return fmt.Errorf("check the texts in the index: %w", err)
 		}
-		mended, err := s.found(ctx, finding, nil, totals.Items)
+		done, err := s.found(ctx, finding, nil, totals.Items)
 		if err != nil {
 			return err
 		}
-		if !mended {
+		if !done {
 			unrepaired++
 		}
 	}
