@@ -13,12 +13,21 @@ type cacheControls struct {
 	narinfo string
 	nar     string
 	missing string            // of a 404 for a narinfo, nar or file
+	lost    string            // of a 404 for the narinfo of an item whose nars are lost
 	cached  map[string]string // of cached nars, by type
 }
+
+// lostTTL is the longest time that clients may cache that an item is hidden because its nars are
+// lost: a repair may bring them back at any time.
+const lostTTL = 2 * time.Minute
 
 func newCacheControls(options *Options) cacheControls {
 	ttl := options.TTLs.Advertised()
 	c := cacheControls{narinfo: maxAge(ttl), nar: public(ttl), missing: maxAge(options.NegativeTTL), cached: make(map[string]string)}
+	if c.lost = c.missing; options.NegativeTTL != nil && *options.NegativeTTL > lostTTL {
+		ttl := lostTTL
+		c.lost = maxAge(&ttl)
+	}
 	if options.Cached != nil {
 		for _, kind := range []string{"zstd", "lzip", "gzip"} {
 			c.cached[kind] = public(options.Cached.TTL([]string{kind}))

@@ -23,6 +23,9 @@ func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 		found, err = s.answer(s.live, hash)
 		if errors.Is(err, storage.ErrNotFound) {
 			s.unknown(ctx)
+			if errors.Is(err, storage.ErrLost) && s.cacheControls.lost != "" {
+				ctx.Response.Header.Set(fasthttp.HeaderCacheControl, s.cacheControls.lost)
+			}
 			return
 		}
 		if err != nil {

@@ -23,6 +23,10 @@ import (
 // ErrNotFound says that there certainly is no such item.
 var ErrNotFound = index.ErrNotFound
 
+// ErrLost is the [ErrNotFound] of an item that is hidden from clients because its nars are
+// lost.
+var ErrLost = index.ErrLost
+
 // ErrNotStored says that the item is known and its bytes are certainly not here.
 var ErrNotStored = errors.New("the nar is not in this storage")
 

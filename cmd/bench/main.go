@@ -62,6 +62,7 @@ var cases = []struct {
 	{"removal", "removal of nars from a storage of a million items, and its effect on narinfo requests", (*bench).removal},
 	{"mirror", "a mirror of a million items: bootstrap against curl of the dump, catching up, following, and a nar that many clients request", (*bench).mirror},
 	{"frontend", "nars in a bucket through a front end, against the same objects from the S3 server itself", (*bench).frontEnd},
+	{"scrub", "the effect of a scrub on narinfo requests", (*bench).scrub},
 	{"slow", "a nar that is decompressed for the client, beside 200 slow clients", (*bench).slow},
 	{"idle", "narinfos beside 2,000 idle and 50 slow connections", (*bench).idle},
 }

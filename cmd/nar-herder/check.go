@@ -123,7 +123,9 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 	filesOf := make(map[narinfo.PathHash]struct{}) // items with missing or wrong files
 	var repairer *check.Repairer
 	if c.Repair {
-		repairer = checker.Repairer(c.repairOptions(store))
+		options := c.repairOptions(store)
+		options.Hide = func(item *storage.Item) bool { return len(dependencies) == 0 && !item.Mirrored }
+		repairer = checker.Repairer(options)
 	}
 	// pass reports the findings of one part of the check.
 	pass := func(shown *progress, findings iter.Seq2[check.Finding, error]) {

@@ -47,6 +47,7 @@ func (s *subsystems) health(directory string) (parts []health.Part) {
 		{"storage_owner", owns, false, warns(s.ownership.Warnings)},
 		{"storage_writes", owns, false, func(ctx context.Context) error { return s.tryWriting(ctx, directory) }},
 		{"storage_space", s.remover != nil, false, warns(s.remover.Warnings)},
+		{"scrub", s.scrubber != nil, false, warns(s.scrubber.Warnings)},
 		{"withdrawn_items", true, false, warns(s.withdrawn.Warnings)},
 		{"items_without_nars", true, false, warns(s.unstored.warnings(s.peers))},
 		{"dumps", true, false, warns(s.dumps.Warnings)},

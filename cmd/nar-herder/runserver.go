@@ -56,6 +56,7 @@ type serverCommand struct {
 
 	serverKeyOptions `embed:""`
 	redirectsOption  `embed:""`
+	scrubOptions     `embed:""`
 
 	StorageCache     string    `placeholder:"DIR" help:"Local directory that caches recently read nars of a remote storage."`
 	StorageCacheSize sizeValue `default:"10GiB" placeholder:"BYTES" help:"Maximum size of --storage-cache on disk (default: ${default})."`
@@ -105,6 +106,9 @@ func (c *serverCommand) validate() error {
 	}
 	if c.StorageCache != "" && (c.ServeBucketNars == redirect || c.XAccelRedirect) {
 		return errors.New("--storage-cache: with --serve-bucket-nars=redirect or --x-accel-redirect, this server doesn't read nars: leave one of them out")
+	}
+	if err := c.scrubOptions.validate(c.Storage); err != nil {
+		return err
 	}
 	return c.validateControl()
 }

@@ -28,6 +28,7 @@ import (
 	"nar-herder/storage/index"
 	"nar-herder/storage/location"
 	"nar-herder/storage/owner"
+	"nar-herder/storage/scrub"
 	"nar-herder/storage/uses"
 )
 
@@ -45,6 +46,7 @@ type subsystems struct {
 	follower  *mirror.Mirror
 	dumps     *dump.Maker
 	checksums *checksums.Keeper
+	scrubber  *scrub.Scrubber
 	room      *dbspace.Watch // for the database
 	unstored  *unstoredCount
 	server    *httpapi.Server
@@ -105,10 +107,14 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 		return err
 	}
 	s.checksums = checksums.New(store.index, log)
+	s.scrubber = c.newScrubber(store, s.peers, log)
 	s.unstored = &unstoredCount{index: store.index, log: log}
 	s.server = httpapi.New(store, s.httpOptions(c, config, caching.TTLs, starting, log))
 	if s.passing != nil {
 		s.passing.Turns = s.server.Processors()
+	}
+	if s.scrubber != nil {
+		s.scrubber.TakeTurns(s.server.Processors())
 	}
 	s.server.Registry().MustRegister(append(s.collectors(), config.keys.metric())...)
 	s.changes, err = store.index.Watch(ctx)
@@ -184,6 +190,9 @@ func (s *subsystems) collectors() []prometheus.Collector {
 	if s.remover != nil {
 		all = append(all, s.remover)
 	}
+	if s.scrubber != nil {
+		all = append(all, s.scrubber)
+	}
 	if s.fetcher != nil {
 		all = append(all, s.fetcher)
 	}
@@ -218,6 +227,9 @@ func (s *subsystems) start(ctx context.Context, running *tasks) {
 	start("making dumps", s.dumps.Run)
 	if s.remover != nil {
 		start("keeping the storage limit", s.remover.Run)
+	}
+	if s.scrubber != nil {
+		start("scrubbing", s.scrubber.Run)
 	}
 	if s.fetcher != nil {
 		start("fetching nars", s.fetcher.Run)

@@ -164,15 +164,7 @@ func (c *Checker) checkFiles(ctx context.Context, looked func(), report func(nar
 // report compares a file that seems wrong with its row again, and yields the finding. It
 // returns false when the check is over.
 func (c *Checker) report(ctx context.Context, hash narinfo.PathHash, name string, yield func(Finding, error) bool) bool {
-	finding := Finding{Name: name}
-	var compareErr error
-	err := c.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
-		finding, compareErr = c.compare(ctx, tx, hash, name)
-		return nil
-	})
-	if err == nil {
-		err = compareErr
-	}
+	finding, err := c.CompareFile(ctx, hash, name)
 	return c.found(ctx, finding, err, yield)
 }
 

@@ -35,6 +35,13 @@ type RepairOptions struct {
 	Sources []Source
 	// Rate is as in [VerifyOptions], for files of the storage that are read.
 	Rate int64
+	// Hide reports whether to hide the narinfo of an item without stored files from clients,
+	// which would get 404 for its nars: no source and no other instance has them. Nil never
+	// hides any.
+	Hide func(item *storage.Item) bool
+	// Withhold moves wrong files to the quarantine while it is unknown whether a source has
+	// the right ones. The index still has them as stored, so that requests for them fail.
+	Withhold bool
 }
 
 // Repair is the result of repairing a finding.
@@ -73,10 +80,13 @@ const (
 	Deleted
 	// Rewritten: the damaged part of the index was rewritten.
 	Rewritten
+	// Withheld: the file is in quarantine, and the index has it as stored; see
+	// [RepairOptions.Withhold].
+	Withheld
 )
 
 func (o RepairOutcome) String() string {
-	return [...]string{"untouched", "fetched", "recorded", "set aside", "unclaimed", "deleted", "rewritten"}[o]
+	return [...]string{"untouched", "fetched", "recorded", "set aside", "unclaimed", "deleted", "rewritten", "withheld"}[o]
 }
 
 // settledAfter is the age from which a temporary file counts as abandoned.
@@ -188,7 +198,7 @@ func (r *Repairer) missing(ctx context.Context, finding Finding) Repair {
 		repair.Err = fmt.Errorf("storage %s has none of the files that the index has there: is it mounted? The index was not changed; if the nars are lost, as with their disk, run 'nar-herder claim-storage --accept-loss'", r.c.bytes)
 		return repair
 	}
-	if err := r.c.unclaim(ctx, finding); err != nil {
+	if err := r.unclaim(ctx, finding); err != nil {
 		repair.Err = err
 		return repair
 	}
@@ -203,12 +213,19 @@ func (r *Repairer) wrong(ctx context.Context, finding Finding) Repair {
 		return repair
 	}
 	if fetched == nil && repair.unsure {
-		repair.Err = errUnsure
+		if repair.Err = errUnsure; !r.options.Withhold {
+			return repair
+		}
+		if err := r.c.withhold(ctx, finding); err != nil {
+			repair.Err = errors.Join(errUnsure, err)
+			return repair
+		}
+		repair.Outcome, repair.Quarantined = Withheld, bytestore.QuarantineFolder+finding.Name
 		return repair
 	}
 	if fetched == nil {
 		// Unclaim it first: from then on, no client gets the wrong bytes.
-		if repair.Err = r.c.unclaim(ctx, finding); repair.Err != nil {
+		if repair.Err = r.unclaim(ctx, finding); repair.Err != nil {
 			return repair
 		}
 		repair.Outcome = Unclaimed
@@ -218,12 +235,14 @@ func (r *Repairer) wrong(ctx context.Context, finding Finding) Repair {
 		return repair
 	}
 	// The right file replaces the wrong one atomically, so the row can keep its claim.
-	if err := r.c.copyToQuarantine(ctx, finding); err != nil {
+	switch err := r.c.copyToQuarantine(ctx, finding); {
+	case err == nil:
+		repair.Quarantined = bytestore.QuarantineFolder + finding.Name
+	case !errors.Is(err, bytestore.ErrDamaged): // else the store itself can't read it
 		fetched.Abort()
 		repair.Err = err
 		return repair
 	}
-	repair.Quarantined = bytestore.QuarantineFolder + finding.Name
 	return r.restore(ctx, finding, fetched, repair)
 }
 

@@ -68,14 +68,44 @@ func (c *Checker) record(ctx context.Context, finding Finding, n int) error {
 	})
 }
 
-// unclaim makes the row no longer claim the file of a finding.
-func (c *Checker) unclaim(ctx context.Context, finding Finding) error {
+// unclaim makes the row no longer claim the file of a finding. If it was the last one, the item
+// may be hidden from clients.
+func (r *Repairer) unclaim(ctx context.Context, finding Finding) error {
+	c := r.c
 	return c.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
 		item, err := c.still(ctx, tx, finding)
 		if err != nil {
 			return err
 		}
-		return tx.SetStored(item.Hash, item.Stored&^item.FilesNamed(finding.Name), item.Sizes, time.Time{})
+		stored := item.Stored &^ item.FilesNamed(finding.Name)
+		if err := tx.SetStored(item.Hash, stored, item.Sizes, time.Time{}); err != nil {
+			return err
+		}
+		if stored == 0 && r.options.Hide != nil && r.options.Hide(item) {
+			return tx.SetLost(item.Hash, c.Now())
+		}
+		return nil
+	})
+}
+
+// withhold moves a wrong file that a row claims to the quarantine, by a copy. The row keeps its
+// claim.
+func (c *Checker) withhold(ctx context.Context, finding Finding) error {
+	if err := c.copyToQuarantine(ctx, finding); err != nil {
+		return err
+	}
+	return c.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
+		item, err := c.still(ctx, tx, finding)
+		if err == nil {
+			err = c.MayDelete(ctx)
+		}
+		if err == nil {
+			err = errors.Join(c.bytes.Remove(ctx, finding.Name), c.bytes.Sync(ctx))
+		}
+		if err != nil {
+			return err
+		}
+		return tx.SetStored(item.Hash, item.Stored, item.Sizes, time.Time{}) // logs the change
 	})
 }
 

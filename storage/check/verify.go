@@ -13,6 +13,7 @@ import (
 	"nar-herder/internal/pace"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -201,7 +202,7 @@ func (v *verifying) file(ctx context.Context, hash narinfo.PathHash, name string
 		if err == nil {
 			return finding, info.Size, nil
 		}
-		if !errors.Is(err, storage.ErrWrongNar) {
+		if !errors.Is(err, storage.ErrWrongNar) && !errors.Is(err, bytestore.ErrDamaged) {
 			return finding, info.Size, fmt.Errorf("verify %s in storage %s: %w", name, v.bytes, err)
 		}
 		finding.Kind, finding.Note, finding.info = Corrupt, err.Error(), info

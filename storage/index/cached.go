@@ -133,9 +133,10 @@ func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text 
 			return err
 		}
 		if text, err = x.textFrom(row, hash); err != nil {
+			text = nil
 			return err
 		}
-		if list, ok := row[5].(string); ok {
+		if list, ok := row[6].(string); ok {
 			words := strings.Fields(list)
 			for ; len(words) >= 3; words = words[3:] {
 				size, err := strconv.ParseInt(words[1], 10, 64)
@@ -150,7 +151,7 @@ func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text 
 		slices.SortFunc(files, func(a, b CachedFile) int { return strings.Compare(a.Type, b.Type) })
 		return nil
 	})
-	if err != nil && err != ErrNotFound {
+	if err != nil && err != ErrNotFound && err != ErrLost {
 		return nil, nil, describe(fmt.Sprintf("look up narinfo %s in %s", hash, x.path), err)
 	}
 	return text, files, err

@@ -23,6 +23,9 @@ const (
 	// StorageChanged: files of an unchanged narinfo were added to the storage or removed
 	// from it. Mirrors don't receive it.
 	StorageChanged ChangeKind = 3
+	// AnnouncementChanged: the nars of an item were lost, so that its narinfo is hidden from
+	// clients, or one was stored again. Mirrors don't receive it.
+	AnnouncementChanged ChangeKind = 4
 )
 
 // Change is a row of the log of recent changes.
@@ -87,7 +90,7 @@ func changeOf(row []driver.Value) (Change, error) {
 	kind, ok2 := row[2].(int64)
 	change.At, change.Kind = time.UnixMilli(at).UTC(), ChangeKind(kind)
 	change.StorePath, _ = row[4].(string)
-	if err == nil && (!ok1 || !ok2 || kind < int64(Added) || kind > int64(StorageChanged) || !change.isConsistent()) {
+	if err == nil && (!ok1 || !ok2 || kind < int64(Added) || kind > int64(AnnouncementChanged) || !change.isConsistent()) {
 		err = &Damage{Change: change.ID, Reason: differs}
 	}
 	return change, err
@@ -326,6 +329,9 @@ func (x *Index) appendChange(c *connection, found []MirrorChange, change Change)
 		text, err := x.textOf(c, change.Hash)
 		if err == ErrNotFound { // or withdrawn
 			return found, nil
+		}
+		if err == ErrLost { // the mirror may have its nars
+			err = nil
 		}
 		if errors.Is(err, ErrDamaged) {
 			return found, nil // Mend logs another addition

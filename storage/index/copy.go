@@ -194,6 +194,7 @@ var copySteps = []string{
 	// Times of 0 and below mean damage; see withdrawnAt.
 	"DELETE FROM main.items WHERE id IN (SELECT id FROM main.narinfos WHERE withdrawn_at > 0)",
 	"DELETE FROM main.narinfos WHERE withdrawn_at > 0",
+	"UPDATE main.narinfos SET lost_at = NULL WHERE lost_at IS NOT NULL",
 	"UPDATE main.items SET stored_files = 0, stored_size = 0, file_sizes = NULL, verified_at = 0, mirrored = 1",
 }
 

@@ -47,12 +47,16 @@ func (i *Item) HasStored(n int) bool { return n < 64 && i.Stored&(1<<n) != 0 }
 func (i *Item) Position() int64 { return i.id }
 
 // Text returns the narinfo of the item, byte for byte. The caller owns the result. The
-// error is [ErrNotFound] if the index definitely has no such item.
+// error is [ErrNotFound] if the index definitely has no such item, and [ErrLost] if clients
+// must not get its narinfo because no nar of it is stored any more.
 func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		text, err = x.textOf(c, hash)
 		return err
 	})
+	if err == ErrLost {
+		return nil, err
+	}
 	if err != nil && err != ErrNotFound {
 		return nil, describe(fmt.Sprintf("look up narinfo %s in %s", hash, x.path), err)
 	}
@@ -69,11 +73,12 @@ func (x *Index) textOf(c *connection, hash narinfo.PathHash) ([]byte, error) {
 }
 
 // textColumns are the columns that textFrom reads.
-const textColumns = "n.hash, n.dictionary, n.text, n.checksum, n.withdrawn_at"
+const textColumns = "n.hash, n.dictionary, n.text, n.checksum, n.withdrawn_at, n.lost_at"
 
 // textFrom returns the text in a row that begins with textColumns and was found by the key
 // of hash. The error is [ErrNotFound] if the row is nil, has another hash with the same
-// key, or is withdrawn.
+// key, or is withdrawn, and [ErrLost], with the text, if its
+// nars are lost.
 func (x *Index) textFrom(row []driver.Value, hash narinfo.PathHash) ([]byte, error) {
 	if row == nil {
 		return nil, ErrNotFound
@@ -94,6 +99,9 @@ func (x *Index) textFrom(row []driver.Value, hash narinfo.PathHash) ([]byte, err
 		return nil, x.damaged(hash, 0, reason)
 	case found != hash:
 		return nil, ErrNotFound // two hashes share the key
+	}
+	if at, ok := row[5].(int64); ok && at > 0 { // damage can turn NULL into 0
+		return text, ErrLost
 	}
 	return text, nil
 }

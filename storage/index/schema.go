@@ -26,7 +26,8 @@ const keyIndex = "CREATE UNIQUE INDEX items_by_key ON items (key)"
 //     was last compared with the NarHash at verified_at or later; 0 means never.
 //   - narinfos has the compressed texts, by the ids of items, and the keys of their
 //     references. A narinfo with withdrawn_at is hidden from clients. Its item is removed
-//     after delete_after, when no client can hold the narinfo any more.
+//     after delete_after, when no client can hold the narinfo any more. One with lost_at is
+//     hidden until a nar of it is stored again; see [Tx.SetLost].
 //   - leftovers has the pending deletes: names of files that no row claims any more. Rows
 //     are deleted first, and the process may be killed before it deletes the files.
 //   - pins has the hashes of the items that pin their closures.
@@ -163,7 +164,9 @@ var migrations = []string{
 	CREATE INDEX cached_files_deletable ON cached_files (type, delete_after) WHERE delete_after IS NOT NULL;` + staleTriggers,
 
 	`ALTER TABLE items ADD COLUMN verified_at INTEGER NOT NULL DEFAULT 0;
-	CREATE INDEX items_by_verification ON items (verified_at) WHERE stored_files != 0;`,
+	CREATE INDEX items_by_verification ON items (verified_at) WHERE stored_files != 0;
+	ALTER TABLE narinfos ADD COLUMN lost_at INTEGER;
+	CREATE INDEX narinfos_lost ON narinfos (lost_at) WHERE lost_at IS NOT NULL;`,
 }
 
 // staleTriggers correct the writes of an older program that had the database open during

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"nar-herder/internal/stamp"
 	"nar-herder/narinfo"
 )
 
@@ -81,4 +82,40 @@ func (x *Index) Verification(ctx context.Context) (sums Verification, err error)
 		return Verification{}, describe("read when the items of "+x.path+" were verified", err)
 	}
 	return sums, nil
+}
+
+// boundBatch is how many times BoundVerified corrects in one transaction.
+const boundBatch = 1000
+
+// BoundVerified makes items count as never verified whose time of verification is in the future
+// because the clock was wrong, and returns their number. Otherwise they would not be verified
+// again until then. If the first or last added item is in the future too, this clock may be the
+// one that is wrong, so the times are kept.
+func (x *Index) BoundVerified(ctx context.Context, now time.Time) (bounded int64, err error) {
+	latest := now.Add(stamp.Slack).UnixMilli()
+	for {
+		var some int64
+		err = x.readers.do(ctx, func(c *connection) error {
+			some, err = c.integer(`SELECT EXISTS (SELECT 1 FROM items WHERE stored_files != 0 AND verified_at > ?1)
+				AND (SELECT coalesce(max(added_at), 0) FROM items WHERE id IN ((SELECT min(id) FROM items), (SELECT max(id) FROM items))) <= ?1`, latest)
+			return err
+		})
+		if err != nil {
+			return bounded, describe("look for times in the future in "+x.path, err)
+		}
+		if some == 0 {
+			return bounded, nil
+		}
+		err = x.Update(ctx, func(tx *Tx) error {
+			err := tx.conn.exec("UPDATE items SET verified_at = 0 WHERE id IN (SELECT id FROM items WHERE stored_files != 0 AND verified_at > ? LIMIT ?)", latest, int64(boundBatch))
+			if err == nil {
+				some, err = tx.conn.integer("SELECT changes()")
+			}
+			return err
+		})
+		if err != nil {
+			return bounded, err
+		}
+		bounded += some
+	}
 }

@@ -208,6 +208,7 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 		err = errors.Join(
 			tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ?, verified_at = ?, mirrored = ? WHERE id = ?",
 				int64(entry.Stored), size, sizesColumn(entry.Sizes), verifiedColumn(entry.VerifiedAt), boolValue(entry.Mirrored || old.Mirrored), old.id),
+			tx.foundAgain(old, entry.Stored, before.NarHash != n.NarHash),
 			tx.conn.exec("UPDATE narinfos SET refs = ?, dictionary = ?, text = ?, checksum = ?, withdrawn_at = NULL, delete_after = NULL WHERE id = ?",
 				referencesColumn(n), entry.dictionary, entry.compressed, entry.checksum, old.id))
 		if err != nil {
@@ -305,8 +306,10 @@ func (tx *Tx) SetStored(hash narinfo.PathHash, stored uint64, sizes []int64, ver
 	case added == 0, item.Stored != 0 && item.VerifiedAt.Before(verified):
 		verified = item.VerifiedAt
 	}
-	err = tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ?, verified_at = ? WHERE id = ?",
-		int64(stored), size, sizesColumn(sizes), verifiedColumn(verified), item.id)
+	err = errors.Join(
+		tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ?, verified_at = ? WHERE id = ?",
+			int64(stored), size, sizesColumn(sizes), verifiedColumn(verified), item.id),
+		tx.foundAgain(item, stored, false))
 	if err != nil {
 		return err
 	}

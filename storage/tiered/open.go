@@ -37,7 +37,7 @@ var (
 // [bytestore.GrowingFile] then.
 func (t *Tiered) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	// Identity and owner are never cached.
-	if !strings.HasPrefix(name, notes) && offset >= 0 {
+	if !strings.HasPrefix(name, notes) && offset >= 0 && !bytestore.IsDirect(ctx) {
 		for range 2 { // again after a copy was dropped
 			e, f, began := t.acquire(name, offset, length)
 			if e == nil {

@@ -1,0 +1,94 @@
+package check
+
+import (
+	"context"
+	"errors"
+	"iter"
+
+	"nar-herder/internal/pace"
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+// ItemOptions are for [Checker.VerifyItem].
+type ItemOptions struct {
+	Decode storage.Decoder
+	// Limiter limits the rate of reading; it may be shared.
+	Limiter *pace.Limiter
+	// Looked is called after each file with its length; may be nil.
+	Looked func(bytes int64)
+}
+
+// VerifyItem reads the stored files of one item, and finds what [Checker.Verify] and
+// [Checker.Compare] would. An error comes with a finding of the kind [Unknown]; if that has no
+// name, nothing can be read.
+func (c *Checker) VerifyItem(ctx context.Context, hash narinfo.PathHash, options ItemOptions) iter.Seq2[Finding, error] {
+	return func(yield func(Finding, error) bool) {
+		item, err := c.Item(ctx, hash)
+		if errors.Is(err, storage.ErrNotFound) || errors.Is(err, index.ErrDamaged) {
+			return // CheckIndex finds damage
+		}
+		if err != nil {
+			yield(Finding{}, err)
+			return
+		}
+		v := &verifying{Checker: c, VerifyOptions: VerifyOptions{Decode: options.Decode}, limiter: options.Limiter}
+		for n, name := range item.FileNames() {
+			if name == "" || !item.HasStored(n) || c.bytes == nil {
+				continue
+			}
+			finding, size, err := v.file(ctx, hash, name)
+			if ctx.Err() != nil {
+				yield(Finding{}, ctx.Err())
+				return
+			}
+			if size >= 0 && options.Looked != nil {
+				options.Looked(size)
+			}
+			if err == nil && size < 0 {
+				finding, err = c.compareStored(ctx, hash, name)
+			}
+			if err == nil && finding.Kind == Unknown {
+				continue
+			}
+			if !yield(finding, err) {
+				return
+			}
+			if err != nil {
+				if err := c.readable(ctx); err != nil {
+					yield(Finding{}, err)
+					return
+				}
+			}
+		}
+	}
+}
+
+// compareStored compares a file with its row, if the row has it as stored and this instance
+// owns the byte store. The owner may have removed the file otherwise.
+func (c *Checker) compareStored(ctx context.Context, hash narinfo.PathHash, name string) (Finding, error) {
+	if errors.Is(c.MayDelete(ctx), storage.ErrNotOwner) {
+		return Finding{}, nil
+	}
+	finding, err := c.CompareFile(ctx, hash, name)
+	if err == nil && finding.Kind != Missing && finding.Kind != WrongSize {
+		finding.Kind = Unknown // it has changed
+	}
+	return finding, err
+}
+
+// CompareFile compares a file with its item's row, as [Checker.Compare] does. Without an error,
+// the kind [Unknown] says that nothing is wrong.
+func (c *Checker) CompareFile(ctx context.Context, hash narinfo.PathHash, name string) (finding Finding, err error) {
+	finding.Name = name
+	var compareErr error
+	err = c.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
+		finding, compareErr = c.compare(ctx, tx, hash, name)
+		return nil
+	})
+	if err == nil {
+		err = compareErr
+	}
+	return finding, err
+}
