@@ -110,7 +110,7 @@ func TestAttacks(t *testing.T) {
 	p.imports(t, filepath.Join(testdata, "published"), hostile)
 	s := p.serveWithin(t, attackDescriptors, "--trusted-proxies=none", "--log-level=INFO")
 	address := s.addresses[0]
-	before := runGoodClient(t, address, min(while, 3*time.Second))
+	before := runGoodClient(t, address, min(while, time.Second))
 
 	end := attack(t, address)
 	defer end()

@@ -26,6 +26,7 @@ func backedUp(t *testing.T) (in *instances, targets []string, backup, removed st
 	p.imports(t, in.source+targets[0], in.source+targets[1], in.source+targets[4])
 	succeed(t, "tag", "--database="+p.database, "kept=yes", targets[0][1:33])
 	succeed(t, "pin", "--database="+p.database, targets[0][1:33])
+	p.makeDump(t)
 	in.start(0)
 	in.start(1)
 	succeed(t, p.args("remove", targets[1][1:33])...)

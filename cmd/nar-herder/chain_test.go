@@ -72,6 +72,7 @@ func TestMirrorChainKilled(t *testing.T) {
 	c.texts = texts
 	file := func(n int) string { return filepath.Join(source, strings.TrimPrefix(targets[n], "/")) }
 	c.places[0].imports(t, file(0), file(1), file(2))
+	c.places[0].makeDump(t)
 	c.start(0)
 	for i := 1; i < 3; i++ {
 		c.startMirror(i)

@@ -16,6 +16,12 @@ import (
 
 func (p place) dumpFile() string { return filepath.Join(p.dir, "dump.db") }
 
+// makeDump makes a dump, so that mirrors needn't wait until the server has made one.
+func (p place) makeDump(t testing.TB) {
+	t.Helper()
+	succeed(t, "dump", "--database="+p.database, "--database-dump="+p.dumpFile())
+}
+
 // shell runs a required program, and returns its output.
 func shell(t testing.TB, program string, args ...string) string {
 	t.Helper()

@@ -46,6 +46,7 @@ func newFarm(t *testing.T, frontEnds, count, first int) *farm {
 		}
 	}
 	f.places[0].imports(t, f.files(0, first)...)
+	f.places[0].makeDump(t)
 	upstream := ""
 	for i := range f.servers {
 		f.start(i)

@@ -302,6 +302,7 @@ func TestImportWithoutStorage(t *testing.T) {
 	misuse(t, p.args("import", "--narinfos-only", source), "--narinfos-only", "--storage")
 	isEmpty(t, p.storage)
 	succeed(t, "import", database, "--narinfos-only", source)
+	p.makeDump(t)
 	s := p.serve(t)
 	until(t, "the server warns", func() bool {
 		return strings.Contains(get(t, s.addresses[0], "/health").body, "13 items without a nar in the storage")

@@ -110,6 +110,7 @@ func TestLitestream(t *testing.T) {
 	}
 	primary.database = filepath.Join(disk, "index.db")
 	primary.imports(t, files(0, before)...)
+	primary.makeDump(t)
 	l := newLitestream(t, bucket, primary.database)
 	replicating := l.replicate()
 	for i := range in.servers {

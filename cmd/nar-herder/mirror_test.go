@@ -100,6 +100,7 @@ func coldSize(t *testing.T) int64 {
 
 // TestColdNar requests a nar that the mirror doesn't have yet, with 100 clients at once.
 func TestColdNar(t *testing.T) {
+	t.Parallel()
 	const clients = 100
 	size := coldSize(t)
 	p, directory, target := coldNar(t, size)
@@ -314,7 +315,7 @@ func TestMirrorBootstrap(t *testing.T) {
 		break
 	}
 	p.imports(t, source)
-	from := p.serve(t, "--log-level=INFO")
+	from := p.serve(t, "--log-level=INFO", "--database-dump-interval=1s")
 	mirror := q.serve(t, "--log-level=INFO", "--mirror=http://"+from.addresses[0])
 	stored := func(count float64) func() bool {
 		return func() bool {

@@ -58,7 +58,7 @@ var hasRaceDetector bool
 var raceEnvironment []string
 
 // waiting is the number of concurrent tests for each processor, as tests mostly wait.
-const waiting = 4
+const waiting = 8
 
 // variables are the variables that set options of the tests. They are removed from the
 // environment, as runs within this process would read them.

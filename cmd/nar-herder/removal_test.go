@@ -158,7 +158,7 @@ func kills(t *testing.T) int {
 		}
 		return n
 	}
-	return 9
+	return 6
 }
 
 // TestRemovalKilled kills instances that depend on each other and are above their limits
