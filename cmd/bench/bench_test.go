@@ -37,6 +37,11 @@ func TestGenerator(t *testing.T) {
 			t.Fatalf("key %q, before %q: %v", k, key, err)
 		}
 		key = k
+		if i < 100 {
+			if err := parsed.CheckSignature(nil); err != nil {
+				t.Fatal(err)
+			}
+		}
 		if strings.Contains(string(n.text), "\nSystem: ") {
 			systems++
 		}

@@ -28,14 +28,14 @@ import (
 //     is to the previous 20,000 items, by Zipf's law again, newer ones more often.
 //     Items only refer to earlier ones, in the order of hashes.
 //   - Nar sizes are log-normal with median 180 KB; nars shrink to 20 to 45 %.
-//   - Hashes, and r and s of the signature, are random and incompressible. All
-//     narinfos have the same key and host name, which are not those of a real farm,
-//     so compression dictionaries made for real farms don't contain them.
+//   - Hashes, and r and s of the signature, are incompressible. Signatures are valid.
+//     All narinfos have the same key and host name, which are not those of a real
+//     farm, so compression dictionaries made for real farms don't contain them.
 //
 // Most texts have 1 to 3 KB; about one in seven is longer.
 type generator struct {
 	random *rand.Rand
-	key    string // of all signatures, in hexadecimal
+	signer *signer
 
 	made   int                // number of items so far
 	names  []string           // package names of the generation, without outputs
@@ -44,8 +44,6 @@ type generator struct {
 
 	rank *rand.Zipf // of core items
 	age  *rand.Zipf // of recent items
-
-	signature []byte // reused
 }
 
 const (
@@ -54,12 +52,12 @@ const (
 
 	// generatorVersion is part of the names of kept trees. Increase it when the output
 	// changes.
-	generatorVersion = 1
+	generatorVersion = 2
 )
 
 func newGenerator(seed uint64) *generator {
 	g := &generator{random: rand.New(rand.NewPCG(seed, 0x6e61722d68657264))}
-	g.key = string(g.draw(nil, hexDigits, 64))
+	g.signer = newSigner(seed)
 	g.rank = rand.NewZipf(g.random, 1.2, 3, coreItems-1)
 	g.age = rand.NewZipf(g.random, 1.1, 100, generation-1)
 	return g
@@ -109,8 +107,10 @@ func (g *generator) next(fileSize int64) generated {
 	}
 	b = append(b, "\nDeriver: "...)
 	b = g.draw(b, narinfoAlphabet, narinfo.PathHashLen)
-	b = append(b, "-"+name+".drv\nSignature: 1;farm.example.org;"...)
-	b = base64.StdEncoding.AppendEncode(b, g.sign())
+	b = append(b, "-"+name+".drv\n"...)
+	signature := g.signer.sign(b)
+	b = append(b, "Signature: 1;farm.example.org;"...)
+	b = base64.StdEncoding.AppendEncode(b, signature)
 	b = append(b, "\nURL: nar/lzip/"+base+"\nCompression: lzip\nFileSize: "...)
 	b = append(strconv.AppendInt(b, fileSize, 10), '\n')
 
@@ -238,17 +238,4 @@ func (g *generator) references(self string) []string {
 	}
 	slices.Sort(references)
 	return references
-}
-
-// sign returns a signature in libgcrypt's format. It is valid until the next call.
-func (g *generator) sign() []byte {
-	b := append(g.signature[:0], "(signature \n (data \n  (flags rfc6979)\n  (hash sha256 #"...)
-	b = g.draw(b, hexDigits, 64)
-	b = append(b, "#)\n  )\n (sig-val \n  (ecdsa \n   (r #0"...) // both are less than 2^253
-	b = g.draw(b, hexDigits, 63)
-	b = append(b, "#)\n   (s #0"...)
-	b = g.draw(b, hexDigits, 63)
-	b = append(b, "#)\n   )\n  )\n (public-key \n  (ecc \n   (curve Ed25519)\n   (q #"+g.key+"#)\n   )\n  )\n )\n"...)
-	g.signature = b
-	return b
 }

@@ -61,6 +61,7 @@ var cases = []struct {
 	{"cached", "narinfos that list cached nars, against narinfos without", (*bench).cached},
 	{"removal", "removal of nars from a storage of a million items, and its effect on narinfo requests", (*bench).removal},
 	{"mirror", "a mirror of a million items: bootstrap against curl of the dump, catching up, following, and a nar that many clients request", (*bench).mirror},
+	{"keys", "a mirror of a million items with keys, from nothing, against the verification of their signatures", (*bench).keys},
 	{"frontend", "nars in a bucket through a front end, against the same objects from the S3 server itself", (*bench).frontEnd},
 	{"scrub", "the effect of a scrub on narinfo requests", (*bench).scrub},
 	{"slow", "a nar that is decompressed for the client, beside 200 slow clients", (*bench).slow},
@@ -91,7 +92,7 @@ func run() (err error) {
 	flag.IntVar(&s.rounds, "rounds", 3, "number of measurements of each pair")
 	flag.IntVar(&s.narinfos, "narinfos", 10_000, "narinfos in the case narinfo")
 	flag.IntVar(&s.index, "index", 1_000_000, "items in the cases index and removal")
-	flag.IntVar(&s.items, "items", 1_000_000, "items at the source in the case mirror")
+	flag.IntVar(&s.items, "items", 1_000_000, "items at the source in the cases mirror and keys")
 	flag.IntVar(&s.changes, "changes", 100_000, "items added there while the mirror is down")
 	flag.IntVar(&s.imports, "imports", 1000, "items imported there one at a time")
 	flag.Int64Var(&s.coldNar, "cold-nar", 1<<30, "size in bytes of the nar that 100 clients request there")

@@ -57,40 +57,57 @@ type mirroring struct {
 // mirror measures how fast a mirror starts, catches up and follows, and how it serves a nar that
 // it does not have yet to many clients.
 func (b *bench) mirror() error {
-	work, err := os.MkdirTemp(b.work, "mirror-")
+	m, done, err := b.newMirroring()
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(work)
-	if err := ensureSpace(work, int64(b.items+b.changes)*itemRoom+3*b.coldNar+int64(b.imports)*liveNar); err != nil {
-		return err
-	}
-	m := &mirroring{
-		b: b, work: work, made: newGenerator(b.seed),
-		sourceDatabase: filepath.Join(work, "source", "nar_herder.db"), sourceStorage: filepath.Join(work, "source", "storage"),
-		dump:           filepath.Join(work, "source", "dump.db"),
-		mirrorDatabase: filepath.Join(work, "mirror", "nar_herder.db"),
-	}
-	if err := os.MkdirAll(m.sourceStorage, 0o755); err != nil {
-		return err
-	}
-	b.say("making %d items", b.items)
-	if err := m.addItems(b.items, time.Now().Add(-time.Duration(b.items)*itemAge), itemAge); err != nil {
-		return err
-	}
-	if err := m.makeDump(); err != nil {
-		return err
-	}
-	if m.source, err = b.narHerder(m.sourceDatabase, m.sourceStorage, "--database-dump="+m.dump); err != nil {
-		return err
-	}
-	defer m.source.stop()
+	defer done()
 	for _, part := range []func() error{m.fromNothing, m.catchUp, m.importEach, m.askForCold} {
 		if err := part(); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// newMirroring makes the items, and starts the source. done ends it.
+func (b *bench) newMirroring() (m *mirroring, done func(), err error) {
+	work, err := os.MkdirTemp(b.work, "mirror-")
+	if err != nil {
+		return nil, nil, err
+	}
+	done = func() { os.RemoveAll(work) }
+	defer func() {
+		if err != nil {
+			done()
+		}
+	}()
+	if err := ensureSpace(work, int64(b.items+b.changes)*itemRoom+3*b.coldNar+int64(b.imports)*liveNar); err != nil {
+		return nil, nil, err
+	}
+	m = &mirroring{
+		b: b, work: work, made: newGenerator(b.seed),
+		sourceDatabase: filepath.Join(work, "source", "nar_herder.db"), sourceStorage: filepath.Join(work, "source", "storage"),
+		dump:           filepath.Join(work, "source", "dump.db"),
+		mirrorDatabase: filepath.Join(work, "mirror", "nar_herder.db"),
+	}
+	if err := os.MkdirAll(m.sourceStorage, 0o755); err != nil {
+		return nil, nil, err
+	}
+	b.say("making %d items", b.items)
+	if err := m.addItems(b.items, time.Now().Add(-time.Duration(b.items)*itemAge), itemAge); err != nil {
+		return nil, nil, err
+	}
+	if err := m.makeDump(); err != nil {
+		return nil, nil, err
+	}
+	if m.source, err = b.narHerder(m.sourceDatabase, m.sourceStorage, "--database-dump="+m.dump); err != nil {
+		return nil, nil, err
+	}
+	return m, func() {
+		m.source.stop()
+		os.RemoveAll(work)
+	}, nil
 }
 
 // say prints the progress of a case.
@@ -222,13 +239,13 @@ func (m *mirroring) curlDump() (float64, error) {
 
 // synced starts the mirror and stops it when it has everything from the source. It returns the
 // seconds between, and the peak memory in MB.
-func (m *mirroring) synced() (seconds, peak float64, err error) {
+func (m *mirroring) synced(options ...string) (seconds, peak float64, err error) {
 	sourceBefore, err := m.source.cpu()
 	if err != nil {
 		return 0, 0, err
 	}
 	begun := time.Now()
-	s, err := m.startMirror("")
+	s, err := m.startMirror("", options...)
 	if err != nil {
 		return 0, 0, err
 	}

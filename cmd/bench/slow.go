@@ -147,7 +147,7 @@ func writePackedNar(dir, base string, n int) (path string, err error) {
 	if err != nil {
 		return "", err
 	}
-	text := fmt.Sprintf("StorePath: /gnu/store/%s\nURL: nar/lzip/%s\nCompression: lzip\nFileSize: %d\nNarHash: %s\nNarSize: %d\nReferences: \nSignature: 1;farm.example;AAAA\n",
+	text := fmt.Sprintf("StorePath: /gnu/store/%s\nURL: nar/lzip/%s\nCompression: lzip\nFileSize: %d\nNarHash: %s\nNarSize: %d\nReferences: \n",
 		base, base, info.Size(), narinfo.NarHash(sha256.Sum256(nar)), len(nar))
 	return "/nar/" + base, os.WriteFile(filepath.Join(dir, base[:narinfo.PathHashLen]+".narinfo"), []byte(text), 0o644)
 }

@@ -187,12 +187,17 @@ func TestDocumentCommands(t *testing.T) {
 func runDocument(t *testing.T, blocks []block, source *server) {
 	dir := t.TempDir()
 	run := filepath.Join(dir, "run")
-	for _, name := range []string{"run", "srv/nars", "var/lib/nar-herder", "var/cache/nar-herder", "etc/nar-herder", "var/tmp", "backup", "mnt"} {
+	for _, name := range []string{"run", "srv/nars", "var/lib/nar-herder", "var/cache/nar-herder", "etc/nar-herder", "etc/guix", "var/tmp", "backup", "mnt"} {
 		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
 	publish(t, filepath.Join(dir, "srv/published"))
+	for name, key := range map[string]string{"acl": "acl", "farm.pub": "main.pub"} {
+		if err := os.WriteFile(filepath.Join(dir, "etc/guix", name), []byte(read(t, caseKeys(key))), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for name, text := range programs {
 		if err := os.WriteFile(filepath.Join(run, name), []byte(text), 0o755); err != nil {
 			t.Fatal(err)

@@ -20,18 +20,15 @@ import (
 // keyOptions are the options of commands that verify signatures. The files are read once, at
 // the start.
 type keyOptions struct {
-	ACL           string   `name:"acl" placeholder:"FILE" help:"List of authorized keys, as in Guix's /etc/guix/acl. Refuse narinfos that none of these keys has signed."`
-	AuthorizedKey []string `sep:"none" placeholder:"FILE" help:"Public key to authorize, such as signing-key.pub. May be repeated, and be combined with --acl."`
+	ACL           []string `name:"acl" sep:"none" placeholder:"FILE" help:"List of authorized keys, such as Guix's /etc/guix/acl. Refuse narinfos that none of these keys has signed. May be repeated."`
+	AuthorizedKey []string `sep:"none" placeholder:"FILE" help:"Public key to authorize, such as signing-key.pub, in addition to those of --acl. May be repeated."`
 }
 
 // keys returns the authorized keys; nil without the options.
 func (o *keyOptions) keys() (*signing.Keys, error) {
-	var all *signing.Keys
-	if o.ACL != "" {
-		var err error
-		if all, err = readKeys("acl", o.ACL); err != nil {
-			return nil, err
-		}
+	all, err := addKeys(nil, "acl", o.ACL)
+	if err != nil {
+		return nil, err
 	}
 	return addKeys(all, "authorized-key", o.AuthorizedKey)
 }

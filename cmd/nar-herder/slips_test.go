@@ -194,6 +194,16 @@ func asDatabase(t *testing.T, d *desk) string {
 	return name
 }
 
+// privateKey makes a private key.
+func (d *desk) privateKey(t *testing.T) string {
+	t.Helper()
+	name := filepath.Join(d.root, "signing-key.sec")
+	if err := os.WriteFile(name, []byte("(key-data (public-key (ecc (curve Ed25519) (q #00#))) (private-key (ecc (curve Ed25519) (q #00#) (d #00#))))"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
 const typo = "00000000000000000000000000000000-typo"
 
 // commandSlips are slips of a single command.
@@ -241,6 +251,26 @@ var commandSlips = []slip{
 	{name: "a new index in the storage of another instance", status: 1, says: []string{"belongs to instance"},
 		args: func(t *testing.T, d *desk) []string {
 			return []string{"import", "--database=" + d.root + "/new.db", "--storage=" + d.storage, d.source(t)}
+		}},
+	{name: "import with the ACL of another place", status: 1, says: []string{"isn't authorized", "5 failed"},
+		args: func(t *testing.T, d *desk) []string {
+			return d.args("import", "--keep", "--acl="+filepath.Join(testdata, "production/ci.guix.gnu.org.pub"), d.source(t))
+		}},
+	{name: "import with a private key for a public one", status: statusUsage, says: []string{"private key", "name a file that begins with"},
+		args: func(t *testing.T, d *desk) []string {
+			return d.args("import", "--authorized-key="+d.privateKey(t), d.source(t))
+		}},
+	{name: "import with a directory for the ACL", status: 1, says: []string{"not a regular file", "/etc/guix/acl"},
+		args: func(t *testing.T, d *desk) []string { return d.args("import", "--acl="+d.root, d.source(t)) }},
+	{name: "import with an empty variable for the ACL", status: 1, says: []string{"--acl=", "no such file"},
+		args: func(t *testing.T, d *desk) []string { return d.args("import", "--acl=", d.source(t)) }},
+	{name: "a server with a private key for a public one", status: statusUsage, says: []string{"private key"},
+		args: func(t *testing.T, d *desk) []string {
+			return d.args("run-server", "--port=0", "--signing-key="+d.privateKey(t))
+		}},
+	{name: "check with the ACL of another place", status: 1, says: []string{"unauthorized: ", "next: "},
+		args: func(t *testing.T, d *desk) []string {
+			return d.args("check", "--acl="+filepath.Join(testdata, "production/ci.guix.gnu.org.pub"))
 		}},
 
 	{name: "remove with an empty list", says: []string{"0 items withdrawn"},

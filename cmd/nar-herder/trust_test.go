@@ -136,7 +136,7 @@ type verdict struct {
 
 func (v *verdict) library() {
 	v.t.Helper()
-	keys := must((&keyOptions{ACL: v.option("acl"), AuthorizedKey: v.all("authorized-key")}).keys())
+	keys := must((&keyOptions{ACL: v.all("acl"), AuthorizedKey: v.all("authorized-key")}).keys())
 	n := must(narinfo.Parse(v.text))
 	err := storage.Authorize(n, keys)
 	if storage.Reason(err) != v.reason || v.reason != "" && !strings.Contains(err.Error(), v.says) {
@@ -155,8 +155,6 @@ func (v *verdict) all(option string) (values []string) {
 	}
 	return values
 }
-
-func (v *verdict) option(name string) string { return strings.Join(v.all(name), "") }
 
 func (v *verdict) imports() {
 	v.t.Helper()
