@@ -37,7 +37,7 @@ func adding(options importer.Options, items ...fake) func(*storage.Storage, stri
 		for _, f := range items {
 			r := importer.New(s).Add(context.Background(), &importer.Addition{
 				Narinfo: f.parsed(), Directories: []string{source},
-				Keep: options.Keep, Replace: options.Replace, WithReferences: options.WithReferences,
+				Keep: options.Keep, Replace: options.Replace, WithReferences: options.WithReferences, Decode: options.Decode,
 			})
 			if r.Outcome == importer.Failed {
 				return r.Err
@@ -109,6 +109,11 @@ func operations() []operation {
 	keep := importer.Options{Keep: true}
 	move := importer.Options{}
 	replace := importer.Options{Replace: true}
+	verify := importer.Options{Decode: decode}
+	verifyCopy := importer.Options{Decode: decode, Keep: true}
+	right := fake{n: 1, nar: "a nar", kind: "none", content: "a nar"}
+	rightBoth := right
+	rightBoth.note, rightBoth.extra = "both", []fake{{url: "nar/NONE/" + right.path().BaseName(), kind: "none", content: "a nar"}}
 	return []operation{
 		{name: "add", lay: []fake{one}, do: adding(move, one), after: []fake{one}},
 		{name: "add a copy", lay: []fake{one}, do: adding(keep, one), after: []fake{one}, copies: true},
@@ -124,6 +129,11 @@ func operations() []operation {
 		{name: "replace by one as long", before: []fake{one}, lay: []fake{sameSize}, do: adding(replace, sameSize), after: []fake{sameSize}},
 		{name: "replace two files", before: []fake{both}, lay: []fake{rebuiltBoth}, do: adding(replace, rebuiltBoth), after: []fake{rebuiltBoth}},
 		{name: "replace two files by one", before: []fake{both}, lay: []fake{rebuilt}, do: adding(replace, rebuilt), after: []fake{rebuilt}},
+		{name: "verify and add", lay: []fake{right}, do: adding(verify, right), after: []fake{right}},
+		{name: "verify and add a copy", lay: []fake{right}, do: adding(verifyCopy, right), after: []fake{right}, copies: true},
+		{name: "verify a stored file", strays: []fake{right}, do: adding(verify, right), after: []fake{right}},
+		{name: "verify another file", before: []fake{right}, lay: []fake{rightBoth}, do: adding(verify, rightBoth), after: []fake{rightBoth}},
+		{name: "verify and replace", before: []fake{rebuilt}, lay: []fake{right}, do: adding(importer.Options{Replace: true, Decode: decode}, right), after: []fake{right}},
 		{name: "remove", before: []fake{one, two}, do: removing(one), after: []fake{two}, gone: []fake{one}},
 		{name: "remove two files", before: []fake{both}, do: removing(both), gone: []fake{both}},
 		{name: "remove a batch", before: []fake{both, two, three}, do: removingAll(two, both), after: []fake{three}, gone: []fake{both, two}},

@@ -137,63 +137,24 @@ func (p place) openReads(t testing.TB, now func() time.Time) (*storage.Storage, 
 // TestVerify: files of the right size with wrong content.
 func TestVerify(t *testing.T) {
 	t.Parallel()
-	nar := strings.Repeat("a nar that has been compressed. ", 100)
-	other := strings.Repeat("another nar of the same length. ", 100)
 	for _, kind := range []string{"none", "gzip", "zstd", "lzip"} {
-		good := compressed(t, kind, nar)
-		middle := []byte(good)
-		middle[len(middle)/2] ^= 4
-		last := []byte(good)
-		last[len(last)-1] ^= 128
-		for name, test := range map[string]struct {
-			content string
-			wrong   bool
-		}{
-			"good":              {good, false},
-			"flipped bit":       {string(middle), true},
-			"flipped last bit":  {string(last), true},
-			"truncated":         {good[:len(good)-3], true},
-			"nothing":           {"", true},
-			"zeros behind":      {good + "\x00\x00\x00\x00", true},
-			"garbage behind":    {good + "garbage", true},
-			"twice":             {good + good, true},
-			"another nar":       {compressed(t, kind, other), true},
-			"longer nar":        {compressed(t, kind, nar+"x"), true},
-			"very long nar":     {compressed(t, kind, strings.Repeat("\x00", 8<<20)), true},
-			"shorter nar":       {compressed(t, kind, nar[1:]), true},
-			"holes":             {strings.Repeat("\x00", len(good)), true},
-			"in two parts":      {compressed(t, kind, nar[:50]) + compressed(t, kind, nar[50:]), false},
-			"of another format": {compressed(t, map[bool]string{true: "zstd", false: "gzip"}[kind == "gzip"], nar), true},
-		} {
+		for name, test := range narFiles(t, kind) {
 			t.Run(kind+"/"+name, func(t *testing.T) {
 				t.Parallel()
 				p := memoryPlace(t)
 				s := p.openTest(t)
-				f := fake{n: 1, nar: nar, kind: kind, content: test.content}
-				if test.content == "" {
-					f.claim = -1 // a narinfo can't say 0 here
-				}
+				f := test.fake
 				wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, f)), "1 added")
 				var want []string
 				if test.wrong {
 					want = []string{"corrupt " + f.name()}
 				}
 				var decoded counter
-				counting := func(ctx context.Context, kind string, from io.Reader, size int64) (io.ReadCloser, error) {
-					reader, err := decode(ctx, kind, from, size)
-					if err != nil {
-						return nil, err
-					}
-					return struct {
-						io.Reader
-						io.Closer
-					}{io.TeeReader(reader, &decoded), reader}, nil
-				}
-				if got := verified(t, s, check.VerifyOptions{Decode: counting}); !slices.Equal(got, want) {
+				if got := verified(t, s, check.VerifyOptions{Decode: decoded.decode}); !slices.Equal(got, want) {
 					t.Errorf("found %q, want %q", got, want)
 				}
 				if decoded > 1<<20 {
-					t.Errorf("%d bytes were decompressed of a nar of %d", decoded, len(nar))
+					t.Errorf("%d bytes were decompressed of a nar of %d", decoded, len(f.nar))
 				}
 				wantFindings(t, s) // it compares sizes only
 			})
@@ -201,11 +162,70 @@ func TestVerify(t *testing.T) {
 	}
 }
 
+// narFile is a file that is stored for an item.
+type narFile struct {
+	fake
+	wrong bool
+}
+
+// narFiles returns files in a compression, right and wrong ones.
+func narFiles(t testing.TB, kind string) map[string]narFile {
+	t.Helper()
+	nar := strings.Repeat("a nar that has been compressed. ", 100)
+	other := strings.Repeat("another nar of the same length. ", 100)
+	good := compressed(t, kind, nar)
+	middle := []byte(good)
+	middle[len(middle)/2] ^= 4
+	last := []byte(good)
+	last[len(last)-1] ^= 128
+	files := make(map[string]narFile)
+	for name, test := range map[string]struct {
+		content string
+		wrong   bool
+	}{
+		"good":              {good, false},
+		"flipped bit":       {string(middle), true},
+		"flipped last bit":  {string(last), true},
+		"truncated":         {good[:len(good)-3], true},
+		"nothing":           {"", true},
+		"zeros behind":      {good + "\x00\x00\x00\x00", true},
+		"garbage behind":    {good + "garbage", true},
+		"twice":             {good + good, true},
+		"another nar":       {compressed(t, kind, other), true},
+		"longer nar":        {compressed(t, kind, nar+"x"), true},
+		"very long nar":     {compressed(t, kind, strings.Repeat("\x00", 8<<20)), true},
+		"shorter nar":       {compressed(t, kind, nar[1:]), true},
+		"holes":             {strings.Repeat("\x00", len(good)), true},
+		"in two parts":      {compressed(t, kind, nar[:50]) + compressed(t, kind, nar[50:]), false},
+		"of another format": {compressed(t, map[bool]string{true: "zstd", false: "gzip"}[kind == "gzip"], nar), true},
+	} {
+		f := fake{n: 1, nar: nar, kind: kind, content: test.content}
+		if test.content == "" {
+			f.claim = -1 // a narinfo can't say 0 here
+		}
+		files[name] = narFile{f, test.wrong}
+	}
+	return files
+}
+
+// counter counts decompressed bytes.
 type counter int
 
 func (c *counter) Write(p []byte) (int, error) {
 	*c += counter(len(p))
 	return len(p), nil
+}
+
+// decode is a storage.Decoder.
+func (c *counter) decode(ctx context.Context, kind string, from io.Reader, size int64) (io.ReadCloser, error) {
+	reader, err := decode(ctx, kind, from, size)
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.TeeReader(reader, c), reader}, nil
 }
 
 // TestVerifyUnknown: a file that can't be read, or not by this program, is not corrupt.

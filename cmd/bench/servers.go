@@ -220,14 +220,18 @@ func (b *bench) narHerder(database, storage string, options ...string) (*server,
 // importWait bounds an import.
 const importWait = 30 * time.Minute
 
-// importTree runs nar-herder import, and returns the time that it took.
+// importTree imports generated items, and returns the time that it took. Most of their nars are
+// random.
 func (b *bench) importTree(database, storage, from string) (time.Duration, error) {
-	args := []string{"import", "--database=" + database}
-	if storage != "" {
-		args = append(args, "--storage="+storage)
-	} else {
-		args = append(args, "--narinfos-only")
+	if storage == "" {
+		return b.importWith(database, from, "--narinfos-only")
 	}
+	return b.importWith(database, from, "--storage="+storage, "--no-verify")
+}
+
+// importWith runs nar-herder import with options.
+func (b *bench) importWith(database, from string, options ...string) (time.Duration, error) {
+	args := append([]string{"import", "--database=" + database}, options...)
 	ctx, cancel := context.WithTimeout(b.ctx, importWait)
 	defer cancel()
 	command := exec.CommandContext(ctx, b.binary, append(args, from)...)

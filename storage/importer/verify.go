@@ -49,45 +49,38 @@ func (im *Importer) verifyStored(ctx context.Context, p *prepared, n int, name s
 // stageVerified stages a copy of the Nth file and verifies it on the way: the file is read
 // once, and what is stored is what was verified, even if the file changes meanwhile.
 func (im *Importer) stageVerified(ctx context.Context, p *prepared, n int, name string, file *os.File, size int64) (bytestore.Staged, error) {
-	type result struct {
-		staged bytestore.Staged
-		err    error
-	}
-	var stage chan result
 	read, write := io.Pipe()
+	defer read.Close()
 	head := new(bytes.Buffer)
 	coming := &tee{io.LimitReader(file, size+1), head}
-	err := p.verify(ctx, n, coming, func(ctx context.Context, compression string, from io.Reader, narSize int64) (io.ReadCloser, error) {
-		reader, err := p.Decode(ctx, compression, from, narSize)
-		if err != nil {
-			return nil, err
+	opened, verdict := make(chan error, 1), make(chan error, 1)
+	go func() {
+		err := p.verify(ctx, n, coming, func(ctx context.Context, compression string, from io.Reader, narSize int64) (io.ReadCloser, error) {
+			reader, err := p.Decode(ctx, compression, from, narSize)
+			coming.w = write
+			opened <- err
+			return reader, err
+		})
+		write.CloseWithError(err) // ends the staging, too
+		verdict <- err
+	}()
+	// An upload holds memory, so begin it when the decoder has its own: otherwise two files
+	// could wait for each other.
+	if err := <-opened; err != nil {
+		return nil, <-verdict
+	}
+	staged, err := im.bytes.Stage(ctx, name, struct {
+		io.Reader
+		io.ReaderAt
+	}{io.MultiReader(head, read), file}, size)
+	read.CloseWithError(err) // ends the verification, too
+	if wrong := <-verdict; wrong != nil {
+		if staged != nil {
+			staged.Abort()
 		}
-		// Not before the decoder has its memory: an upload holds memory, too, and two files
-		// would wait for each other.
-		coming.w = write
-		stage = make(chan result, 1)
-		go func() {
-			staged, err := im.bytes.Stage(ctx, name, struct {
-				io.Reader
-				io.ReaderAt
-			}{io.MultiReader(head, read), file}, size)
-			read.CloseWithError(err) // ends the verification, too
-			stage <- result{staged, err}
-		}()
-		return reader, nil
-	})
-	write.CloseWithError(err)
-	if stage == nil {
-		return nil, err
+		return nil, wrong
 	}
-	staged := <-stage
-	if err == nil {
-		return staged.staged, staged.err
-	}
-	if staged.staged != nil {
-		staged.staged.Abort()
-	}
-	return nil, err
+	return staged, err
 }
 
 // tee is like [io.TeeReader], but its writer can be replaced.
