@@ -9,14 +9,14 @@ import (
 	"nar-herder/narinfo/signing"
 )
 
-// keysOptions are the keys that may sign narinfos.
-type keysOptions struct {
+// keyOptions are the keys that may sign narinfos.
+type keyOptions struct {
 	ACL           string   `name:"acl" placeholder:"FILE" help:"Access control list with the authorized keys, such as /etc/guix/acl."`
 	AuthorizedKey []string `sep:"none" placeholder:"FILE" help:"Authorized public key, such as signing-key.pub. May be repeated."`
 }
 
 // keys reads the authorized keys; nil if no option is given.
-func (o *keysOptions) keys() (*signing.Keys, error) {
+func (o *keyOptions) keys() (*signing.Keys, error) {
 	var keys *signing.Keys
 	add := func(option, name string) error {
 		text, err := readKeys(name)
@@ -25,7 +25,7 @@ func (o *keysOptions) keys() (*signing.Keys, error) {
 		}
 		more, err := signing.ParseKeys(text)
 		if err != nil {
-			return fmt.Errorf("%s=%s: %w", option, name, err)
+			return usagef("%s=%s: %w", option, name, err)
 		}
 		if keys == nil {
 			keys = new(signing.Keys)
