@@ -428,6 +428,18 @@ func TestSignKilled(t *testing.T) {
 		}
 	}
 	succeed(t, "import", "--narinfos-only", "--database="+p.database, dir)
+	x, err := index.Open(t.Context(), p.database, index.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	lastChange := func() int64 {
+		page, err := x.ChangesAfter(t.Context(), 0, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return page.Last
+	}
 	halfway := 0
 	keys := make([]string, 0, 4)
 	for range rounds.Of(3) {
@@ -435,13 +447,12 @@ func TestSignKilled(t *testing.T) {
 		keys = append(keys, "--authorized-key="+public)
 		args := []string{"sign", "--database=" + p.database, "--key=" + private, "--all", "--replace"}
 		killed := command(args...)
+		before := lastChange()
 		killed.start(t)
-		select {
-		case <-killed.ended:
-		case <-time.After(time.Duration(200+rand.IntN(800)) * time.Millisecond):
-			_ = killed.Process.Kill()
-			<-killed.ended
-		}
+		catch(t, "some are signed", func() bool { return lastChange() > before })
+		time.Sleep(time.Duration(rand.IntN(50)) * time.Millisecond)
+		_ = killed.Process.Kill() // it may have ended
+		<-killed.ended
 		// Each item is unsigned, or has a valid signature by one of the keys.
 		lines, status := verifyJSON(t, append(append([]string{"--database=" + p.database}, keys...), hashes...)...)
 		if len(lines) != count || status == int(statusUnknown) {
@@ -542,6 +553,7 @@ func TestSignWithdrawn(t *testing.T) {
 func TestSignMirrored(t *testing.T) {
 	t.Parallel()
 	private, public := newKey(t)
+	next, nextPublic := newKey(t)
 	p := newPlace(t)
 	p.imports(t, small()...)
 	source := p.serve(t, "--log-level=INFO")
@@ -578,6 +590,12 @@ func TestSignMirrored(t *testing.T) {
 			t.Errorf("the mirror's narinfo differs: %s", text)
 		}
 	}
+	succeed(t, "sign", "--database="+m.database, "--key="+next, "--replace", "--mirrored", greeting)
+	target := "/" + narinfoName(greeting)
+	until(t, "the mirror's own signature", func() bool {
+		return get(t, mirror.addresses[0], target).body != get(t, source.addresses[0], target).body
+	})
+	wantSigned(t, nextPublic, get(t, mirror.addresses[0], target).body, read(t, published(greeting)))
 	if !stored() || narsSent(t, source.addresses[0]) != sent {
 		t.Error("the mirror has fetched nars again")
 	}
