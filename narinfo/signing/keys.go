@@ -18,7 +18,7 @@ const MaxKeysSize = 1 << 20
 // Keys is a set of public keys, those that are authorized to sign narinfos. The zero value is
 // empty.
 type Keys struct {
-	texts map[string]struct{}
+	byText map[string]*publicKey
 }
 
 // ParseKeys reads public keys: an ACL as in Guix's /etc/guix/acl, (acl (entry KEY (tag (guix
@@ -77,32 +77,32 @@ func (k *Keys) add(list sexp) error {
 	if err != nil {
 		return err
 	}
-	if k.texts == nil {
-		k.texts = make(map[string]struct{})
+	if k.byText == nil {
+		k.byText = make(map[string]*publicKey)
 	}
-	k.texts[key.text] = struct{}{}
+	k.byText[key.text] = key
 	return nil
 }
 
 // Add adds the keys of other.
 func (k *Keys) Add(other *Keys) {
-	if k.texts == nil {
-		k.texts = make(map[string]struct{})
+	if k.byText == nil {
+		k.byText = make(map[string]*publicKey)
 	}
-	maps.Copy(k.texts, other.texts)
+	maps.Copy(k.byText, other.byText)
 }
 
 // Len returns the number of different keys.
-func (k *Keys) Len() int { return len(k.texts) }
+func (k *Keys) Len() int { return len(k.byText) }
 
 // Contains reports whether the set has a key, in the form that [Key] returns.
 func (k *Keys) Contains(key string) bool {
-	_, ok := k.texts[key]
+	_, ok := k.byText[key]
 	return ok
 }
 
 // All returns the keys in the form that [Key] returns, sorted.
-func (k *Keys) All() []string { return slices.Sorted(maps.Keys(k.texts)) }
+func (k *Keys) All() []string { return slices.Sorted(maps.Keys(k.byText)) }
 
 // publicKey is a decoded public key.
 type publicKey struct {

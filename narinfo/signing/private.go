@@ -80,18 +80,25 @@ func ParsePrivateKey(text []byte) (*PrivateKey, error) {
 // GenerateKey returns a new key for ECDSA on Ed25519, Guix's default. random is
 // crypto/rand.Reader, except in tests.
 func GenerateKey(random io.Reader) (*PrivateKey, error) {
-	// Like libgcrypt, use the form that EdDSA gives to the number, which is not below n.
-	d := make([]byte, scalarSize)
-	if _, err := io.ReadFull(random, d); err != nil {
-		return nil, err
+	for {
+		// Like libgcrypt, use the form that EdDSA gives to the number, which is not below n.
+		d := make([]byte, scalarSize)
+		if _, err := io.ReadFull(random, d); err != nil {
+			return nil, err
+		}
+		d[0] = d[0]&0x3F | 0x40
+		d[scalarSize-1] &= 0xF8
+		q, err := publicOf(d)
+		if err != nil {
+			return nil, err
+		}
+		key, err := newECDSAPrivate(q, d)
+		// One key in some thousand has a quoted string, which Guix reads in a UTF-8 locale
+		// only.
+		if err != nil || !strings.Contains(key.Private(), `"`) {
+			return key, err
+		}
 	}
-	d[0] = d[0]&0x3F | 0x40
-	d[scalarSize-1] &= 0xF8
-	q, err := publicOf(d)
-	if err != nil {
-		return nil, err
-	}
-	return newECDSAPrivate(q, d)
 }
 
 // Private returns the private key in the format of Guix's signing-key.sec.

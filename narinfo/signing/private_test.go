@@ -101,6 +101,42 @@ func TestGenerateKeyWithoutRandomness(t *testing.T) {
 	}
 }
 
+// The files of a new key are ASCII, so that Guix reads them in any locale.
+func TestGenerateKeyASCII(t *testing.T) {
+	const printable = "Adadadadadadadadadadadadadadad`h"
+	key, err := GenerateKey(io.MultiReader(strings.NewReader(printable), rand.Reader))
+	if err != nil || strings.Contains(key.Private(), `"`) {
+		t.Errorf("got %v", err)
+	}
+	// Such a key of Guix is read.
+	d := []byte(printable)
+	q, err := publicOf(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	quoted, err := newECDSAPrivate(q, d)
+	if err != nil || !strings.Contains(quoted.Private(), printable) {
+		t.Fatalf("%v", err)
+	}
+	if again := mustParsePrivate(t, quoted.Private()); again.Private() != quoted.Private() {
+		t.Error("the key changed")
+	}
+}
+
+func BenchmarkSign(b *testing.B) {
+	for name, key := range map[string]*PrivateKey{"ECDSA": newPrivate(b), "RSA2048": mustParsePrivate(b, rsaPrivateText(b, 2048))} {
+		b.Run(name, func(b *testing.B) {
+			var hash [sha256.Size]byte
+			for b.Loop() {
+				hash[0]++
+				if _, err := key.Sign(hash, "host"); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 func TestParsePrivateKeyErrors(t *testing.T) {
 	key := newPrivate(t).Private()
 	d := strings.Trim(element(key, "d"), "()d #")
