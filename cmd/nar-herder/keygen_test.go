@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/hex"
 	"errors"
 	"io/fs"
 	"os"
@@ -200,5 +201,49 @@ func TestKeyRefused(t *testing.T) {
 	}
 	if p.dump(t) != before {
 		t.Error("the instance has changed")
+	}
+}
+
+// TestKeySecret: nothing that the commands write or print has the private key in it.
+func TestKeySecret(t *testing.T) {
+	t.Parallel()
+	private, public := newKey(t)
+	secret := secretOf(t, private)
+	raw, err := hex.DecodeString(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newPlace(t)
+	dir := publishUnsigned(t)
+	s := p.serveProcess(t, "--signing-key="+public, "--log-level=DEBUG")
+	for _, args := range [][]string{
+		p.args("import", "--keep", "--sign-with="+private, dir),
+		{"sign", "--database=" + p.database, "--key=" + private, "--all"},
+		{"sign", "--key=" + private, dir},
+		p.args("verify", "--json", "--authorized-key="+public, greeting),
+		{"dump", "--database=" + p.database, "--database-dump=" + p.dumpFile()},
+		p.args("config"),
+	} {
+		r := runProgram(t, args...)
+		if r.status != 0 && args[0] != "config" || strings.Contains(r.out+r.err, secret) {
+			t.Errorf("%q: %+v", args, r)
+		}
+	}
+	s.stop(t, os.Interrupt)
+	for _, below := range []string{p.dir, dir} {
+		err := filepath.WalkDir(below, func(name string, entry fs.DirEntry, err error) error {
+			if err == nil && entry.Type().IsRegular() {
+				if text := read(t, name); strings.Contains(text, secret) || strings.Contains(text, string(raw)) {
+					t.Errorf("%s has the private key", name)
+				}
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if strings.Contains(s.out.String()+s.err.String(), secret) {
+		t.Error("the log has the private key")
 	}
 }

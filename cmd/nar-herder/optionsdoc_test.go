@@ -50,7 +50,7 @@ Every command also has ` + "`--help`, `--version` and `--config=FILE`" + ` (vari
 |---|---|
 | 0 | success: everything was done, and nothing is wrong, or ` + "`check --repair`" + ` has repaired it |
 | 1 | findings or failure: some of the work failed, was refused or was interrupted; the mirror is behind |
-| 2 | unknown: ` + "`check`, `mirror-status`, `plan-removal` or `copy-storage`" + ` could not determine its answer |
+| 2 | unknown: ` + "`check`, `verify`, `mirror-status`, `plan-removal` or `copy-storage`" + ` could not determine its answer |
 | 64 | usage: the command line, a variable or the configuration file is wrong. Trying again is useless |
 `
 

@@ -16,11 +16,12 @@ import (
 type signCommand struct {
 	databaseOption `embed:""`
 
-	Key string `required:"" placeholder:"FILE" help:"Private key, as keygen writes it. A file that others can read is refused."`
+	Key textValue `required:"" placeholder:"FILE" help:"Private key, as keygen writes it. A file that others can read is refused."`
 
 	signerOption `embed:""`
 
 	Replace   bool        `argumentsonly:"" help:"Also replace valid signatures by other keys, which are lost."`
+	Mirrored  bool        `argumentsonly:"" help:"Also sign items that a mirror has from its source. They become items of this instance, which the source doesn't change or remove any more."`
 	DryRun    bool        `help:"Change nothing; show what would change."`
 	Stdout    bool        `argumentsonly:"" help:"Print the signed narinfo instead of rewriting its file. For a single file."`
 	Tag       []tagValue  `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Sign the items with this tag. May be repeated: then items with all of them."`
@@ -40,7 +41,7 @@ func (signCommand) Help() string {
 
 Clients that authorize only the old key refuse a narinfo with another signature: let clients authorize the new key first. --dry-run shows whose signatures --replace would lose.
 
-Withdrawn items are skipped. Items that a mirror has from its source stay as they are: sign them at the source. Nars are not read: 'import' and 'check --verify' compare them with the narinfos. The running server serves the new narinfos at once, and mirrors follow.
+Withdrawn items are skipped. Items that a mirror has from its source stay as they are without --mirrored: sign them at the source. Nars are not read: 'import' and 'check --verify' compare them with the narinfos. The running server serves the new narinfos at once, and mirrors follow.
 
 To resume an interrupted run, run the command again. Files are replaced atomically. An argument that begins with /gnu/store/ is an item, and so is a hash or the base name of a store path; others are files.
 
@@ -93,7 +94,7 @@ func (c *signCommand) begin() (*resign.Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	signer.Replace = c.Replace
+	signer.Replace, signer.Mirrored = c.Replace, c.Mirrored
 	return signer, nil
 }
 
@@ -101,6 +102,9 @@ func (c *signCommand) begin() (*resign.Signer, error) {
 func (c *signCommand) sort(ctx context.Context, s *streams, summary *signSummary) (files []string, items *itemList, err error) {
 	var names []string
 	for _, name := range c.Names {
+		if name == "" {
+			return nil, nil, usagef("the name of a file or store path is empty")
+		}
 		if isItem(name) || name == "-" {
 			names = append(names, name)
 		} else {

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -15,16 +16,13 @@ import (
 	"nar-herder/internal/rounds"
 	"nar-herder/narinfo"
 	"nar-herder/narinfo/signing"
+	"nar-herder/storage/index"
 )
 
 // unsigned returns a narinfo without its signature.
-func unsigned(t testing.TB, text string) string {
-	t.Helper()
-	above, rest, found := strings.Cut(text, "Signature: ")
-	_, below, ended := strings.Cut(rest, "\n")
-	if !found || !ended {
-		t.Fatalf("no signature: %s", text)
-	}
+func unsigned(text string) string {
+	above, rest, _ := strings.Cut(text, "Signature: ")
+	_, below, _ := strings.Cut(rest, "\n")
 	return above + below
 }
 
@@ -36,7 +34,7 @@ func publishUnsigned(t testing.TB) string {
 		t.Fatal(err)
 	}
 	for _, name := range must(filepath.Glob(filepath.Join(dir, "*.narinfo"))) {
-		text := unsigned(t, read(t, name))
+		text := unsigned(read(t, name))
 		if err := errors.Join(os.Chmod(name, 0o644), os.WriteFile(name, []byte(text), 0o644)); err != nil {
 			t.Fatal(err)
 		}
@@ -60,7 +58,7 @@ func wantSigned(t testing.TB, public, text, original string) {
 		t.Errorf("%v: %s", err, text)
 		return
 	}
-	if unsigned(t, text) != unsigned(t, original) {
+	if unsigned(text) != unsigned(original) {
 		t.Errorf("more than the signature has changed: %q, was %q", text, original)
 	}
 }
@@ -259,15 +257,34 @@ func TestSignDoubtful(t *testing.T) {
 
 	// In the index.
 	p := newPlace(t)
-	source, texts, _ := generated(t, 3) // with signatures that aren't valid
-	p.imports(t, source)
-	state := p.dump(t)
+	p.imports(t, published(greeting), published(greet))
+	x, err := index.Open(t.Context(), p.database, index.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tampered := "# tampered\n" + read(t, published(greet))
+	n, err := narinfo.Parse([]byte(tampered))
+	if err != nil || n.CheckSignature(nil) == nil {
+		t.Fatalf("%v: %s", err, tampered)
+	}
+	err = x.Update(t.Context(), func(tx *index.Tx) error {
+		row, err := tx.Item(n.StorePath.Hash)
+		if err != nil {
+			return err
+		}
+		entry := x.Prepare(n)
+		entry.Stored = row.Stored
+		return tx.Put(entry, row)
+	})
+	if err := errors.Join(err, x.Close()); err != nil {
+		t.Fatal(err)
+	}
 	r = runProgram(t, "sign", "--database="+p.database, "--key="+private, "--replace", "--all")
-	if r.status != 1 || strings.Count(r.err, "its text may be wrong") != len(texts) || !strings.HasPrefix(r.out, "0 narinfos") {
+	if r.status != 1 || !strings.Contains(r.err, "/gnu/store/"+greet+": not signed") || !strings.Contains(r.err, "its text may be wrong") || !strings.HasPrefix(r.out, "1 narinfo signed\n") {
 		t.Errorf("%+v", r)
 	}
-	if p.dump(t) != state {
-		t.Error("the instance has changed")
+	if lines, status := verifyJSON(t, "--database="+p.database, greet); status != 1 || lines[greet].Verdict != verdictInvalid {
+		t.Errorf("status %d, %+v", status, lines)
 	}
 }
 
@@ -337,12 +354,54 @@ func signerOf(t testing.TB, text string) string {
 	return name
 }
 
+// TestUnsignedAgain: an unsigned narinfo doesn't replace a signed one.
+func TestUnsignedAgain(t *testing.T) {
+	t.Parallel()
+	private, public := newKey(t)
+	next, _ := newKey(t)
+	p := newPlace(t)
+	dir := publishUnsigned(t)
+	p.imports(t, dir)
+	succeed(t, "sign", "--database="+p.database, "--key="+private, "--all")
+	before := p.dump(t)
+	for _, args := range [][]string{nil, {"--sign-with=" + private, "--sign-as=other.example"}, {"--sign-with=" + next}} {
+		if out := succeed(t, p.args("import", append(args, "--keep", dir)...)...); !strings.HasPrefix(out, "13 known;") {
+			t.Errorf("%q: %s", args, out)
+		}
+	}
+	if p.dump(t) != before {
+		t.Error("the instance has changed")
+	}
+	// A missing nar is still added.
+	if err := os.Remove(p.nar(greet)); err != nil {
+		t.Fatal(err)
+	}
+	succeed(t, p.args("import", "--keep", dir)...)
+	if lines, status := verifyJSON(t, append(p.args("verify", "--authorized-key="+public)[1:], greet)...); status != 0 || lines[greet].Nars[0].Verdict != verdictRight {
+		t.Errorf("status %d, %+v", status, lines)
+	}
+	// Another text of the same nar.
+	name := filepath.Join(dir, narinfoName(greeting))
+	if err := os.WriteFile(name, []byte(strings.Replace(read(t, name), "References:", "# again\nReferences:", 1)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out := succeed(t, p.args("import", "--keep", name)...); !strings.Contains(out, "kept: its narinfo is signed, and this one is not") {
+		t.Errorf("%s", out)
+	}
+	if out := succeed(t, p.args("import", "--keep", "--sign-with="+private, name)...); !strings.Contains(out, "1 updated;") {
+		t.Errorf("%s", out)
+	}
+	if out := succeed(t, p.args("import", "--keep", "--replace", name)...); !strings.Contains(out, "1 updated;") && !strings.Contains(out, "known") {
+		t.Errorf("%s", out)
+	}
+}
+
 // unsignedItems makes a directory of small items without signatures.
 func unsignedItems(t *testing.T, count int) (dir string, texts map[string]string) {
 	t.Helper()
 	dir, texts, _ = generated(t, count)
 	for target, text := range texts {
-		if err := os.WriteFile(filepath.Join(dir, target), []byte(unsigned(t, text)), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, target), []byte(unsigned(text)), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -353,33 +412,76 @@ func unsignedItems(t *testing.T, count int) (dir string, texts map[string]string
 // the next run signs the rest.
 func TestSignKilled(t *testing.T) {
 	t.Parallel()
-	private, public := newKey(t)
-	const count = 30
+	const count = 2500 // several transactions
 	p := newPlace(t)
-	dir, texts := unsignedItems(t, count)
-	p.imports(t, dir)
-	for round := range rounds.Of(4) {
-		key, keyPublic := private, public
-		if round%2 == 1 {
-			key, keyPublic = newKey(t)
-		}
-		args := []string{"sign", "--database=" + p.database, "--key=" + key, "--all", "--replace"}
-		kill := command(args...)
-		kill.start(t)
-		time.Sleep(time.Duration(rand.IntN(60)) * time.Millisecond)
-		_ = kill.Process.Kill() // it may have ended
-		<-kill.ended
-		if lines, status := verifyJSON(t, append([]string{"--database=" + p.database}, hashesOf(texts)...)...); status == 2 || len(lines) != count {
-			t.Errorf("round %d: status %d, %d lines", round, status, len(lines))
-		}
-		succeed(t, args...)
-		if lines, status := verifyJSON(t, append(p.args("verify", "--authorized-key="+keyPublic)[1:], hashesOf(texts)...)...); status != 0 || len(lines) != count {
-			t.Errorf("round %d: status %d, %d lines", round, status, len(lines))
+	dir := filepath.Join(p.dir, "source")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var hashes []string
+	for i := range count {
+		hash := fmt.Sprintf("%032d", i)
+		hashes = append(hashes, hash)
+		text := fmt.Sprintf("StorePath: /gnu/store/%s-item\nURL: nar/%[1]s-item\nCompression: none\nFileSize: 1\nNarHash: %s\nNarSize: 1\nReferences: \n", hash, narinfo.NarHash{byte(i), byte(i >> 8)})
+		if err := os.WriteFile(filepath.Join(dir, hash+".narinfo"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if out := succeed(t, p.args("check", "--verify")...); !strings.Contains(out, "nothing is wrong") {
-		t.Errorf("%s", out)
+	succeed(t, "import", "--narinfos-only", "--database="+p.database, dir)
+	x, err := index.Open(t.Context(), p.database, index.Options{})
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer x.Close()
+	lastChange := func() int64 {
+		page, err := x.ChangesAfter(t.Context(), 0, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return page.Last
+	}
+	halfway := 0
+	keys := make([]string, 0, 4)
+	for range rounds.Of(3) {
+		private, public := newKey(t)
+		keys = append(keys, "--authorized-key="+public)
+		args := []string{"sign", "--database=" + p.database, "--key=" + private, "--all", "--replace"}
+		killed := command(args...)
+		before := lastChange()
+		killed.start(t)
+		catch(t, "some are signed", func() bool { return lastChange() > before })
+		time.Sleep(time.Duration(rand.IntN(50)) * time.Millisecond)
+		_ = killed.Process.Kill() // it may have ended
+		<-killed.ended
+		// Each item is unsigned, or has a valid signature by one of the keys.
+		lines, status := verifyJSON(t, append(append([]string{"--database=" + p.database}, keys...), hashes...)...)
+		if len(lines) != count || status == int(statusUnknown) {
+			t.Fatalf("status %d, %d lines", status, len(lines))
+		}
+		signed := 0
+		for _, line := range lines {
+			if line.Verdict == verdictUnsigned {
+				continue
+			}
+			if line.Verdict != verdictValid || !*line.Authorized {
+				t.Errorf("%+v", line)
+			}
+			if line.Key == read(t, public) {
+				signed++
+			}
+		}
+		if 0 < signed && signed < count {
+			halfway++
+		}
+		out := succeed(t, args...)
+		if want := countOf(count-signed, "narinfo") + " signed\n"; !strings.HasPrefix(out, want) {
+			t.Errorf("%d were signed before, then: %s", signed, out)
+		}
+		if lines, status := verifyJSON(t, append([]string{"--database=" + p.database, "--authorized-key=" + public}, hashes...)...); status != 0 || len(lines) != count {
+			t.Errorf("status %d, %d lines", status, len(lines))
+		}
+	}
+	t.Logf("%d of %d runs were killed halfway", halfway, len(keys))
 }
 
 // hashesOf returns the hashes of the items with the targets.
@@ -451,6 +553,7 @@ func TestSignWithdrawn(t *testing.T) {
 func TestSignMirrored(t *testing.T) {
 	t.Parallel()
 	private, public := newKey(t)
+	next, nextPublic := newKey(t)
 	p := newPlace(t)
 	p.imports(t, small()...)
 	source := p.serve(t, "--log-level=INFO")
@@ -487,6 +590,12 @@ func TestSignMirrored(t *testing.T) {
 			t.Errorf("the mirror's narinfo differs: %s", text)
 		}
 	}
+	succeed(t, "sign", "--database="+m.database, "--key="+next, "--replace", "--mirrored", greeting)
+	target := "/" + narinfoName(greeting)
+	until(t, "the mirror's own signature", func() bool {
+		return get(t, mirror.addresses[0], target).body != get(t, source.addresses[0], target).body
+	})
+	wantSigned(t, nextPublic, get(t, mirror.addresses[0], target).body, read(t, published(greeting)))
 	if !stored() || narsSent(t, source.addresses[0]) != sent {
 		t.Error("the mirror has fetched nars again")
 	}

@@ -14,21 +14,21 @@ import (
 
 // signerOption is the option of all commands that sign.
 type signerOption struct {
-	SignAs string `placeholder:"NAME" help:"Name of the signer in signatures (default: the host name of this machine)."`
+	SignAs textValue `placeholder:"NAME" help:"Name of the signer in signatures (default: the host name of this machine)."`
 }
 
 // signer returns a signer with the private key in a file. option is the option that names the
 // file.
-func (o *signerOption) signer(option, file string) (*resign.Signer, error) {
-	if strings.Contains(file, "(") {
+func (o *signerOption) signer(option string, file textValue) (*resign.Signer, error) {
+	if strings.Contains(string(file), "(") {
 		// Don't quote it: it may be a private key.
 		return nil, usagef("%s must be the name of a file with a private key, not the key itself, which other users can read in the arguments of a process: if it was the key, replace it", option)
 	}
-	key, err := signing.ReadPrivateKey(file)
+	key, err := signing.ReadPrivateKey(string(file))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", option, err)
 	}
-	host := o.SignAs
+	host := string(o.SignAs)
 	if host == "" {
 		if host, err = os.Hostname(); err != nil {
 			return nil, fmt.Errorf("find the name of this machine: %w: use --sign-as", err)
@@ -42,7 +42,7 @@ func (o *signerOption) signer(option, file string) (*resign.Signer, error) {
 
 // importSigningOptions are the options of import.
 type importSigningOptions struct {
-	SignWith string `placeholder:"FILE" help:"Private key, as keygen writes it, to sign narinfos that have no signature. Others stay as they are."`
+	SignWith textValue `placeholder:"FILE" help:"Private key, as keygen writes it, to sign narinfos that have no signature. Others stay as they are."`
 
 	signerOption `embed:""`
 }

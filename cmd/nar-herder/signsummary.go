@@ -79,7 +79,7 @@ func presentSigner(n *narinfo.Narinfo) string {
 // incomplete reports whether some narinfos don't have a signature by the key.
 func (t *signSummary) incomplete() bool {
 	for count := range t.counts {
-		if count.outcome == resign.Kept || count.outcome == resign.Mirrored {
+		if count.outcome == resign.Kept || count.outcome == resign.OfSource {
 			return true
 		}
 	}
@@ -117,8 +117,8 @@ func (t *signSummary) end() {
 			format = "%d have a signature by this key already%s\n"
 		case resign.Kept:
 			format = "%d not signed: they have a valid signature by %s: --replace replaces it\n"
-		case resign.Mirrored:
-			format = "%d not signed: the mirrored instance has them, and would restore its narinfos: sign them there%s\n"
+		case resign.OfSource:
+			format = "%d not signed: the mirrored instance has them, and would restore its narinfos: sign them there, or use --mirrored%s\n"
 		case resign.Withdrawn:
 			format = "%d not signed: they are withdrawn%s\n"
 		case resign.Removed:

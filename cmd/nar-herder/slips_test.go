@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -108,7 +109,7 @@ func TestSlips(t *testing.T) {
 	for _, p := range []place{farm, other} {
 		p.imports(t, append([]string{"--tag=kind=good"}, small()...)...)
 	}
-	for _, s := range append(commandSlips, servedSlips...) {
+	for _, s := range slices.Concat(commandSlips, servedSlips, signSlips) {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
 			d := newDesk(t, farm, other)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -122,6 +124,9 @@ func (c *verifyCommand) Run(ctx context.Context, s *streams) error {
 			_ = v.store.close() // it was only read
 		}
 	}()
+	if slices.Contains(c.Names, "") {
+		return usagef("verify: the name of a file or store path is empty")
+	}
 	status := statusError(0)
 	report := func(line *verifiedLine) {
 		status = max(status, line.status())
@@ -218,17 +223,35 @@ func (v *verifying) item(ctx context.Context, s *streams, name string) (*verifie
 			return nil, err
 		}
 	}
+	for tries := 1; ; tries++ {
+		line, item, err := v.itemOnce(ctx, name, hash)
+		if err != nil || item == nil || line.status() == 0 || tries == verifyTries {
+			return line, err
+		}
+		// An import may have replaced the narinfo or a nar meanwhile.
+		now, err := v.store.Item(ctx, hash)
+		if err == nil && bytes.Equal(now.Text, item.Text) && now.Stored == item.Stored {
+			return line, nil
+		}
+	}
+}
+
+// verifyTries is how often an item is verified that changes meanwhile.
+const verifyTries = 3
+
+// itemOnce verifies an item as the index has it at first. The item is nil if it can't be read.
+func (v *verifying) itemOnce(ctx context.Context, name string, hash narinfo.PathHash) (*verifiedLine, *storage.Item, error) {
 	line := &verifiedLine{Name: name, Nars: []verifiedNarLine{}}
 	item, err := v.store.Item(ctx, hash)
 	switch {
 	case errors.Is(err, index.ErrDamaged):
 		line.Verdict, line.Reason = verdictDamaged, oneLine(err)
-		return line, nil
+		return line, nil, nil
 	case errors.Is(err, storage.ErrNotFound):
 		line.Verdict, line.Reason = verdictUnknown, oneLine(err)
-		return line, nil
+		return line, nil, nil
 	case err != nil:
-		return nil, err
+		return nil, nil, err
 	}
 	line.Withdrawn = !item.WithdrawnAt.IsZero()
 	v.narinfo(line, item.Narinfo)
@@ -248,11 +271,11 @@ func (v *verifying) item(ctx context.Context, s *streams, name string) (*verifie
 			}
 		}
 		if ctx.Err() != nil {
-			return nil, errors.New("interrupted")
+			return nil, nil, errors.New("interrupted")
 		}
 		line.Nars = append(line.Nars, nar)
 	}
-	return line, nil
+	return line, item, nil
 }
 
 // nar judges the Nth nar of a narinfo. err is that of opening it.

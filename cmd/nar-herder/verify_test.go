@@ -189,7 +189,7 @@ func TestVerifyUnknown(t *testing.T) {
 		"too long":          {[]string{write("long.narinfo", read(t, good)+strings.Repeat("#", narinfo.MaxSize)), good}, 1, "too large"},
 		"other algorithm":   {[]string{write("dsa.narinfo", otherAlgorithm(t, read(t, good))), good}, 2, "can't be verified"},
 		"no keys":           {[]string{"--acl=" + dir + "/none", good}, 2, "--acl"},
-		"a key of another":  {[]string{"--authorized-key=" + good, good}, 2, "--authorized-key"},
+		"a key of another":  {[]string{"--authorized-key=" + good, good}, statusUsage, "--authorized-key"},
 		"not a store path":  {[]string{"/gnu/store/x", good}, statusUsage, "not a store item"},
 		"no database":       {[]string{"--database=" + dir + "/none.db", greeting}, 2, "none.db"},
 		"storage not there": {[]string{"--database=" + p.database, "--storage=" + dir + "/none", greeting}, 2, "none"},

@@ -352,6 +352,10 @@ func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, re
 			}
 		}
 		return tx.AddTags(old.Hash, p.Tags)
+	case p.losesSignature(old) && !withdrawn:
+		p.result.Outcome = Kept
+		p.result.Note = "its narinfo is signed, and this one is not: sign it, or use --replace"
+		return nil
 	case old.Narinfo.NarHash == n.NarHash:
 		p.result.Outcome = Updated
 		p.result.Note = "the same nar was known with another narinfo, which this one replaces"

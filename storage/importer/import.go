@@ -228,10 +228,12 @@ func (im *Importer) prepareFile(ctx context.Context, file narinfoFile, options O
 	if err != nil {
 		return &prepared{result: Result{Outcome: Failed, Err: err}}
 	}
-	if options.Sign != nil {
-		if n, err = options.Sign(n); err != nil {
-			return &prepared{result: Result{Outcome: Failed, Err: err}}
-		}
+	n, err = im.withKnownSignature(ctx, n)
+	if err == nil && options.Sign != nil {
+		n, err = options.Sign(n)
+	}
+	if err != nil {
+		return &prepared{result: Result{Outcome: Failed, Err: err}}
 	}
 	return im.prepare(ctx, &Addition{
 		Narinfo: n, Directories: file.directories(),

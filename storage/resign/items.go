@@ -185,7 +185,7 @@ func (p *pass) prepare(r row) *prepared {
 		return done
 	}
 	done.result.Narinfo = old.Narinfo
-	if done.result.Outcome = ineligible(r.item); done.result.Outcome != Failed {
+	if done.result.Outcome = p.ineligible(r.item); done.result.Outcome != Failed {
 		return done
 	}
 	var signed *narinfo.Narinfo
@@ -197,12 +197,12 @@ func (p *pass) prepare(r row) *prepared {
 }
 
 // ineligible returns why an item is not signed; Failed for no reason.
-func ineligible(item *index.Item) Outcome {
+func (s *Signer) ineligible(item *index.Item) Outcome {
 	switch {
 	case !item.WithdrawnAt.IsZero():
 		return Withdrawn
-	case item.Mirrored:
-		return Mirrored
+	case item.Mirrored && !s.Mirrored:
+		return OfSource
 	}
 	return Failed
 }
@@ -278,7 +278,7 @@ func (p *pass) put(tx *index.Tx, done *prepared) error {
 	case err != nil:
 		return err
 	}
-	if reason := ineligible(now); reason != Failed {
+	if reason := p.ineligible(now); reason != Failed {
 		done.result.Outcome = reason
 		return nil
 	}
@@ -288,5 +288,8 @@ func (p *pass) put(tx *index.Tx, done *prepared) error {
 	}
 	// The new narinfo names the same files in the same order.
 	done.entry.Stored, done.entry.Sizes, done.entry.VerifiedAt = now.Stored, now.Sizes, now.VerifiedAt
-	return tx.Put(done.entry, now)
+	if err := tx.Put(done.entry, now); err != nil || !now.Mirrored {
+		return err
+	}
+	return tx.SetMirrored(now.Hash, false)
 }

@@ -205,12 +205,20 @@ func TestItemsChanged(t *testing.T) {
 	if !slices.Contains(p.again, forever) || !slices.Contains(p.again, hashOf(t, 1)) || len(p.again) != 2 || changes != 1 {
 		t.Errorf("again: %v", p.again)
 	}
-	if counts := outcomes(results); !maps.Equal(counts, map[Outcome]int{Signed: 1, Withdrawn: 1, Removed: 1, Mirrored: 1}) {
+	if counts := outcomes(results); !maps.Equal(counts, map[Outcome]int{Signed: 1, Withdrawn: 1, Removed: 1, OfSource: 1}) {
 		t.Errorf("%v", counts)
 	}
 	results = sign(t, s, store, x.Items(t.Context()))
-	if counts := outcomes(results); !maps.Equal(counts, map[Outcome]int{Signed: 2, Current: 1, Withdrawn: 1, Mirrored: 1}) {
+	if counts := outcomes(results); !maps.Equal(counts, map[Outcome]int{Signed: 2, Current: 1, Withdrawn: 1, OfSource: 1}) {
 		t.Errorf("%v", counts)
+	}
+	s.Mirrored = true
+	results = sign(t, s, store, x.Items(t.Context()))
+	if counts := outcomes(results); !maps.Equal(counts, map[Outcome]int{Signed: 1, Current: 3, Withdrawn: 1}) {
+		t.Errorf("%v", counts)
+	}
+	if item, err := store.Item(t.Context(), hashOf(t, 4)); err != nil || item.Mirrored || item.Narinfo.CheckSignature(nil) != nil {
+		t.Errorf("%+v, %v", item, err)
 	}
 	for i, want := range map[int]string{1: "riscv64-linux", 5: "x86_64-linux"} {
 		item, err := store.Item(t.Context(), hashOf(t, i))

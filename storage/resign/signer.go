@@ -20,6 +20,9 @@ type Signer struct {
 	// Replace also replaces valid signatures by other keys, which are lost: a narinfo has
 	// one signature.
 	Replace bool
+	// Mirrored also signs items that a mirror has from its source. They become items of
+	// this instance, which the source doesn't change or remove any more.
+	Mirrored bool
 }
 
 // Outcome is what became of one narinfo.
@@ -36,9 +39,9 @@ const (
 	Current
 	// Kept: it has a valid signature by another key, and is unchanged.
 	Kept
-	// Mirrored: the item is unchanged, since the mirrored instance has it, and would restore
+	// OfSource: the item is unchanged, since the mirrored instance has it, and would restore
 	// its own narinfo here.
-	Mirrored
+	OfSource
 	// Withdrawn: the item is unchanged, since it is not served.
 	Withdrawn
 	// Removed: the item was removed meanwhile.
