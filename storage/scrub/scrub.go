@@ -147,7 +147,7 @@ func (s *Scrubber) Run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		wait = min(max(s.options.Interval/100, leastWait), mostWait)
+		wait = rest(s.options.Interval)
 		if err == nil {
 			failures = 0
 			continue
@@ -155,6 +155,11 @@ func (s *Scrubber) Run(ctx context.Context) {
 		failures++
 		wait = retryPass.After(failures)
 	}
+}
+
+// rest returns how long to wait after a pass that has left nothing to do.
+func rest(interval time.Duration) time.Duration {
+	return min(max(interval/100, leastWait), mostWait)
 }
 
 // errStorage wraps an error that ends a pass.
@@ -235,7 +240,7 @@ func (s *Scrubber) nars(ctx context.Context) error {
 
 // setRate derives the rate from the length of all stored nars.
 func (s *Scrubber) setRate(stored int64) {
-	rate := max(s.least, int64(haste*float64(stored)/s.options.Interval.Seconds()))
+	rate := max(s.least, int64(min(haste*float64(stored)/s.options.Interval.Seconds(), 1<<62)))
 	if s.limiter.Rate != rate {
 		s.limiter = &pace.Limiter{Rate: rate}
 	}
