@@ -35,8 +35,8 @@ const (
 	// flushEvery is how long verified items wait to be recorded, and flushItems how many.
 	flushEvery = 5 * time.Second
 	flushItems = 500
-	// startAfter is the rest after the start of the server.
-	startAfter = 10 * time.Second
+	// startAfter is the rest after the start of the server, if the interval isn't short.
+	startAfter = time.Minute
 	// leastWait and mostWait bound the time between two passes: a hundredth of the interval.
 	leastWait, mostWait = time.Second, 10 * time.Minute
 	// A pass ends if more than maxFindings, and more than one item in findingShare, are wrong:
@@ -142,7 +142,7 @@ func (s *Scrubber) TakeTurns(turns sync.Locker) { s.turns = turns }
 // Run scrubs until the context ends.
 func (s *Scrubber) Run(ctx context.Context) {
 	failures := 0
-	for wait := startAfter; pace.Sleep(ctx, wait) == nil; {
+	for wait := min(startAfter, rest(s.options.Interval)); pace.Sleep(ctx, wait) == nil; {
 		err := s.Pass(ctx)
 		if ctx.Err() != nil {
 			return
