@@ -35,8 +35,8 @@ const (
 	// flushEvery is how long verified items wait to be recorded, and flushItems how many.
 	flushEvery = 5 * time.Second
 	flushItems = 500
-	// startAfter is the rest after the start of the server.
-	startAfter = 10 * time.Second
+	// startAfter is the rest after the start of the server, if the interval isn't short.
+	startAfter = time.Minute
 	// leastWait and mostWait bound the time between two passes: a hundredth of the interval.
 	leastWait, mostWait = time.Second, 10 * time.Minute
 	// A pass ends if more than maxFindings, and more than one item in findingShare, are wrong:
@@ -142,12 +142,12 @@ func (s *Scrubber) TakeTurns(turns sync.Locker) { s.turns = turns }
 // Run scrubs until the context ends.
 func (s *Scrubber) Run(ctx context.Context) {
 	failures := 0
-	for wait := startAfter; pace.Sleep(ctx, wait) == nil; {
+	for wait := min(startAfter, rest(s.options.Interval)); pace.Sleep(ctx, wait) == nil; {
 		err := s.Pass(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		wait = min(max(s.options.Interval/100, leastWait), mostWait)
+		wait = rest(s.options.Interval)
 		if err == nil {
 			failures = 0
 			continue
@@ -155,6 +155,11 @@ func (s *Scrubber) Run(ctx context.Context) {
 		failures++
 		wait = retryPass.After(failures)
 	}
+}
+
+// rest returns how long to wait after a pass that has left nothing to do.
+func rest(interval time.Duration) time.Duration {
+	return min(max(interval/100, leastWait), mostWait)
 }
 
 // errStorage wraps an error that ends a pass.
@@ -235,7 +240,7 @@ func (s *Scrubber) nars(ctx context.Context) error {
 
 // setRate derives the rate from the length of all stored nars.
 func (s *Scrubber) setRate(stored int64) {
-	rate := max(s.least, int64(haste*float64(stored)/s.options.Interval.Seconds()))
+	rate := max(s.least, int64(min(haste*float64(stored)/s.options.Interval.Seconds(), 1<<62)))
 	if s.limiter.Rate != rate {
 		s.limiter = &pace.Limiter{Rate: rate}
 	}

@@ -427,3 +427,25 @@ func TestCopyAhead(t *testing.T) {
 		t.Errorf("last used at %v, %v", info.ModTime(), err)
 	}
 }
+
+// TestDirect: a reader that verifies the store gets its bytes, not those of the copy.
+func TestDirect(t *testing.T) {
+	t.Parallel()
+	f, clock := newFar(t), newClock()
+	before, after := random(10_000, 1), random(10_000, 2)
+	put(t, f, name, before)
+	dir := t.TempDir()
+	cache := open(t, f, Options{Directory: dir, MaxSize: 1 << 30, Now: clock.now})
+	direct := bytestore.Direct(t.Context())
+	if got, _, err := read(direct, cache, name, 0, -1); err != nil || !bytes.Equal(got, before) {
+		t.Error(err)
+	}
+	if n := len(copies(t, dir)); n != 0 {
+		t.Errorf("%d copies", n)
+	}
+	cached(t, cache, name, before)
+	put(t, f, name, after)
+	if got, _, err := read(direct, cache, name, 0, -1); err != nil || !bytes.Equal(got, after) {
+		t.Errorf("it reads the copy: %v", err)
+	}
+}
