@@ -39,10 +39,10 @@ func TestImportVerifies(t *testing.T) {
 			for layout, layOut := range layouts {
 				t.Run(kind+"/"+name+"/"+layout, func(t *testing.T) {
 					t.Parallel()
-					p := placeIn(t, memoryDir(t))
+					p := memoryPlace(t)
 					s := p.openTest(t)
 					other := genuine(t, 2, "gzip")
-					source := memoryDir(t)
+					source := t.TempDir()
 					lay(t, source, other)
 					file, options := layOut(t, p, source, test.fake)
 					var decoded counter
@@ -174,7 +174,7 @@ func TestImportVerifiedAt(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := placeIn(t, memoryDir(t))
+			p := memoryPlace(t)
 			start := time.Unix(1_700_000_000, 0).UTC()
 			now := start
 			s := p.openTestAs(t, nil, storage.Options{Now: func() time.Time { return now }})
