@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -166,6 +167,9 @@ func kills(t *testing.T) int {
 func TestRemovalKilled(t *testing.T) {
 	t.Parallel()
 	const nars = 60
+	// Parallel subtests would start after all other tests, and run alone.
+	var running sync.WaitGroup
+	defer running.Wait()
 	for name, test := range map[string]struct {
 		count int
 		next  func(i int) []int
@@ -175,36 +179,37 @@ func TestRemovalKilled(t *testing.T) {
 		"ring of three":        {3, func(i int) []int { return []int{(i + 1) % 3} }},
 		"each of three on all": {3, func(i int) []int { return []int{(i + 1) % 3, (i + 2) % 3} }},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			// The limit is a third of the nars.
-			in := newInstances(t, command, test.count, nars, 1<<20, test.next)
-			for range kills(t) {
-				time.Sleep(time.Duration(rand.Int64N(int64(2 * settle)))) // removal starts after half of this
-				i := rand.IntN(test.count)
-				in.kill(i)
-				in.copies()
-				if rand.IntN(3) == 0 {
-					// Import removed items again, so that there is more to
-					// remove.
-					in.places[i].imports(t, in.source)
+		running.Go(func() {
+			t.Run(name, func(t *testing.T) {
+				// The limit is a third of the nars.
+				in := newInstances(t, command, test.count, nars, 1<<20, test.next)
+				for range kills(t) {
+					time.Sleep(time.Duration(rand.Int64N(int64(2 * settle)))) // removal starts after half of this
+					i := rand.IntN(test.count)
+					in.kill(i)
+					in.copies()
+					if rand.IntN(3) == 0 {
+						// Import removed items again, so that there is more to
+						// remove.
+						in.places[i].imports(t, in.source)
+					}
+					in.start(i)
 				}
-				in.start(i)
-			}
-			in.copies()
-			// In each case, the first instance may depend on another.
-			until(t, "it removes", func() bool { return in.copies() < test.count*nars })
-			in.checkServed()
-			t.Logf("%d copies of %d nars are left on %d instances", in.copies(), nars, test.count)
-			for _, p := range in.places {
-				until(t, "the pending deletes of the last kill are done", func() bool { return count(t, p.database, "SELECT count(*) FROM leftovers") == 0 })
-			}
-			for i := range in.servers {
-				in.servers[i].stop(t, syscall.SIGTERM)
-			}
-			for _, p := range in.places {
-				in.checkPlace(p)
-			}
+				in.copies()
+				// In each case, the first instance may depend on another.
+				until(t, "it removes", func() bool { return in.copies() < test.count*nars })
+				in.checkServed()
+				t.Logf("%d copies of %d nars are left on %d instances", in.copies(), nars, test.count)
+				for _, p := range in.places {
+					until(t, "the pending deletes of the last kill are done", func() bool { return count(t, p.database, "SELECT count(*) FROM leftovers") == 0 })
+				}
+				for i := range in.servers {
+					in.servers[i].stop(t, syscall.SIGTERM)
+				}
+				for _, p := range in.places {
+					in.checkPlace(p)
+				}
+			})
 		})
 	}
 }
