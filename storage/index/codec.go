@@ -82,7 +82,9 @@ func openCodec(conn *connection, add bool) (*codec, error) {
 		return nil, err
 	}
 	// zstd's checksum would cover neither the hash nor uncompressed texts; see checksumOf.
-	encoderOptions := []zstd.EOption{zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false)}
+	// The window covers the dictionary and usual texts. The default, 4 MiB, is allocated per
+	// core even for the shortest text.
+	encoderOptions := []zstd.EOption{zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false), zstd.WithWindowSize(256 << 10)}
 	if trained != nil {
 		encoderOptions = append(encoderOptions, zstd.WithEncoderDict(trained))
 	}
