@@ -39,7 +39,7 @@ func (s *lookedFor) Stat(ctx context.Context, name string) (bytestore.Info, erro
 // TestClaimSamples: up to a quarter of a few nars may be missing.
 func TestClaimSamples(t *testing.T) {
 	t.Parallel()
-	p := placeIn(t, memoryDir(t))
+	p := memoryPlace(t)
 	var items []fake
 	for n := range 110 {
 		items = append(items, fake{n: n, content: "content"})

@@ -177,7 +177,7 @@ func TestOneFault(t *testing.T) {
 	t.Parallel()
 	items := many(4, nil)
 	for at, reached := 0, true; reached; at += stride {
-		p := placeIn(t, memoryDir(t))
+		p := memoryPlace(t)
 		faulty := &faultStore{mode: once, at: at}
 		s, closeAll, err := p.open(func(bytes bytestore.Store) bytestore.Store {
 			faulty.Directory = unwrap(bytes)
@@ -208,8 +208,8 @@ func TestOneFault(t *testing.T) {
 // steps.
 func crashAt(t *testing.T, op operation, mode faultMode, at int) (reached bool) {
 	t.Helper()
-	top := memoryDir(t)
-	p := placeIn(t, top)
+	p := memoryPlace(t)
+	top := filepath.Dir(p.database)
 	source := filepath.Join(top, "source")
 	if err := os.Mkdir(source, 0o755); err != nil {
 		t.Fatal(err)

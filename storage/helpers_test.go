@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -41,21 +42,48 @@ func placeIn(t testing.TB, top string) place {
 	return p
 }
 
-// memoryDir is a directory in memory, if possible, for tests that open hundreds of small
-// storages: on a disk, most of their time is for flushing.
-func memoryDir(t testing.TB) string {
+// memoryPlace returns a place in memory, if possible, for tests that open hundreds of small
+// storages: on a disk, most of their time is for flushing. It has an empty database, which
+// takes longer to make than to copy. The databases of all places are of the same instance.
+func memoryPlace(t testing.TB) place {
 	t.Helper()
-	directory, err := os.MkdirTemp("/dev/shm", "nar-herder-test-")
+	top, err := os.MkdirTemp("/dev/shm", "nar-herder-test-")
 	if err != nil {
-		return t.TempDir()
+		top = t.TempDir()
+	} else {
+		t.Cleanup(func() {
+			if err := os.RemoveAll(top); err != nil {
+				t.Error(err)
+			}
+		})
 	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(directory); err != nil {
-			t.Error(err)
-		}
-	})
-	return directory
+	p := placeIn(t, top)
+	empty, err := emptyDatabase()
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, p.database, empty)
+	return p
 }
+
+// emptyDatabase returns the content of an empty database.
+var emptyDatabase = sync.OnceValues(func() (string, error) {
+	directory, err := os.MkdirTemp("", "nar-herder-test-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(directory)
+	file := filepath.Join(directory, "nar_herder.db")
+	x, err := index.Open(context.Background(), file, index.Options{})
+	if err != nil {
+		return "", err
+	}
+	if err := x.Close(); err != nil {
+		return "", err
+	}
+	content, err := os.ReadFile(file)
+	return string(content), err
+})
 
 // open opens the storage of a place. wrap may wrap its byte store.
 func (p place) open(wrap func(bytestore.Store) bytestore.Store) (s *storage.Storage, closeAll func() error, err error) {

@@ -89,8 +89,8 @@ func TestIntruders(t *testing.T) {
 // returns false if there was no crash.
 func intrudeAt(t *testing.T, before []fake, intruder operation, added fake, options importer.Options, late bool, at int) bool {
 	t.Helper()
-	top := memoryDir(t)
-	p := placeIn(t, top)
+	p := memoryPlace(t)
+	top := filepath.Dir(p.database)
 	known, intruding, source := top+"/known", top+"/intruding", top+"/source"
 	for directory, items := range map[string][]fake{known: before, intruding: intruder.lay, source: {added}} {
 		if err := os.Mkdir(directory, 0o755); err != nil {

@@ -158,7 +158,7 @@ func TestRemoveFaults(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []faultMode{once, dead} {
 		for at := int(mode); ; at += stride {
-			p := placeIn(t, memoryDir(t))
+			p := memoryPlace(t)
 			faulty := &faultStore{mode: mode, at: -1}
 			s, closeAll, err := p.open(func(bytes bytestore.Store) bytestore.Store {
 				faulty.Directory = unwrap(bytes)

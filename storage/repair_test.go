@@ -140,7 +140,7 @@ func TestRepair(t *testing.T) {
 		for name, gives := range sources {
 			t.Run(damage+"/"+name, func(t *testing.T) {
 				t.Parallel()
-				p := placeIn(t, memoryDir(t))
+				p := memoryPlace(t)
 				s := p.openTest(t)
 				f, other := genuine(t, 1, "zstd"), genuine(t, 2, "gzip")
 				lzip := fake{kind: "lzip", content: compressed(t, "lzip", f.nar)}
@@ -334,7 +334,7 @@ func TestRepairMeanwhile(t *testing.T) {
 	t.Parallel()
 	for damage, harm := range damages {
 		for _, from := range []string{"good", "none"} {
-			p := placeIn(t, memoryDir(t))
+			p := memoryPlace(t)
 			s := p.openTest(t)
 			f := genuine(t, 1, "zstd")
 			importAll(t, s, importer.Options{}, laid(t, f, genuine(t, 2, "gzip")))

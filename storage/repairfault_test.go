@@ -36,7 +36,7 @@ func TestRepairFaults(t *testing.T) {
 
 func repairFault(t *testing.T, damage string, harm func(t testing.TB, file, content string), good bool, mode faultMode, at int) (reached bool) {
 	t.Helper()
-	p := placeIn(t, memoryDir(t))
+	p := memoryPlace(t)
 	faulty := &faultStore{mode: mode, at: -1}
 	s, closeAll, err := p.open(func(bytes bytestore.Store) bytestore.Store {
 		faulty.Directory = unwrap(bytes)

@@ -167,7 +167,7 @@ func TestVerify(t *testing.T) {
 		} {
 			t.Run(kind+"/"+name, func(t *testing.T) {
 				t.Parallel()
-				p := placeIn(t, memoryDir(t))
+				p := memoryPlace(t)
 				s := p.openTest(t)
 				f := fake{n: 1, nar: nar, kind: kind, content: test.content}
 				if test.content == "" {
@@ -250,7 +250,7 @@ func TestVerifyResumes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := placeIn(t, memoryDir(t))
+			p := memoryPlace(t)
 			// Each look at the clock takes longer than what a crash may lose.
 			begin, looks := time.Now(), new(atomic.Int64)
 			s, reads := p.openReads(t, func() time.Time { return begin.Add(time.Duration(looks.Add(1)) * time.Minute) })
