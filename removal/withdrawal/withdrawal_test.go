@@ -141,13 +141,23 @@ func TestWithdrawnAhead(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		ctx, stop := context.WithCancel(t.Context())
-		ended := make(chan struct{})
-		go func() {
-			New(p.Storage, slog.New(slog.DiscardHandler)).Run(ctx)
-			close(ended)
-		}()
-		time.Sleep(36 * time.Hour)
+		// It is noticed after an hour. A restart doesn't prolong the grace period, and is
+		// quicker than 36 hours of looking each second.
+		run := func() (stop func()) {
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan struct{})
+			go func() {
+				New(p.Storage, slog.New(slog.DiscardHandler)).Run(ctx)
+				close(ended)
+			}()
+			return func() { cancel(); <-ended }
+		}
+		stop := run()
+		time.Sleep(boundEvery + time.Minute)
+		stop()
+		time.Sleep(34*time.Hour + 50*time.Minute)
+		stop = run()
+		time.Sleep(9 * time.Minute) // 36 hours after the start
 		synctest.Wait()
 		if !p.Has(t, 1) {
 			t.Error("removed early")
@@ -158,7 +168,6 @@ func TestWithdrawnAhead(t *testing.T) {
 			t.Error("it stays")
 		}
 		stop()
-		<-ended
 	})
 }
 
