@@ -46,15 +46,19 @@ func (d *remoteItems) LookFor(ctx context.Context, _ *storage.Item, _ int) error
 	return d.look(ctx)
 }
 
+// manyHashes are those of peer.MostAsked items.
+var manyHashes = sync.OnceValue(func() (hashes []string) {
+	for i := range peer.MostAsked {
+		hashes = append(hashes, numbered(i).String())
+	}
+	return hashes
+})
+
 // askStored requests items from an address, without a connection.
 func askStored(s *Server, address string, count int) *fasthttp.RequestCtx {
-	hashes := make([]string, count)
-	for i := range hashes {
-		hashes[i] = numbered(i).String()
-	}
 	var ctx fasthttp.RequestCtx
 	ctx.Init(&fasthttp.Request{}, &net.TCPAddr{IP: net.ParseIP(address), Port: 1}, nil)
-	ctx.Request.SetRequestURI(peer.StoredPath + strings.Join(hashes, ","))
+	ctx.Request.SetRequestURI(peer.StoredPath + strings.Join(manyHashes()[:count], ","))
 	s.handle(&ctx)
 	return &ctx
 }
