@@ -57,8 +57,10 @@ func testWrongSize(t *testing.T, s bytestore.Store) {
 	content := random(70_000, 1)
 	length := int64(len(content))
 	sources := map[string]func(io.Reader) io.Reader{
-		"plain":          func(r io.Reader) io.Reader { return r },
-		"byte by byte":   iotest.OneByteReader,
+		"plain": func(r io.Reader) io.Reader { return r },
+		"byte by byte": func(r io.Reader) io.Reader { // at both ends
+			return struct{ io.Reader }{io.MultiReader(iotest.OneByteReader(io.LimitReader(r, 1000)), io.LimitReader(r, length-2000), iotest.OneByteReader(r))}
+		},
 		"data with EOF":  iotest.DataErrReader,
 		"halves":         iotest.HalfReader,
 		"nothing first":  func(r io.Reader) io.Reader { return &nothingFirst{Reader: r} },
