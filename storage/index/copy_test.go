@@ -222,6 +222,10 @@ func TestCopyOfAMoment(t *testing.T) {
 		written <- nil
 	}()
 	<-begun
+	hashes := make([]string, 20_001)
+	for n := range hashes {
+		hashes[n] = testPath(n).Hash.String()
+	}
 	for i := range 8 {
 		path := filepath.Join(directory, fmt.Sprint(i))
 		got, err := x.Copy(t.Context(), path, testTime, 10_000_000)
@@ -234,7 +238,7 @@ func TestCopyOfAMoment(t *testing.T) {
 			known[item.Hash.String()] = true
 		}
 		for n := range 20_000 {
-			first, second := known[testPath(n).Hash.String()], known[testPath(n+1).Hash.String()]
+			first, second := known[hashes[n]], known[hashes[n+1]]
 			if n%2 == 0 && first != second {
 				t.Errorf("one item of pair %d is missing", n)
 			}
