@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"nar-herder/internal/rounds"
 )
 
 // openRead opens an index for reading until the end of the test.
@@ -191,9 +193,10 @@ func TestReadWhileOthersClose(t *testing.T) {
 	t.Parallel()
 	path := oldDatabase(t)
 	ended := make(chan struct{})
+	writers := rounds.Of(3)
 	go func() {
 		defer close(ended)
-		for n := range 8 {
+		for n := range writers {
 			if out, err := helper(t, path, 10+n, 1).CombinedOutput(); err != nil {
 				t.Errorf("%v: %s", err, out)
 			}
@@ -202,7 +205,8 @@ func TestReadWhileOthersClose(t *testing.T) {
 	for n := 0; ; n++ {
 		select {
 		case <-ended:
-			wantTotals(t, openRead(t, path), Totals{10, 10, 110})
+			items := int64(2 + writers)
+			wantTotals(t, openRead(t, path), Totals{items, items, 10*items + 10})
 			t.Logf("opened %d times", n)
 			return
 		default:
