@@ -53,7 +53,7 @@ func (m *Mirror) refuse(item string, err error, at *cursor.Cursor) {
 	}
 }
 
-// debtRetry is the pause after a failed attempt to get what was refused.
+// debtRetry is the pause after a failed attempt to get what was refused with other keys.
 const debtRetry = time.Hour
 
 // payRefused resyncs if narinfos were refused with other keys than those of now. It returns

@@ -218,8 +218,11 @@ func read(c peer.Change) (change Followed, err error) {
 func (m *Mirror) followStream(ctx context.Context, at cursor.Cursor) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if at.Owed != "" || at.Refused.IsOutdated(m.Keys) {
-		ctx, cancel = context.WithTimeout(ctx, owedEvery) // see payOwed and payRefused
+	if at.Refused.IsOutdated(m.Keys) {
+		ctx, cancel = context.WithTimeout(ctx, debtRetry) // see payRefused
+		defer cancel()
+	} else if at.Owed != "" {
+		ctx, cancel = context.WithTimeout(ctx, owedEvery) // see payOwed
 		defer cancel()
 	}
 	stream, err := m.Source.Changes(ctx, at.Known())

@@ -177,6 +177,9 @@ func (c *serverCommand) configure(ctx context.Context, effect inEffect, log *slo
 	if err != nil {
 		return nil, err
 	}
+	if len(c.MirrorKey) > 0 && c.Mirror == nil {
+		return nil, usagef("--mirror-key=%s needs --mirror", c.MirrorKey[0])
+	}
 	storageCache, err := c.storageCache(log)
 	if err != nil {
 		return nil, err

@@ -520,5 +520,6 @@ func TestPublishedKeys(t *testing.T) {
 			t.Errorf("%v authorized keys", count)
 		}
 	}
+	misuse(t, []string{"run-server", "--port=0", "--storage=" + t.TempDir(), "--mirror-key=" + caseKeys("acl")}, "--mirror-key", "needs --mirror")
 	misuse(t, []string{"run-server", "--port=0", "--storage=" + t.TempDir(), "--signing-key=" + caseKeys("acl")}, "--signing-key", "2 keys")
 }

@@ -1,0 +1,59 @@
+package storage_test
+
+import (
+	"context"
+	"testing"
+
+	"nar-herder/narinfo/signing"
+	"nar-herder/storage"
+	"nar-herder/storage/check"
+	"nar-herder/storage/importer"
+)
+
+// TestCheckSignatures: each item without a signature is found, in the order of the index, and
+// the check can be stopped.
+func TestCheckSignatures(t *testing.T) {
+	t.Parallel()
+	const count = 300
+	p := newPlace(t)
+	s := p.openTest(t)
+	fakes := make([]fake, count)
+	for n := range fakes {
+		fakes[n] = fake{n: n, content: "content"}
+	}
+	importAll(t, s, importer.Options{}, laid(t, fakes...))
+	checker := check.New(storage.New(s.Index(), s.ByteStore(), storage.Options{Keys: new(signing.Keys)}))
+	var want []string
+	for item, err := range s.Items(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, item.Hash.String())
+	}
+	looked, found := 0, 0
+	for finding, err := range checker.CheckSignatures(t.Context(), func() { looked++ }) {
+		if err != nil || finding.Kind != check.Unsigned || finding.Item.Hash.String() != want[found] {
+			t.Fatalf("%d: %+v, %v", found, finding, err)
+		}
+		found++
+	}
+	if looked != count || found != count {
+		t.Errorf("%d of %d were looked at, %d found", looked, count, found)
+	}
+	for range checker.CheckSignatures(t.Context(), nil) {
+		break
+	}
+	// Without keys, nothing is wrong.
+	for finding, err := range check.New(s).CheckSignatures(t.Context(), nil) {
+		t.Errorf("%+v, %v", finding, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var last error
+	for _, err := range checker.CheckSignatures(ctx, nil) {
+		last = err
+	}
+	if last == nil {
+		t.Error("no error after the context has ended")
+	}
+}
