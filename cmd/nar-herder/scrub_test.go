@@ -38,7 +38,7 @@ func TestScrubServed(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = p.serve(t, "--scrub-interval=1s")
-	healthSays(t, s, "1 items are hidden from clients")
+	healthSays(t, s, "the nars of 1 item are lost")
 	for _, target := range []string{"/" + narinfoName(greet), "/nar/lzip/" + greet} {
 		until(t, target+" is hidden", func() bool { return get(t, s.addresses[0], target).StatusCode == 404 })
 	}

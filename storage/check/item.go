@@ -11,55 +11,31 @@ import (
 	"nar-herder/storage/index"
 )
 
-// ItemOptions are for [Checker.VerifyItem].
-type ItemOptions struct {
-	Decode storage.Decoder
-	// Limiter limits the rate of reading; it may be shared.
-	Limiter *pace.Limiter
-	// Looked is called after each file with its length; may be nil.
-	Looked func(bytes int64)
-}
-
-// VerifyItem reads the stored files of one item, and finds what [Checker.Verify] and
-// [Checker.Compare] would. An error comes with a finding of the kind [Unknown]; if that has no
-// name, nothing can be read.
-func (c *Checker) VerifyItem(ctx context.Context, hash narinfo.PathHash, options ItemOptions) iter.Seq2[Finding, error] {
+// VerifyItem reads the stored files of one item within the limit, which may be shared, and finds
+// what [Checker.Verify] and [Checker.Compare] would. Of the options, it uses Decode and Looked. An
+// error comes with the kind [Unknown]; if the finding has no name, nothing can be read.
+func (c *Checker) VerifyItem(ctx context.Context, hash narinfo.PathHash, limiter *pace.Limiter, options VerifyOptions) iter.Seq2[Finding, error] {
 	return func(yield func(Finding, error) bool) {
 		item, err := c.Item(ctx, hash)
 		if errors.Is(err, storage.ErrNotFound) || errors.Is(err, index.ErrDamaged) {
 			return // CheckIndex finds damage
-		}
-		if err != nil {
+		} else if err != nil {
 			yield(Finding{}, err)
 			return
 		}
-		v := &verifying{Checker: c, VerifyOptions: VerifyOptions{Decode: options.Decode}, limiter: options.Limiter}
+		v := &verifying{Checker: c, VerifyOptions: options, limiter: limiter}
 		for n, name := range item.FileNames() {
-			if name == "" || !item.HasStored(n) || c.bytes == nil {
+			if name == "" || !item.HasStored(n) {
 				continue
 			}
 			finding, size, err := v.file(ctx, hash, name)
-			if ctx.Err() != nil {
-				yield(Finding{}, ctx.Err())
-				return
-			}
-			if size >= 0 && options.Looked != nil {
-				options.Looked(size)
-			}
-			if err == nil && size < 0 {
+			if size >= 0 {
+				v.Looked(size)
+			} else if err == nil {
 				finding, err = c.compareStored(ctx, hash, name)
 			}
-			if err == nil && finding.Kind == Unknown {
-				continue
-			}
-			if !yield(finding, err) {
+			if (err != nil || finding.Kind != Unknown) && !c.found(ctx, finding, err, yield) {
 				return
-			}
-			if err != nil {
-				if err := c.readable(ctx); err != nil {
-					yield(Finding{}, err)
-					return
-				}
 			}
 		}
 	}

@@ -215,7 +215,7 @@ func TestSourceDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // also after a restart
-		s.pass(t, "6 items")
+		s.pass(t, "of 6 items")
 		for i, n := range s.nars[:6] {
 			if item := s.item(t, n); item.Stored != 1 {
 				t.Errorf("%d: the index has lost its nar", i)
@@ -248,7 +248,7 @@ func TestNoSource(t *testing.T) {
 	if err := os.Rename(hiddenFile, hiddenFile+".away"); err != nil {
 		t.Fatal(err)
 	}
-	s.pass(t, "5 items are hidden")
+	s.pass(t, "of 5 items are lost")
 	for _, n := range s.nars[:5] {
 		s.until(t, server, n, hidden)
 	}
@@ -267,7 +267,7 @@ func TestNoSource(t *testing.T) {
 	if err := os.Rename(hiddenFile+".away", hiddenFile); err != nil {
 		t.Fatal(err)
 	}
-	s.pass(t, "4 items are hidden")
+	s.pass(t, "of 4 items are lost")
 	s.until(t, server, s.nars[4], good)
 	none.nars = s.nars
 	s.pass(t)
@@ -339,7 +339,7 @@ func TestTooMany(t *testing.T) {
 	if err != nil || lost != 100 {
 		t.Errorf("%d items are lost, %v", lost, err)
 	}
-	s.warn(t, "100 items are hidden", "has stopped")
+	s.warn(t, "of 100 items are lost", "has stopped")
 	for _, n := range s.nars {
 		s.write(t, n, n.file)
 	}
@@ -389,13 +389,13 @@ func TestDiskErrors(t *testing.T) {
 		if err := s.Pass(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		s.warn(t, "1 items have stored nars")
+		s.warn(t, "of 1 item are damaged")
 	}
 	if broken != 1 || reads != 8 {
 		t.Errorf("read it %d times, and %d in all", broken, reads)
 	}
 	s.clock.advance(11 * time.Minute)
-	s.pass(t, "1 items have stored nars")
+	s.pass(t, "of 1 item are damaged")
 	if broken != 2 || reads != 9 {
 		t.Errorf("read it %d times, and %d in all", broken, reads)
 	}
@@ -406,7 +406,7 @@ func TestDiskErrors(t *testing.T) {
 		t.Errorf("%v unknown findings", n)
 	}
 	failure = fmt.Errorf("bucket: %w", bytestore.ErrDamaged)
-	s.pass(t, "1 items are hidden")
+	s.pass(t, "of 1 item are lost")
 }
 
 // TestChangesMeanwhile removes, withdraws and replaces items while their nars are read. None of
@@ -487,7 +487,7 @@ func TestNotOwner(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.pass(t, "1 items have stored nars")
+		s.pass(t, "of 1 item are damaged")
 		after, err := os.ReadFile(s.path(s.nars[0]))
 		if err != nil || !bytes.Equal(before, after) {
 			t.Errorf("it was changed: %v", err)
@@ -598,6 +598,20 @@ func TestIndexFull(t *testing.T) {
 	s.pass(t)
 }
 
+// TestFailedRemoved: an item that was not repaired and is removed then no longer counts.
+func TestFailedRemoved(t *testing.T) {
+	t.Parallel()
+	s := newTested(t, 40, storage.Options{}, nil, &source{err: syscall.ECONNREFUSED})
+	s.flip(t, s.nars[0])
+	s.flip(t, s.nars[1])
+	s.pass(t, "of 2 items are damaged")
+	if _, err := s.Remove(t.Context(), s.nars[0].hash()); err != nil {
+		t.Fatal(err)
+	}
+	s.pass(t, "of 1 item are damaged")
+	s.pass(t, "of 1 item are damaged")
+}
+
 // TestTexts finds a damaged narinfo in the index, and restores it from a source.
 func TestTexts(t *testing.T) {
 	t.Parallel()
@@ -611,9 +625,9 @@ func TestTexts(t *testing.T) {
 	if err := errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)
 	}
-	s.pass(t, "1 damages of the index")
+	s.pass(t, "in 1 place")
 	there.nars = s.nars
-	s.pass(t, "1 damages of the index") // not due yet
+	s.pass(t, "in 1 place") // not due yet
 	s.clock.advance(interval)
 	s.pass(t)
 	if text, err := s.Index().Text(t.Context(), s.nars[1].hash()); err != nil || !bytes.Equal(text, s.nars[1].info.Text) {

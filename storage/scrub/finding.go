@@ -140,13 +140,13 @@ func (s *Scrubber) findAgain(ctx context.Context, item *storage.Item) (mended bo
 func (s *Scrubber) Warnings() (warnings []string) {
 	now := s.state.Load()
 	if now.unrepaired > 0 {
-		warnings = append(warnings, fmt.Sprintf("%d items have stored nars that are damaged, missing or unreadable, and are not repaired yet: see the log", now.unrepaired))
+		warnings = append(warnings, fmt.Sprintf("stored nars of %s are damaged, missing or unreadable, and not repaired yet: see the log", count(now.unrepaired, "item")))
 	}
 	if now.lost > 0 {
-		warnings = append(warnings, fmt.Sprintf("%d items are hidden from clients, because their nars were damaged or missing, and no source has them: import them again, or name an instance that has them with --repair-from", now.lost))
+		warnings = append(warnings, fmt.Sprintf("the nars of %s are lost, so clients don't get the narinfos: import them again, or name an instance that has them with --repair-from", count(now.lost, "item")))
 	}
 	if now.texts > 0 {
-		warnings = append(warnings, fmt.Sprintf("%d damages of the index are not repaired: run 'nar-herder check'", now.texts))
+		warnings = append(warnings, fmt.Sprintf("the scrub has found damage of the index, in %s, that is not repaired: run 'nar-herder check'", count(now.texts, "place")))
 	}
 	if now.failure != nil {
 		text := "the scrub has stopped, and will retry: see the log"
@@ -159,4 +159,12 @@ func (s *Scrubber) Warnings() (warnings []string) {
 		warnings = append(warnings, now.slow)
 	}
 	return warnings
+}
+
+// count returns a number with a noun.
+func count(n int64, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
 }

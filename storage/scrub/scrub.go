@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -189,7 +190,8 @@ func (s *Scrubber) Pass(ctx context.Context) error {
 }
 
 func (s *Scrubber) pass(ctx context.Context) error {
-	bounded, err := s.index.BoundVerified(ctx, s.now())
+	begun := s.now()
+	bounded, err := s.index.BoundVerified(ctx, begun)
 	if err != nil {
 		return err
 	}
@@ -205,7 +207,12 @@ func (s *Scrubber) pass(ctx context.Context) error {
 	if err := s.lost(ctx); err != nil {
 		return err
 	}
-	return s.nars(ctx)
+	if err := s.nars(ctx); err != nil {
+		return err
+	}
+	// Those that were due and are not found any more were removed.
+	maps.DeleteFunc(s.retries, func(_ narinfo.PathHash, r retry) bool { return !r.at.After(begun) })
+	return nil
 }
 
 // nars verifies the items that are due.
@@ -261,11 +268,11 @@ func (s *Scrubber) item(ctx context.Context, row *index.Item, totals index.Total
 	}
 	began := s.now()
 	wrong, unreadable := false, false
-	options := check.ItemOptions{Decode: s.decode, Limiter: s.limiter, Looked: func(bytes int64) {
+	options := check.VerifyOptions{Decode: s.decode, Looked: func(bytes int64) {
 		s.metrics.read.Add(float64(bytes))
 		s.speed.bytes += bytes
 	}}
-	for finding, err := range s.checker.VerifyItem(ctx, row.Hash, options) {
+	for finding, err := range s.checker.VerifyItem(ctx, row.Hash, s.limiter, options) {
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
