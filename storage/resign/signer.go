@@ -49,9 +49,10 @@ const (
 )
 
 var (
-	// ErrDoubtful says that a narinfo was not signed, since it has a signature that is not
-	// valid: its text may be damaged or forged, which a new signature would hide.
-	ErrDoubtful = errors.New("not signed, since its signature isn't valid and its text may be wrong: import it anew from a server that you trust")
+	// ErrDoubtful says that a narinfo was not signed, since it has a signature that is wrong
+	// or of an unknown kind: its text may be damaged or forged, which a new signature would
+	// hide.
+	ErrDoubtful = errors.New("not signed, since its present signature can't be verified, so its text may be wrong: import it anew from a server that you trust")
 
 	errOther = errors.New("signing has changed more than the signature")
 )
