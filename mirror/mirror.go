@@ -140,7 +140,7 @@ func (m *Mirror) Run(ctx context.Context) {
 		case err == nil:
 			failures = 0
 		case errors.As(err, &refused):
-			wait, failures = refusedPause, 0
+			wait, failures = min(refusedPause, m.Interval), 0
 		case errors.Is(err, download.ErrNotReady):
 			wait, failures = notReadyPause, 0
 		default:
