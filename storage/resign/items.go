@@ -35,8 +35,8 @@ type Result struct {
 	Err     error // when the outcome is Failed
 }
 
-// Items signs items of an index, whose narinfos are replaced there: the same nars stay stored.
-// Clients and mirrors see a new narinfo. It calls report for each item when its row is
+// Items signs items of an index and replaces their narinfos there. The nars stay stored. Clients
+// and mirrors see new narinfos. It calls report for each item when its row is
 // durable, from one goroutine. A run that was interrupted can be repeated: items that have a
 // signature by the key stay as they are.
 //
