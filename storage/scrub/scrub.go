@@ -261,7 +261,7 @@ func (s *Scrubber) item(ctx context.Context, row *index.Item, totals index.Total
 		return nil // damage, which the check of the texts finds
 	}
 	// Don't let verified items wait for a long read.
-	if item.StoredBytes() > s.limiter.Rate*int64(flushEvery/time.Second) {
+	if item.StoredBytes()/int64(flushEvery/time.Second) > s.limiter.Rate {
 		if err := s.flush(ctx); err != nil {
 			return err
 		}
