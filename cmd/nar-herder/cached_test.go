@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"nar-herder/compression"
+	"nar-herder/internal/mirrortest"
 	"nar-herder/narinfo"
 )
 
@@ -175,8 +176,8 @@ func generate(t *testing.T, dir string, count int) (texts map[string]string) {
 		_, _ = random.Read(raw) // never fails
 		nar := []byte(hex.EncodeToString(raw))
 		base := fmt.Sprintf("%032d-item", i)
-		text := fmt.Sprintf("StorePath: /gnu/store/%s\nURL: nar/%s\nCompression: none\nFileSize: %d\nNarHash: %s\nNarSize: %d\nReferences: \nSignature: 1;farm.example;AAAA\n",
-			base, base, len(nar), narinfo.NarHash(sha256.Sum256(nar)), len(nar))
+		text := string(mirrortest.Sign(fmt.Appendf(nil, "StorePath: /gnu/store/%s\nURL: nar/%s\nCompression: none\nFileSize: %d\nNarHash: %s\nNarSize: %d\nReferences: \n",
+			base, base, len(nar), narinfo.NarHash(sha256.Sum256(nar)), len(nar))))
 		err := errors.Join(
 			os.WriteFile(filepath.Join(dir, "nar", base), nar, 0o644),
 			os.WriteFile(filepath.Join(dir, base[:32]+".narinfo"), []byte(text), 0o644))
