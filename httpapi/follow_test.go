@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/internal/mirrortest"
 	"nar-herder/narinfo"
 	"nar-herder/removal/deletion"
 	"nar-herder/storage"
@@ -95,7 +96,7 @@ func TestOtherProcesses(t *testing.T) {
 
 	// A new signature.
 	again := *first
-	text := append(again.text(), "Signature: 1;x;AAAA\n"...)
+	text := mirrortest.Sign(again.text())
 	name := again.write(t, dir)
 	if err := os.WriteFile(name, text, 0o644); err != nil {
 		t.Fatal(err)

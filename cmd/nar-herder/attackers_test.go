@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nar-herder/internal/mirrortest"
 	"nar-herder/narinfo"
 )
 
@@ -123,9 +124,9 @@ func hostileNars(t *testing.T, dir string) {
 			t.Fatal(err)
 		}
 		sum := sha256.Sum256(plain)
-		text := fmt.Sprintf("StorePath: /gnu/store/%s\nURL: nar/%s/%s\nCompression: %s\nFileSize: %d\nNarHash: %s\nNarSize: %d\nReferences: \n",
-			base, kind, base, kind, len(compressed), narinfo.NarHash(sum[:]), size)
-		if err := os.WriteFile(filepath.Join(dir, base[:32]+".narinfo"), []byte(text), 0o644); err != nil {
+		text := mirrortest.Sign(fmt.Appendf(nil, "StorePath: /gnu/store/%s\nURL: nar/%s/%s\nCompression: %s\nFileSize: %d\nNarHash: %s\nNarSize: %d\nReferences: \n",
+			base, kind, base, kind, len(compressed), narinfo.NarHash(sum[:]), size))
+		if err := os.WriteFile(filepath.Join(dir, base[:32]+".narinfo"), text, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"nar-herder/compression"
+	"nar-herder/internal/mirrortest"
 	"nar-herder/narinfo"
 )
 
@@ -182,8 +183,8 @@ func itemsOf(count int) []generatedItem {
 		_, _ = g.random.Read(raw) // never fails
 		nar := hex.AppendEncode(nil, raw)
 		base := fmt.Sprintf("%032d-item", i)
-		text := fmt.Sprintf("StorePath: /gnu/store/%s\nURL: nar/%s\nCompression: none\nFileSize: %d\nNarHash: %s\nNarSize: %d\nReferences: \nSignature: 1;farm.example;AAAA\n",
-			base, base, len(nar), narinfo.NarHash(sha256.Sum256(nar)), len(nar))
+		text := string(mirrortest.Sign(fmt.Appendf(nil, "StorePath: /gnu/store/%s\nURL: nar/%s\nCompression: none\nFileSize: %d\nNarHash: %s\nNarSize: %d\nReferences: \n",
+			base, base, len(nar), narinfo.NarHash(sha256.Sum256(nar)), len(nar))))
 		g.items = append(g.items, generatedItem{base, text, nar})
 	}
 	return g.items[:count:count]

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/internal/mirrortest"
 	"nar-herder/narinfo"
 )
 
@@ -77,9 +78,9 @@ func coldNar(t *testing.T, size int64) (p place, directory, target string) {
 	if err := file.Truncate(size); err != nil {
 		t.Fatal(err)
 	}
-	text := fmt.Sprintf("StorePath: /gnu/store/%s\nURL: nar/%s\nCompression: none\nFileSize: %d\nNarHash: %s\nNarSize: %d\nReferences: \n",
-		base, base, size, narinfo.NarHash(sum.Sum(nil)), size)
-	if err := os.WriteFile(filepath.Join(directory, base[:32]+".narinfo"), []byte(text), 0o644); err != nil {
+	text := mirrortest.Sign(fmt.Appendf(nil, "StorePath: /gnu/store/%s\nURL: nar/%s\nCompression: none\nFileSize: %d\nNarHash: %s\nNarSize: %d\nReferences: \n",
+		base, base, size, narinfo.NarHash(sum.Sum(nil)), size))
+	if err := os.WriteFile(filepath.Join(directory, base[:32]+".narinfo"), text, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return p, directory, "/nar/" + base

@@ -69,7 +69,7 @@ func TestOptions(t *testing.T) {
 // TestNoInactiveOptions: no warnings if all given options have an effect.
 func TestNoInactiveOptions(t *testing.T) {
 	t.Parallel()
-	s := newPlace(t).serve(t, "--ttl=30d", "--x-accel-redirect")
+	s := newPlace(t).serve(t, "--ttl=30d", "--x-accel-redirect", "--acl="+caseKeys("acl"))
 	if strings.Contains(s.err.String(), "level=WARN") {
 		t.Errorf("warnings: %s", s.err.String())
 	}

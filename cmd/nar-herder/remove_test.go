@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/internal/mirrortest"
 	"nar-herder/internal/testfs"
 )
 
@@ -231,7 +232,7 @@ func TestRemoveMany(t *testing.T) {
 	base := func(n int) string { return fmt.Sprintf("%032d-item-%d", n, n) }
 	const items = 350
 	for n := range items {
-		text := fmt.Sprintf("StorePath: /gnu/store/%s\nNarHash: sha256:%052d\nNarSize: 96\nReferences: %s\nURL: nar/%s\nCompression: none\nFileSize: 5\n", base(n), n, base(n%2), base(n))
+		text := string(mirrortest.Sign(fmt.Appendf(nil, "StorePath: /gnu/store/%s\nNarHash: sha256:%052d\nNarSize: 96\nReferences: %s\nURL: nar/%s\nCompression: none\nFileSize: 5\n", base(n), n, base(n%2), base(n))))
 		for name, content := range map[string]string{base(n)[:32] + ".narinfo": text, "nar/" + base(n): "bytes"} {
 			name = filepath.Join(source, name)
 			if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {

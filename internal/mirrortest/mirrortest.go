@@ -38,14 +38,18 @@ func Path(n int) narinfo.StorePath {
 func Narinfo(n, version, nar int) *narinfo.Narinfo {
 	path := Path(n)
 	signed := fmt.Appendf(nil, "StorePath: %s\nNarHash: sha256:%052d\nNarSize: 120\nReferences: \nVersion: %d\n", path, nar, version)
-	// The algorithm is unknown, but the hash of the signed text is right.
-	signature := fmt.Sprintf("(signature (data (flags test) (hash sha256 #%X#)) (sig-val (test (s #00#))) (public-key (test (q #00#))))", sha256.Sum256(signed))
-	info, err := narinfo.Parse(fmt.Appendf(signed, "Signature: 1;farm.example;%s\nURL: nar/none/%s\nCompression: none\nFileSize: 120\n",
-		base64.StdEncoding.EncodeToString([]byte(signature)), path.BaseName()))
+	info, err := narinfo.Parse(fmt.Appendf(Sign(signed), "URL: nar/none/%s\nCompression: none\nFileSize: 120\n", path.BaseName()))
 	if err != nil {
 		panic(err)
 	}
 	return info
+}
+
+// Sign appends a signature to the fields of a narinfo. Its algorithm is unknown, but the hash of
+// the signed text is right.
+func Sign(fields []byte) []byte {
+	signature := fmt.Sprintf("(signature (data (flags test) (hash sha256 #%X#)) (sig-val (test (s #00#))) (public-key (test (q #00#))))", sha256.Sum256(fields))
+	return fmt.Appendf(fields, "Signature: 1;farm.example;%s\n", base64.StdEncoding.EncodeToString([]byte(signature)))
 }
 
 // At returns the time of the Nth change.
