@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"nar-herder/storage"
+	"nar-herder/storage/check"
 	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
@@ -366,4 +367,112 @@ func TestImportFailedReplacement(t *testing.T) {
 	}
 	wantServed(t, s, f)
 	wantFindings(t, s)
+}
+
+// TestVerifiedAtElsewhere: what else makes items verified, and what doesn't.
+func TestVerifiedAtElsewhere(t *testing.T) {
+	t.Parallel()
+	f := genuine(t, 1, "gzip")
+	start := time.Unix(1_700_000_000, 0).UTC()
+	for name, test := range map[string]struct {
+		do       func(t *testing.T, p place, s *storage.Storage, item *storage.Item) error
+		verified bool
+	}{
+		"received": {func(t *testing.T, _ place, s *storage.Storage, item *storage.Item) error {
+			file := filepath.Join(t.TempDir(), "nar")
+			write(t, file, f.content)
+			opened, err := os.Open(file)
+			if err != nil {
+				return err
+			}
+			defer opened.Close()
+			return s.Receive(t.Context(), item, 0, opened)
+		}, true},
+		"adopted": {func(t *testing.T, p place, s *storage.Storage, item *storage.Item) error {
+			layNars(t, p.store, f)
+			return s.Adopt(t.Context(), item, 0, decode)
+		}, true},
+		"recounted": {func(t *testing.T, p place, s *storage.Storage, _ *storage.Item) error {
+			layNars(t, p.store, f)
+			_, err := check.New(s).Recount(t.Context(), func() {})
+			return err
+		}, false},
+		"recorded by a repair": {func(t *testing.T, p place, s *storage.Storage, _ *storage.Item) error {
+			layNars(t, p.store, f)
+			return repairAll(t, s)
+		}, true},
+		"unverified, then checked": {func(t *testing.T, p place, s *storage.Storage, _ *storage.Item) error {
+			wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, f)), "1 completed")
+			if found := verified(t, s, check.VerifyOptions{}); len(found) > 0 {
+				t.Errorf("found %q", found)
+			}
+			return nil
+		}, true},
+		"wrong, and checked": {func(t *testing.T, p place, s *storage.Storage, _ *storage.Item) error {
+			wrong := f
+			wrong.content = f.content[:len(f.content)-1] + "\xff"
+			wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, wrong)), "1 completed")
+			if found := verified(t, s, check.VerifyOptions{}); len(found) != 1 {
+				t.Errorf("found %q", found)
+			}
+			return nil
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPlace(t)
+			importAll(t, p.openIndexOnly(t), importer.Options{}, laid(t, f))
+			s := p.openTestAs(t, nil, storage.Options{Now: func() time.Time { return start }})
+			item, err := s.Item(t.Context(), f.hash())
+			if err == nil {
+				err = test.do(t, p, s, item)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			item, err = s.Item(t.Context(), f.hash())
+			want := time.Time{}
+			if test.verified {
+				want = start
+			}
+			if err != nil || item.Stored == 0 || !item.VerifiedAt.Equal(want) {
+				t.Errorf("stored %b, verified at %v, want %v; %v", item.Stored, item.VerifiedAt, want, err)
+			}
+		})
+	}
+}
+
+// repairAll repairs what a comparison finds, without sources.
+func repairAll(t *testing.T, s *storage.Storage) error {
+	t.Helper()
+	checker := check.New(s)
+	repairer := checker.Repairer(check.RepairOptions{Decode: decode})
+	for finding, err := range checker.Compare(t.Context(), nil) {
+		if err == nil {
+			err = repairer.Repair(t.Context(), finding).Err
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestVerifyClock: times of verification in the future, before the clock was set back, don't
+// make a pass skip items.
+func TestVerifyClock(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	now := time.Now()
+	s := p.openTestAs(t, nil, storage.Options{Now: func() time.Time { return now }})
+	f := genuine(t, 1, "gzip")
+	wantOutcomes(t, importAll(t, s, importer.Options{Decode: decode}, laid(t, f)), "1 added")
+	now = now.Add(-365 * 24 * time.Hour)
+	read := int64(0)
+	if found := verified(t, s, check.VerifyOptions{Looked: func(bytes int64) { read += bytes }}); len(found) > 0 || read == 0 {
+		t.Errorf("found %q, %d bytes read", found, read)
+	}
+	if item, err := s.Item(t.Context(), f.hash()); err != nil || !item.VerifiedAt.Equal(now.Truncate(time.Millisecond)) {
+		t.Errorf("verified at %v, want %v; %v", item.VerifiedAt, now, err)
+	}
 }

@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	importBytes   = 256 << 20 // of nars, decompressed
+	importBytes   = 160 << 20 // of nars, decompressed
 	importLargest = 32 << 20
 	// importCorpus has real substitutes, all of lzip.
 	importCorpus = "testdata/published"

@@ -37,7 +37,7 @@ type checkCommand struct {
 
 // Help is shown below the options.
 func (checkCommand) Help() string {
-	return `Compares the index with the storage in both directions. Without --repair, nothing changes, except that --verify records its progress in the index.
+	return `Compares the index with the storage in both directions. Without --repair, nothing changes, except that --verify records in the index which items it has verified.
 
 Findings, one per line:
 

@@ -61,7 +61,9 @@ type listed struct {
 	// deleted.
 	WithdrawnAt *time.Time `json:"withdrawn_at,omitempty"`
 	DeleteAfter *time.Time `json:"delete_after,omitempty"`
-	Pinned      bool       `json:"pinned,omitempty"` // by a pin of its own
+	// VerifiedAt is when the stored nars were last compared with the NarHash; none for never.
+	VerifiedAt *time.Time `json:"verified_at,omitempty"`
+	Pinned     bool       `json:"pinned,omitempty"` // by a pin of its own
 }
 
 type listedFile struct {
@@ -183,6 +185,9 @@ func describe(ctx context.Context, store *opened, item *storage.Item) (*listed, 
 	}
 	for _, reference := range n.References {
 		object.References = append(object.References, reference.String())
+	}
+	if !item.VerifiedAt.IsZero() {
+		object.VerifiedAt = &item.VerifiedAt
 	}
 	for i, file := range n.Files {
 		object.Files = append(object.Files, listedFile{file.URL, file.Compression, item.StoredSize(i), item.HasStored(i)})

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"time"
 
 	"nar-herder/internal/redact"
 )
@@ -28,7 +29,8 @@ func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
 	withdrawn, err1 := store.index.WithdrawnCount(ctx)
 	withdrawnUsage, err2 := store.index.WithdrawnStored(ctx)
 	pins, err3 := store.index.Pins(ctx)
-	if err := errors.Join(err1, err2, err3); err != nil {
+	verification, err4 := store.index.Verification(ctx)
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
 		return err
 	}
 	var size int64
@@ -38,12 +40,20 @@ func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
 		}
 	}
 	if c.JSON {
-		return json.NewEncoder(redact.JSON{W: s.out}).Encode(map[string]int64{
+		figures := map[string]int64{
 			"items": totals.Items, "stored_nars": totals.StoredNars, "stored_bytes": totals.StoredSize, "database_bytes": size,
-			"withdrawn_items": withdrawn, "withdrawn_bytes": withdrawnUsage.Size, "pins": int64(len(pins)),
-		})
+			"withdrawn_items": withdrawn, "withdrawn_bytes": withdrawnUsage.Size, "pins": int64(len(pins)), "never_verified_items": verification.Never,
+		}
+		if !verification.Oldest.IsZero() {
+			figures["oldest_verification_timestamp_seconds"] = verification.Oldest.Unix()
+		}
+		return json.NewEncoder(redact.JSON{W: s.out}).Encode(figures)
 	}
-	printf(s.out, "store items      %d\n  withdrawn      %d, %s\n  pinned         %d\nnars in storage  %d, %s\ndatabase         %s\n",
-		totals.Items, withdrawn, byteCount(withdrawnUsage.Size), len(pins), totals.StoredNars, byteCount(totals.StoredSize), byteCount(size))
+	verified := countOf(int(verification.Never), "item")
+	if !verification.Oldest.IsZero() {
+		verified += "; the others since " + verification.Oldest.Local().Format(time.DateTime) + " or later"
+	}
+	printf(s.out, "store items      %d\n  withdrawn      %d, %s\n  pinned         %d\nnars in storage  %d, %s\n  never verified %s\ndatabase         %s\n",
+		totals.Items, withdrawn, byteCount(withdrawnUsage.Size), len(pins), totals.StoredNars, byteCount(totals.StoredSize), verified, byteCount(size))
 	return nil
 }

@@ -45,7 +45,11 @@ func (c *Checker) restore(ctx context.Context, finding Finding, staged bytestore
 			return err
 		}
 		// Even if the row claims them already: other processes must read the file again.
-		return tx.SetStored(item.Hash, item.Stored|item.FilesNamed(finding.Name), item.Sizes, c.Now())
+		files := item.FilesNamed(finding.Name)
+		if err := tx.SetStored(item.Hash, item.Stored|files, item.Sizes, c.Now()); err != nil || item.Stored&^files != 0 {
+			return err
+		}
+		return tx.SetVerified(item.Hash, c.Now())
 	}))
 }
 

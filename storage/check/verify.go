@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"slices"
 	"time"
 
 	"nar-herder/internal/linger"
@@ -29,12 +28,17 @@ type VerifyOptions struct {
 	Looked func(bytes int64)
 }
 
-// verifySaveEvery bounds the work that is repeated after a crash.
-const verifySaveEvery = 2 * time.Second
+const (
+	// verifySaveEvery bounds the work that is repeated after a crash.
+	verifySaveEvery = 2 * time.Second
+	// mostUnsaved bounds the items in memory.
+	mostUnsaved = 1000
+)
 
 // Verify reads each stored file and finds those that are not the nar that the narinfo
-// describes. It changes nothing but its saved position: an interrupted Verify resumes from
-// [Checker.VerifyPosition], also after a crash. Missing files and files of the wrong size
+// describes. In the index it records which items are right, and its position: an interrupted
+// Verify resumes from [Checker.VerifyPosition], also after a crash. Then it skips items that
+// were verified since it began, by whatever process. Missing files and files of the wrong size
 // are left to [Checker.Compare]. Errors are as there.
 func (c *Checker) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[Finding, error] {
 	return func(yield func(Finding, error) bool) {
@@ -49,7 +53,7 @@ func (c *Checker) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[F
 			v.Looked = func(int64) {}
 		}
 		if v.position.Begun.IsZero() {
-			v.position.Begun = c.Now()
+			v.position.Begun = c.Now().Truncate(time.Millisecond) // as the index stores times
 		}
 		over := false // yield must not be called again
 		v.yield = func(finding Finding, err error) bool {
@@ -63,7 +67,7 @@ func (c *Checker) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[F
 		// Save it even if the context has ended, so that the next Verify resumes.
 		longer, cancel := linger.Context(ctx, linger.Second)
 		defer cancel()
-		err := c.saveVerifyPosition(longer, v.position, ended)
+		err := v.save(longer, ended)
 		switch {
 		case err != nil && over:
 			c.log.Warn("can't save the position of the check: the next one repeats this one", "error", err)
@@ -81,29 +85,12 @@ type verifying struct {
 	limiter  *pace.Limiter
 	position VerifyPosition
 	saved    time.Time
+	right    []verifiedItem // not saved yet
 }
 
-// all verifies the items that were wrong before, and those after the position. It returns
-// false if it was stopped before the end.
+// all verifies the items. It returns false if it was stopped before the end.
 func (v *verifying) all(ctx context.Context) bool {
-	before := slices.Clip(v.position.again) // appending must copy it
-	v.position.again = before
-	for i, hash := range before {
-		wrong, more := v.one(ctx, hash, func(int64) {})
-		if !more {
-			v.position.again = append(slices.Clone(before[i:]), v.position.again[len(before):]...)
-			return false
-		}
-		if wrong {
-			v.position.again = append(v.position.again, hash)
-		}
-	}
-	v.position.again = v.position.again[len(before):]
-	count := func(size int64) {
-		v.position.Files++
-		v.position.Bytes += size
-	}
-	for row, err := range v.index.ItemsAfter(ctx, v.position.after) {
+	for row, err := range v.index.Items(ctx) {
 		if errors.Is(err, index.ErrDamaged) {
 			continue // CheckIndex reports it
 		}
@@ -113,19 +100,16 @@ func (v *verifying) all(ctx context.Context) bool {
 			}
 			return false // the index can't be read
 		}
-		wrong, more := v.one(ctx, row.Hash, count)
-		if !more {
+		// After the clock was set back, times of verifications are in the future.
+		if !row.VerifiedAt.Before(v.position.Begun) && !row.VerifiedAt.After(v.Now()) {
+			continue
+		}
+		if !v.one(ctx, row.Hash) {
 			return false
 		}
-		if len(v.position.again) < mostAgain {
-			v.position.after = row.Position()
-			if wrong {
-				v.position.again = append(v.position.again, row.Hash)
-			}
-		}
-		if now := v.Now(); now.Sub(v.saved) >= verifySaveEvery {
+		if now := v.Now(); now.Sub(v.saved) >= verifySaveEvery || len(v.right) >= mostUnsaved {
 			v.saved = now
-			if err := v.saveVerifyPosition(ctx, v.position, false); err != nil && (ctx.Err() != nil || !v.yield(Finding{}, err)) {
+			if err := v.save(ctx, false); err != nil && (ctx.Err() != nil || !v.yield(Finding{}, err)) {
 				return false
 			}
 		}
@@ -133,43 +117,53 @@ func (v *verifying) all(ctx context.Context) bool {
 	return true
 }
 
-// one verifies an item's files. wrong says that the item must be verified again after an
-// interruption; more is false when the pass is over.
-func (v *verifying) one(ctx context.Context, hash narinfo.PathHash, count func(size int64)) (wrong, more bool) {
+// one verifies an item's files. It returns false when the pass is over.
+func (v *verifying) one(ctx context.Context, hash narinfo.PathHash) (more bool) {
+	at := v.Now()
 	item, err := v.Item(ctx, hash)
 	if errors.Is(err, storage.ErrNotFound) || errors.Is(err, index.ErrDamaged) {
-		return false, true
+		return true
 	} else if err != nil {
-		return true, ctx.Err() == nil && v.yield(Finding{}, err)
+		return ctx.Err() == nil && v.yield(Finding{}, err)
 	}
+	right := item.Stored != 0
+	var files, bytes int64
 	for n, name := range item.FileNames() {
 		if !item.HasStored(n) || name == "" {
 			continue
 		}
 		finding, size, err := v.file(ctx, hash, name)
 		if ctx.Err() != nil {
-			return true, false
+			return false
 		}
 		if size >= 0 {
-			count(size)
 			v.Looked(size)
 		}
 		if err == nil && finding.Kind == Unknown {
+			if right = right && size >= 0; right {
+				files++
+				bytes += size
+			}
 			continue
 		}
-		wrong = true
+		right = false
 		if !v.yield(finding, err) {
-			return wrong, false
+			return false
 		}
 		if err != nil {
 			// If the whole storage can't be read, stop.
 			if err := v.readable(ctx); err != nil {
 				v.yield(Finding{}, err)
-				return wrong, false
+				return false
 			}
 		}
 	}
-	return wrong, true
+	if right {
+		v.right = append(v.right, verifiedItem{item, at})
+		v.position.Files += files
+		v.position.Bytes += bytes
+	}
+	return true
 }
 
 // verifyTries is how often a file is read if it changes meanwhile.

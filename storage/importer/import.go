@@ -104,8 +104,9 @@ func (im *Importer) Import(ctx context.Context, names []string, options Options,
 		}()
 	}
 	var workers sync.WaitGroup
-	// One more than cores, because workers also wait for disks.
-	for range runtime.GOMAXPROCS(0) + 1 {
+	// More than cores, because workers also wait for disks: one flushes a nar while another
+	// decompresses the next.
+	for range 2 * runtime.GOMAXPROCS(0) {
 		workers.Go(func() {
 			for file := range work {
 				ready <- importing{file, im.prepareFile(ctx, file, options, plan != nil)}
