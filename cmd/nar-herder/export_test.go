@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/internal/mirrortest"
 	"nar-herder/narinfo"
 )
 
@@ -193,7 +194,9 @@ func TestExportMissing(t *testing.T) {
 	for n := range 10 {
 		hash := fmt.Sprintf("%032d", n)
 		text := strings.ReplaceAll(read(t, published(greeting)), greeting[:narinfo.PathHashLen], hash)
-		if err := os.WriteFile(filepath.Join(many, hash+".narinfo"), []byte(text), 0o644); err != nil {
+		fields, rest, _ := strings.Cut(text, "Signature: ")
+		_, rest, _ = strings.Cut(rest, "\n")
+		if err := os.WriteFile(filepath.Join(many, hash+".narinfo"), append(mirrortest.Sign([]byte(fields)), rest...), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -70,7 +70,6 @@ func (s *subsystems) open(ctx context.Context, c *serverCommand, config *serverC
 	}
 	log.Info("starting", "version", version(), "database", c.Database, "storage", s.store.name(), "pid", os.Getpid())
 	config.effect.log(log)
-	config.keys.warn(ctx, s.store.index, log)
 	return nil
 }
 
@@ -117,6 +116,7 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 		s.scrubber.TakeTurns(s.server.Processors())
 	}
 	s.server.Registry().MustRegister(append(s.collectors(), config.keys.metric())...)
+	config.keys.warn(ctx, store.index, log)
 	s.changes, err = store.index.Watch(ctx)
 	return err
 }
