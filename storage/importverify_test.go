@@ -476,3 +476,19 @@ func TestVerifyClock(t *testing.T) {
 		t.Errorf("verified at %v, want %v; %v", item.VerifiedAt, now, err)
 	}
 }
+
+// TestImportOtherCompression: a known file is verified again if a new narinfo claims that it has
+// another compression.
+func TestImportOtherCompression(t *testing.T) {
+	t.Parallel()
+	s := newPlace(t).openTest(t)
+	f := genuine(t, 1, "lzip")
+	options := importer.Options{Decode: decode}
+	wantOutcomes(t, importAll(t, s, options, laid(t, f)), "1 added")
+	lies := f
+	lies.kind, lies.url = "zstd", f.name()
+	source := t.TempDir()
+	write(t, filepath.Join(source, f.hash().String()+".narinfo"), lies.text())
+	wantOutcomes(t, importAll(t, s, options, source), "1 failed")
+	wantServed(t, s, f)
+}

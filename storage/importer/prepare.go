@@ -241,7 +241,7 @@ func (im *Importer) take(ctx context.Context, p *prepared, n int, name string, s
 	storage.MarkStored(p.entry, n, size)
 	// Flush before reading, so that the verified bytes are those on the disk.
 	err := im.bytes.Flush(ctx, name)
-	if claims(p.old, p.Narinfo, name, size) {
+	if claims(p.old, p.Narinfo, n, name, size) {
 		p.claimed |= 1 << n
 	} else if err == nil && p.Decode != nil {
 		err = im.verifyStored(ctx, p, n, name)

@@ -117,13 +117,14 @@ func (r *reading) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// claims reports whether a row claims a file with the name and size, of the same nar.
-func claims(row *storage.Item, n *narinfo.Narinfo, name string, size int64) bool {
-	if row == nil || row.Narinfo.NarHash != n.NarHash {
+// claims reports whether a row claims the Nth file of a narinfo: the same nar in the same
+// compression, with the name and size.
+func claims(row *storage.Item, narinfo *narinfo.Narinfo, n int, name string, size int64) bool {
+	if row == nil || row.Narinfo.NarHash != narinfo.NarHash {
 		return false
 	}
 	i := row.FileNamed(name)
-	return i >= 0 && row.HasStored(i) && row.StoredSize(i) == size
+	return i >= 0 && row.HasStored(i) && row.StoredSize(i) == size && row.Narinfo.Files[i].Compression == narinfo.Files[n].Compression
 }
 
 // stillClaimed reports whether the row claims the files that it claimed when the addition was
@@ -131,7 +132,7 @@ func claims(row *storage.Item, n *narinfo.Narinfo, name string, size int64) bool
 func (p *prepared) stillClaimed(row *storage.Item) bool {
 	for n, file := range p.Narinfo.Files {
 		name := storage.NarName(file, p.Narinfo.StorePath.Hash)
-		if p.claimed&(1<<n) != 0 && !claims(row, p.Narinfo, name, index.FileSize(p.Narinfo, n, p.entry.Sizes)) {
+		if p.claimed&(1<<n) != 0 && !claims(row, p.Narinfo, n, name, index.FileSize(p.Narinfo, n, p.entry.Sizes)) {
 			return false
 		}
 	}
