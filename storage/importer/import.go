@@ -350,7 +350,7 @@ type Summary struct {
 func (s *Summary) Count(r Result) {
 	s.Outcomes[r.Outcome]++
 	s.Bytes += r.Bytes
-	if r.Unsigned {
+	if r.Unsigned && r.Outcome != Failed && r.Outcome != Kept {
 		s.Unsigned++
 	}
 	s.Unverified += r.Unverified
