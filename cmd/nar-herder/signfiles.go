@@ -49,6 +49,10 @@ func signFiles(ctx context.Context, signer *resign.Signer, names []string, dryRu
 
 // signFile signs a narinfo file.
 func signFile(signer *resign.Signer, file importer.File, dryRun bool) (result resign.Result) {
+	// The target may be signed meanwhile, so don't depend on its signature.
+	if _, err := replaceable(file.Name); err != nil {
+		return resign.Result{Err: err}
+	}
 	n, err := file.Read()
 	if err != nil {
 		return resign.Result{Err: err}
@@ -88,15 +92,21 @@ func signToStdout(ctx context.Context, s *streams, signer *resign.Signer, names 
 	return err
 }
 
+// replaceable describes a file, which must not be a symbolic link.
+func replaceable(name string) (fs.FileInfo, error) {
+	info, err := os.Lstat(name)
+	if err == nil && info.Mode()&fs.ModeSymlink != 0 {
+		err = &fs.PathError{Op: "replace", Path: name, Err: errors.New("it is a symbolic link: name the file itself")}
+	}
+	return info, err
+}
+
 // replaceFile replaces the content of a file atomically. The file keeps its mode, and its owner
 // if this process may set it.
 func replaceFile(name string, text []byte) (err error) {
-	info, err := os.Lstat(name)
+	info, err := replaceable(name)
 	if err != nil {
 		return err
-	}
-	if !info.Mode().IsRegular() {
-		return &fs.PathError{Op: "replace", Path: name, Err: errors.New("it is a symbolic link: name the file itself")}
 	}
 	directory, base := filepath.Split(name)
 	// The name doesn't end in .narinfo, so that no import finds it.
