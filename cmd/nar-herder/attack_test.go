@@ -107,7 +107,7 @@ func TestAttacks(t *testing.T) {
 	p := newPlace(t)
 	hostile := t.TempDir()
 	hostileNars(t, hostile)
-	p.imports(t, filepath.Join(testdata, "published"), hostile)
+	p.imports(t, "--no-verify", filepath.Join(testdata, "published"), hostile)
 	s := p.serveWithin(t, attackDescriptors, "--trusted-proxies=none", "--log-level=INFO")
 	address := s.addresses[0]
 	before := runGoodClient(t, address, min(while, time.Second))

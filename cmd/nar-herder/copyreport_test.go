@@ -17,15 +17,15 @@ func TestCopyProgress(t *testing.T) {
 		p := newCopyProgress(&out, false)
 		p.expect(20, 10<<20)
 		p.done(transfer.Result{Outcome: transfer.There, Size: 6 << 20})
-		for range 100 {
-			time.Sleep(200 * time.Millisecond)
+		for range 70 {
+			time.Sleep(time.Second)
 			p.moved(20 << 10)
 		}
 		p.done(transfer.Result{Outcome: transfer.Copied, Size: 2000 << 10})
 		p.listed(3000)
 		p.end()
-		want := "copying: 1 of 20 files, 6.2 MiB of 10.0 MiB, 100.0 KiB/s, 39s left\n" +
-			"copying: 1 of 20 files, 7.2 MiB of 10.0 MiB, 100.0 KiB/s, 29s left\n"
+		want := "copying: 1 of 20 files, 6.0 MiB of 10.0 MiB, 20.0 KiB/s, 3m23s left\n" +
+			"copying: 1 of 20 files, 7.2 MiB of 10.0 MiB, 20.0 KiB/s, 2m23s left\n"
 		if out.String() != want {
 			t.Errorf("%s\nwant\n%s", out.String(), want)
 		}
@@ -34,7 +34,7 @@ func TestCopyProgress(t *testing.T) {
 		time.Sleep(time.Minute)
 		out.Reset()
 		p.moved(1 << 20)
-		if want := "copying: 2 files, 9.0 MiB, 37.8 KiB/s\n"; out.String() != want {
+		if want := "copying: 2 files, 8.4 MiB, 18.6 KiB/s\n"; out.String() != want {
 			t.Errorf("%q, want %q", out.String(), want)
 		}
 		time.Sleep(time.Minute)

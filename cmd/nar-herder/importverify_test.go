@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"nar-herder/internal/mirrortest"
 	"nar-herder/narinfo"
 )
 
@@ -80,8 +81,8 @@ func TestImportUnverified(t *testing.T) {
 		}
 	}
 	write("nar/zstd/"+base, content)
-	write(narinfoName(base), fmt.Sprintf("StorePath: /gnu/store/%s\nNarHash: %s\nNarSize: %d\nReferences: \nURL: nar/zstd/%s\nCompression: zstd\nFileSize: %d\n",
-		base, narinfo.NarHash(sha256.Sum256([]byte(nar))), len(nar), base, len(content)))
+	write(narinfoName(base), string(mirrortest.Sign(fmt.Appendf(nil, "StorePath: /gnu/store/%s\nNarHash: %s\nNarSize: %d\nReferences: \nURL: nar/zstd/%s\nCompression: zstd\nFileSize: %d\n",
+		base, narinfo.NarHash(sha256.Sum256([]byte(nar))), len(nar), base, len(content)))))
 	r := runProgram(t, p.args("import", source)...)
 	if r.status != 1 || !strings.HasPrefix(r.out, "1 failed") || !strings.Contains(r.err, "use --no-verify if it is right nevertheless") {
 		t.Errorf("status %d, %s, %s", r.status, r.out, r.err)

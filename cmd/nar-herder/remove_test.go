@@ -18,6 +18,7 @@ import (
 
 	"nar-herder/internal/mirrortest"
 	"nar-herder/internal/testfs"
+	"nar-herder/narinfo"
 )
 
 // Items of the corpus with references: profile refers to greet, gosrc and gofmt, and greet
@@ -231,8 +232,9 @@ func TestRemoveMany(t *testing.T) {
 	source := t.TempDir()
 	base := func(n int) string { return fmt.Sprintf("%032d-item-%d", n, n) }
 	const items = 350
+	nar := narinfo.NarHash(sha256.Sum256([]byte("bytes")))
 	for n := range items {
-		text := string(mirrortest.Sign(fmt.Appendf(nil, "StorePath: /gnu/store/%s\nNarHash: sha256:%052d\nNarSize: 96\nReferences: %s\nURL: nar/%s\nCompression: none\nFileSize: 5\n", base(n), n, base(n%2), base(n))))
+		text := string(mirrortest.Sign(fmt.Appendf(nil, "StorePath: /gnu/store/%s\nNarHash: %s\nNarSize: 5\nReferences: %s\nURL: nar/%s\nCompression: none\nFileSize: 5\n", base(n), nar, base(n%2), base(n))))
 		for name, content := range map[string]string{base(n)[:32] + ".narinfo": text, "nar/" + base(n): "bytes"} {
 			name = filepath.Join(source, name)
 			if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {

@@ -36,6 +36,22 @@ func publishUnsigned(t testing.TB) string {
 	return dir
 }
 
+// importsUnsigned is imports for items of which some have no signature: a warning counts them.
+func (p place) importsUnsigned(t testing.TB, count int, names ...string) {
+	t.Helper()
+	importUnsigned(t, count, p.args("import", append([]string{"--keep"}, names...)...)...)
+}
+
+// importUnsigned is succeed for an import of which a warning counts the narinfos without a signature.
+func importUnsigned(t testing.TB, count int, args ...string) string {
+	t.Helper()
+	r := runProgram(t, args...)
+	if warning := "nar-herder: warning: " + countOf(count, "narinfo") + " imported without a signature: "; r.status != 0 || !strings.HasPrefix(r.err, warning) || strings.Count(r.err, "\n") != 1 {
+		t.Fatalf("%s: status %d, stderr %s, want %s", args, r.status, r.err, warning)
+	}
+	return r.out
+}
+
 // wantSigned asserts that a client with the public key accepts a narinfo, which differs from the
 // original in the signature only.
 func wantSigned(t testing.TB, public, text, original string) {
@@ -73,7 +89,7 @@ func TestSignImported(t *testing.T) {
 	private, public := newKey(t)
 	for name, commands := range map[string]func(t *testing.T, p place, dir string){
 		"import, then sign": func(t *testing.T, p place, dir string) {
-			p.imports(t, dir)
+			p.importsUnsigned(t, 13, dir)
 			if out := succeed(t, "sign", "--database="+p.database, "--key="+private, "--all"); out != "13 narinfos signed\n  13 had no signature\n" {
 				t.Errorf("%q", out)
 			}
@@ -92,7 +108,7 @@ func TestSignImported(t *testing.T) {
 			p.imports(t, dir)
 		},
 		"sign beside a server": func(t *testing.T, p place, dir string) {
-			p.imports(t, dir)
+			p.importsUnsigned(t, 13, dir)
 			s := p.serve(t, "--log-level=INFO")
 			if got := get(t, s.addresses[0], "/"+narinfoName(greeting)); strings.Contains(got.body, "Signature") {
 				t.Errorf("%s", got.body)
@@ -355,7 +371,7 @@ func TestUnsignedAgain(t *testing.T) {
 	next, _ := newKey(t)
 	p := newPlace(t)
 	dir := publishUnsigned(t)
-	p.imports(t, dir)
+	p.importsUnsigned(t, 13, dir)
 	succeed(t, "sign", "--database="+p.database, "--key="+private, "--all")
 	before := p.dump(t)
 	for _, args := range [][]string{nil, {"--sign-with=" + private, "--sign-as=other.example"}, {"--sign-with=" + next}} {

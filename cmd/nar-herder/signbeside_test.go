@@ -47,7 +47,7 @@ func TestSignKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	succeed(t, "import", "--narinfos-only", "--database="+p.database, dir)
+	importUnsigned(t, count, "import", "--narinfos-only", "--database="+p.database, dir)
 	x, err := index.Open(t.Context(), p.database, index.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -137,7 +137,7 @@ func TestSignConcurrently(t *testing.T) {
 	const count = 20
 	p := newPlace(t)
 	dir, texts := unsignedItems(t, count)
-	p.imports(t, dir)
+	p.importsUnsigned(t, count, dir)
 	hashes := hashesOf(texts)
 	var others sync.WaitGroup
 	others.Go(func() {
@@ -170,7 +170,7 @@ func TestSignWithdrawn(t *testing.T) {
 	private, _ := newKey(t)
 	p := newPlace(t)
 	dir, texts := unsignedItems(t, 3)
-	p.imports(t, dir)
+	p.importsUnsigned(t, 3, dir)
 	hashes := hashesOf(texts)
 	succeed(t, p.args("remove", hashes[0])...)
 	if out := succeed(t, "sign", "--database="+p.database, "--key="+private, "--all"); out != "2 narinfos signed\n  2 had no signature\n  1 not signed: they are withdrawn\n" {

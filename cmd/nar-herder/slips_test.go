@@ -256,7 +256,7 @@ var commandSlips = []slip{
 		args: func(t *testing.T, d *desk) []string {
 			return []string{"import", "--database=" + d.root + "/new.db", "--storage=" + d.storage, d.source(t)}
 		}},
-	{name: "import with the ACL of another place", status: 1, says: []string{"isn't authorized", "5 failed"},
+	{name: "import with the ACL of another place", status: 1, says: []string{"unauthorized key", "5 failed"},
 		args: func(t *testing.T, d *desk) []string {
 			return d.args("import", "--keep", "--acl="+filepath.Join(testdata, "production/ci.guix.gnu.org.pub"), d.source(t))
 		}},

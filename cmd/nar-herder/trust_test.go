@@ -63,7 +63,7 @@ var verdicts = map[string]struct {
 	"bad-signed-part-lacks-references": {storage.BadSignature, "References isn't signed"},
 	"bad-tampered-narhash":             {storage.BadSignature, "the sha256 of the text above it is"},
 	"bad-tampered-reference":           {storage.BadSignature, "the sha256 of the text above it is"},
-	"bad-unauthorized-key":             {storage.Unauthorized, "isn't authorized"},
+	"bad-unauthorized-key":             {storage.Unauthorized, "unauthorized key"},
 	"bad-unsigned":                     {storage.Unsigned, "no signature"},
 	"bad-version-2":                    {storage.BadSignature, "version"},
 }
