@@ -13,6 +13,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 )
 
 // Source provides files again, such as another instance.
@@ -30,7 +31,7 @@ type Source interface {
 
 // RepairOptions are for [Checker.Repairer].
 type RepairOptions struct {
-	Decode storage.Decoder
+	Decode narcheck.Decoder
 	// Sources are tried in this order.
 	Sources []Source
 	// Rate is as in [VerifyOptions], for files of the storage that are read.
@@ -251,7 +252,7 @@ func (r *Repairer) unrecorded(ctx context.Context, finding Finding) Repair {
 	c, item := r.c, finding.Item
 	n := item.FileNamed(finding.Name)
 	err := r.verify(ctx, finding)
-	if errors.Is(err, storage.ErrWrongNar) || errors.Is(err, bytestore.ErrWrongSize) {
+	if errors.Is(err, narcheck.ErrWrongNar) || errors.Is(err, bytestore.ErrWrongSize) {
 		if c.Now().Sub(finding.info.ModTime) < settledAfter {
 			return Repair{Err: fmt.Errorf("%w; it may still be being written", err)}
 		}
@@ -288,7 +289,7 @@ func (r *Repairer) verify(ctx context.Context, finding Finding) error {
 	if !info.IsSame(finding.info) {
 		return errMeanwhile
 	}
-	return storage.CheckNar(ctx, finding.Item.Narinfo, n, r.reading.Reader(ctx, io.LimitReader(reader, info.Size)), r.options.Decode)
+	return narcheck.Check(ctx, finding.Item.Narinfo, n, r.reading.Reader(ctx, io.LimitReader(reader, info.Size)), r.options.Decode)
 }
 
 // restore commits a fetched file.
