@@ -14,6 +14,7 @@ import (
 	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 	"nar-herder/storage/narcheck"
+	"nar-herder/storage/recount"
 )
 
 // layouts are where an import finds a nar. Each returns the file.
@@ -395,7 +396,7 @@ func TestVerifiedAtElsewhere(t *testing.T) {
 		}, true},
 		"recounted": {func(t *testing.T, p place, s *storage.Storage, _ *storage.Item) error {
 			layNars(t, p.store, f)
-			_, err := check.New(s).Recount(t.Context(), func() {})
+			_, err := recount.Claims(t.Context(), s, func() {})
 			return err
 		}, false},
 		"recorded by a repair": {func(t *testing.T, p place, s *storage.Storage, _ *storage.Item) error {
