@@ -7,13 +7,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"nar-herder/mirror/apply"
 	"nar-herder/mirror/cursor"
 	"nar-herder/storage"
 )
 
 // authorize drops the additions that no authorized key has signed, and records them in the
 // cursor. Without keys, it keeps all.
-func (m *Mirror) authorize(changes []Followed, at *cursor.Cursor) []Followed {
+func (m *Mirror) authorize(changes []apply.Change, at *cursor.Cursor) []apply.Change {
 	if m.Keys == nil {
 		return changes
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"nar-herder/internal/stamp"
+	"nar-herder/mirror/apply"
 	"nar-herder/mirror/cursor"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
@@ -34,14 +35,14 @@ const (
 
 // batch is the changes of one transaction.
 type batch struct {
-	changes []Followed
+	changes []apply.Change
 	size    int           // of narinfos, in bytes
 	next    cursor.Cursor // after it
 	// state is the state of the source's log that came before the changes.
 	state peer.LogState
 }
 
-func (b *batch) add(change Followed) {
+func (b *batch) add(change apply.Change) {
 	b.changes = append(b.changes, change)
 	if change.Narinfo != nil {
 		b.size += len(change.Narinfo.Text)
@@ -65,7 +66,7 @@ func (m *Mirror) apply(ctx context.Context, b *batch) error {
 	if err != nil {
 		return err
 	}
-	options := ApplyOptions{Within: func(tx *index.Tx) error { return b.next.Write(tx) }}
+	options := apply.Options{Within: func(tx *index.Tx) error { return b.next.Write(tx) }}
 	if removals > 0 {
 		if b.next.Removals, err = m.allow(ctx, withRemovals(b.next.Removals, removals, m.Now())); err != nil {
 			return err
@@ -74,7 +75,7 @@ func (m *Mirror) apply(ctx context.Context, b *batch) error {
 			return err
 		}
 	}
-	sums, err := Apply(ctx, m.Storage, b.changes, options)
+	sums, err := apply.Changes(ctx, m.Storage, b.changes, options)
 	if err != nil {
 		return err
 	}
@@ -88,8 +89,8 @@ func (m *Mirror) apply(ctx context.Context, b *batch) error {
 
 // removing returns the options of a transaction that removes items, except for pinned ones,
 // and writes the cursor.
-func (m *Mirror) removing(ctx context.Context, at *cursor.Cursor) (ApplyOptions, error) {
-	options := ApplyOptions{Within: func(tx *index.Tx) error { return at.Write(tx) }}
+func (m *Mirror) removing(ctx context.Context, at *cursor.Cursor) (apply.Options, error) {
+	options := apply.Options{Within: func(tx *index.Tx) error { return at.Write(tx) }}
 	if m.Pinned == nil {
 		return options, nil
 	}
@@ -100,7 +101,7 @@ func (m *Mirror) removing(ctx context.Context, at *cursor.Cursor) (ApplyOptions,
 }
 
 // removals returns how many of the changes remove items of the source that are here.
-func (m *Mirror) removals(ctx context.Context, changes []Followed) (count int, err error) {
+func (m *Mirror) removals(ctx context.Context, changes []apply.Change) (count int, err error) {
 	for _, change := range changes {
 		if change.Narinfo != nil {
 			continue
@@ -131,7 +132,7 @@ func (m *Mirror) hurry(ctx context.Context) (slow func()) {
 	}
 }
 
-func (m *Mirror) announce(changes []Followed) {
+func (m *Mirror) announce(changes []apply.Change) {
 	if m.Wanted == nil {
 		return
 	}
@@ -191,7 +192,7 @@ var errUnreadable = errors.New("makes no sense")
 func (m *Mirror) isAhead(t time.Time) bool { return stamp.IsAhead(t, m.Now()) }
 
 // read parses a change.
-func read(c peer.Change) (change Followed, err error) {
+func read(c peer.Change) (change apply.Change, err error) {
 	if change.At, err = cursor.ParseTime(c.Datetime); err != nil {
 		return change, fmt.Errorf("%w: %w", errUnreadable, err)
 	}

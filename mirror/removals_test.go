@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/mirror/apply"
 	"nar-herder/mirror/cursor"
 	"nar-herder/mirror/health"
 	"nar-herder/narinfo"
@@ -125,25 +126,25 @@ func TestRemovalsOfUnknown(t *testing.T) {
 	if _, err := m.step(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	apply := func(from, to int) (map[int64]int, error) {
+	follow := func(from, to int) (map[int64]int, error) {
 		b := &batch{}
 		for _, n := range numbers(from, to) {
-			b.add(Followed{At: at(n), Hash: testPath(n).Hash})
+			b.add(apply.Change{At: at(n), Hash: testPath(n).Hash})
 		}
 		err := m.apply(t.Context(), b)
 		return b.next.Removals, err
 	}
-	if removals, err := apply(1000, 1400); err != nil || len(removals) != 0 {
+	if removals, err := follow(1000, 1400); err != nil || len(removals) != 0 {
 		t.Errorf("removals of unknown items: %v, %v are counted", err, removals)
 	}
 	var refused *health.RefusedError
-	if _, err := apply(0, 200); !errors.As(err, &refused) {
+	if _, err := follow(0, 200); !errors.As(err, &refused) {
 		t.Errorf("removals of known items: %v", err)
 	}
 	if err := Accept(t.Context(), own.index, m.Now()); err != nil {
 		t.Fatal(err)
 	}
-	if removals, err := apply(0, 200); err != nil || len(removals) != 0 {
+	if removals, err := follow(0, 200); err != nil || len(removals) != 0 {
 		t.Errorf("accepted: %v, %v are counted", err, removals)
 	}
 	if left := len(own.list()); left != 100 {

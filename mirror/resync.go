@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"nar-herder/internal/stamp"
+	"nar-herder/mirror/apply"
 	"nar-herder/mirror/cursor"
 	"nar-herder/mirror/health"
 	"nar-herder/mirror/sourcedump"
@@ -141,7 +142,7 @@ func (m *Mirror) merge(ctx context.Context, at cursor.Cursor, d *sourcedump.Dump
 // records in the cursor what it refuses: such an item stays here as it is.
 func (m *Mirror) mergeItems(ctx context.Context, d *sourcedump.Dump, present bits, count int64, at *cursor.Cursor) error {
 	var done, bad int64
-	var fetched []Followed
+	var fetched []apply.Change
 	var refused []narinfo.PathHash
 	size := 0 // of their texts, in bytes
 	flush := func() error {
@@ -161,7 +162,7 @@ func (m *Mirror) mergeItems(ctx context.Context, d *sourcedump.Dump, present bit
 		if len(changed) == 0 {
 			return nil
 		}
-		sums, err := Apply(ctx, m.Storage, changed, ApplyOptions{})
+		sums, err := apply.Changes(ctx, m.Storage, changed, apply.Options{})
 		if err != nil {
 			return err
 		}
@@ -208,10 +209,10 @@ func (m *Mirror) mergeItems(ctx context.Context, d *sourcedump.Dump, present bit
 }
 
 // itemOf returns an item of a dump as a change.
-func (m *Mirror) itemOf(entry sourcedump.Entry, d *sourcedump.Dump) (change Followed, err error) {
+func (m *Mirror) itemOf(entry sourcedump.Entry, d *sourcedump.Dump) (change apply.Change, err error) {
 	n, err := d.Admit(entry, nil) // [Mirror.authorize] follows, for those that are new
 	if storage.Reason(err) != "" {
-		return Followed{Narinfo: n, Hash: n.StorePath.Hash}, err
+		return apply.Change{Narinfo: n, Hash: n.StorePath.Hash}, err
 	} else if err != nil {
 		return change, err
 	}
@@ -222,12 +223,12 @@ func (m *Mirror) itemOf(entry sourcedump.Entry, d *sourcedump.Dump) (change Foll
 			added = now
 		}
 	}
-	return Followed{At: added.UTC().Truncate(time.Second), Narinfo: n, Hash: n.StorePath.Hash}, nil
+	return apply.Change{At: added.UTC().Truncate(time.Second), Narinfo: n, Hash: n.StorePath.Hash}, nil
 }
 
 // changed returns the items that are not here as they are in the dump, and sets the bits of
 // all that are here.
-func (m *Mirror) changed(ctx context.Context, items []Followed, present bits) (changed []Followed, err error) {
+func (m *Mirror) changed(ctx context.Context, items []apply.Change, present bits) (changed []apply.Change, err error) {
 	hashes := make([]narinfo.PathHash, len(items))
 	for i, item := range items {
 		hashes[i] = item.Hash
@@ -365,11 +366,11 @@ func (m *Mirror) withdrawAbsent(ctx context.Context, at cursor.Cursor, present b
 			if !accepted {
 				at.Removals = withRemovals(at.Removals, len(some), now)
 			}
-			changes := make([]Followed, len(some))
+			changes := make([]apply.Change, len(some))
 			for i, hash := range some {
-				changes[i] = Followed{At: now, Hash: hash}
+				changes[i] = apply.Change{At: now, Hash: hash}
 			}
-			sums, err := Apply(ctx, m.Storage, changes, options)
+			sums, err := apply.Changes(ctx, m.Storage, changes, options)
 			if err != nil {
 				return err
 			}

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"nar-herder/internal/logonce"
+	"nar-herder/mirror/apply"
 	"nar-herder/mirror/cursor"
 	"nar-herder/mirror/health"
 	"nar-herder/peer"
@@ -32,7 +33,7 @@ type status struct {
 	current       health.Status
 	asOf          time.Time // when this instance was last known to have what the source has
 	instances     []string  // the mirrored instances
-	sums          FollowedSums
+	sums          apply.Sums
 	totalFailures int64
 	resyncs       int64
 	refusals      cursor.Refused
@@ -148,7 +149,7 @@ func (s *status) following(backlog int64, asOf time.Time) {
 	}
 }
 
-func (s *status) applied(sums FollowedSums) {
+func (s *status) applied(sums apply.Sums) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sums.Add(sums)

@@ -34,6 +34,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 )
 
 // Options of [New].
@@ -61,7 +62,7 @@ type Options struct {
 	Answered func() int64
 	// Decode decompresses nars that an import failed to replace, to identify them; nil leaves
 	// them unserved.
-	Decode storage.Decoder
+	Decode narcheck.Decoder
 	// Interval is how often the storage is compared with its limit; 0 for a minute.
 	Interval time.Duration
 	// Log may be nil.

@@ -16,6 +16,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/importer"
+	"nar-herder/storage/narcheck"
 )
 
 // operation is an operation that may be interrupted at any step.
@@ -364,7 +365,7 @@ func wantIntact(t *testing.T, where string, p place, s *storage.Storage, op oper
 }
 
 // decodeFakes decodes the files of an operation's items.
-func decodeFakes(op operation) storage.Decoder {
+func decodeFakes(op operation) narcheck.Decoder {
 	nars := make(map[string]string)
 	for _, f := range slices.Concat(op.before, op.lay, op.strays) {
 		for _, file := range f.files() {

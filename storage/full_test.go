@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"nar-herder/internal/testfs"
-	"nar-herder/mirror"
+	"nar-herder/mirror/apply"
 	"nar-herder/storage/check"
 	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
@@ -152,8 +152,8 @@ func TestRemoveFullDatabase(t *testing.T) {
 	s, x := p.openAt(t, nil)
 	lost, mirrored := fake{n: 1, content: "lost"}, fake{n: 2, content: "mirrored"}
 	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, lost, fake{n: 4, content: "there"})), "2 added")
-	added := []mirror.Followed{{At: time.Now(), Narinfo: mirrored.parsed()}}
-	if _, err := mirror.Apply(t.Context(), s, added, mirror.ApplyOptions{}); err != nil {
+	added := []apply.Change{{At: time.Now(), Narinfo: mirrored.parsed()}}
+	if _, err := apply.Changes(t.Context(), s, added, apply.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Remove(filepath.Join(p.store, lost.name())); err != nil {
@@ -171,13 +171,13 @@ func TestRemoveFullDatabase(t *testing.T) {
 	if now, err := s.Item(t.Context(), lost.hash()); err != nil || now.HasStored(0) {
 		t.Errorf("%v, %v: the lost file is still claimed", now, err)
 	}
-	removed := mirror.Followed{At: time.Now(), Hash: mirrored.hash()}
-	sums, err := mirror.Apply(t.Context(), s, []mirror.Followed{removed}, mirror.ApplyOptions{})
+	removed := apply.Change{At: time.Now(), Hash: mirrored.hash()}
+	sums, err := apply.Changes(t.Context(), s, []apply.Change{removed}, apply.Options{})
 	if err != nil || sums.Withdrawn != 1 {
 		t.Errorf("follow a removal: %+v, %v", sums, err)
 	}
-	more := mirror.Followed{At: time.Now(), Narinfo: fake{n: 3, content: "more"}.parsed()}
-	if _, err := mirror.Apply(t.Context(), s, []mirror.Followed{removed, more}, mirror.ApplyOptions{}); !errors.Is(err, index.ErrFull) {
+	more := apply.Change{At: time.Now(), Narinfo: fake{n: 3, content: "more"}.parsed()}
+	if _, err := apply.Changes(t.Context(), s, []apply.Change{removed, more}, apply.Options{}); !errors.Is(err, index.ErrFull) {
 		t.Errorf("follow an addition: %v, want ErrFull", err)
 	}
 }
@@ -189,19 +189,19 @@ func TestFollowTwice(t *testing.T) {
 	p.database = filepath.Join(testfs.Small(t, 8<<20), "db")
 	s, x := p.openAt(t, nil)
 	mirrored := fake{n: 1, content: "mirrored"}
-	if _, err := mirror.Apply(t.Context(), s, []mirror.Followed{{At: time.Now(), Narinfo: mirrored.parsed()}}, mirror.ApplyOptions{}); err != nil {
+	if _, err := apply.Changes(t.Context(), s, []apply.Change{{At: time.Now(), Narinfo: mirrored.parsed()}}, apply.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	if state, err := x.KeepReserve(); state != index.ReserveKept || err != nil {
 		t.Fatalf("the reserve is %d, %v", state, err)
 	}
 	testfs.Fill(t, x.Directory())
-	removed := []mirror.Followed{{At: time.Now(), Hash: mirrored.hash()}}
+	removed := []apply.Change{{At: time.Now(), Hash: mirrored.hash()}}
 	// What is left in the log and its page is not enough for this.
 	calls, large := 0, strings.Repeat("x", 300<<10)
-	options := mirror.ApplyOptions{Within: func(tx *index.Tx) error { calls++; return tx.SetSetting("a test", large) }}
-	sums, err := mirror.Apply(t.Context(), s, removed, options)
-	if err != nil || sums != (mirror.FollowedSums{Withdrawn: 1}) || calls != 2 {
+	options := apply.Options{Within: func(tx *index.Tx) error { calls++; return tx.SetSetting("a test", large) }}
+	sums, err := apply.Changes(t.Context(), s, removed, options)
+	if err != nil || sums != (apply.Sums{Withdrawn: 1}) || calls != 2 {
 		t.Errorf("%+v, %v, after %d calls", sums, err, calls)
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"nar-herder/storage/check"
 	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
+	"nar-herder/storage/recount"
 )
 
 // layouts are where an import finds a nar. Each returns the file.
@@ -66,7 +68,7 @@ func TestImportVerifies(t *testing.T) {
 						wantServed(t, s, test.fake)
 						return
 					}
-					if !errors.Is(r.Err, storage.ErrWrongNar) || !strings.Contains(r.Err.Error(), test.name()) || strings.Contains(r.Err.Error(), "\n") {
+					if !errors.Is(r.Err, narcheck.ErrWrongNar) || !strings.Contains(r.Err.Error(), test.name()) || strings.Contains(r.Err.Error(), "\n") {
 						t.Errorf("%v %v", r.Outcome, r.Err)
 					}
 					if _, err := s.Item(t.Context(), test.hash()); !errors.Is(err, storage.ErrNotFound) {
@@ -321,7 +323,7 @@ func TestImportUnreadable(t *testing.T) {
 		results := importAll(t, s, options, source)
 		wantOutcomes(t, results, "1 failed")
 		for _, r := range results {
-			if !errors.Is(r.Err, storage.ErrUnreadable) || !strings.Contains(r.Err.Error(), "--no-verify") {
+			if !errors.Is(r.Err, narcheck.ErrUnreadable) || !strings.Contains(r.Err.Error(), "--no-verify") {
 				t.Errorf("%s: %v", layout, r.Err)
 			}
 		}
@@ -394,7 +396,7 @@ func TestVerifiedAtElsewhere(t *testing.T) {
 		}, true},
 		"recounted": {func(t *testing.T, p place, s *storage.Storage, _ *storage.Item) error {
 			layNars(t, p.store, f)
-			_, err := check.New(s).Recount(t.Context(), func() {})
+			_, err := recount.Claims(t.Context(), s, func() {})
 			return err
 		}, false},
 		"recorded by a repair": {func(t *testing.T, p place, s *storage.Storage, _ *storage.Item) error {

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"nar-herder/internal/testfs"
-	"nar-herder/mirror"
+	"nar-herder/mirror/apply"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/importer"
@@ -255,7 +255,7 @@ func TestLargeFailed(t *testing.T) {
 	t.Run("received", func(t *testing.T) {
 		s, x, r := open(t)
 		item := fake{n: 1, claim: large}
-		if _, err := mirror.Apply(t.Context(), s, []mirror.Followed{{At: time.Now(), Narinfo: item.parsed()}}, mirror.ApplyOptions{}); err != nil {
+		if _, err := apply.Changes(t.Context(), s, []apply.Change{{At: time.Now(), Narinfo: item.parsed()}}, apply.Options{}); err != nil {
 			t.Fatal(err)
 		}
 		row, err := s.Item(t.Context(), item.hash())

@@ -16,6 +16,7 @@ import (
 	"nar-herder/storage/check"
 	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
+	"nar-herder/storage/recount"
 )
 
 // beside is a second instance on the storage of a place.
@@ -78,7 +79,7 @@ func TestNotOwner(t *testing.T) {
 		},
 		"Adopt": func() error { return second.Adopt(t.Context(), item, 0, decode) },
 		"Recount": func() error {
-			_, err := check.New(second).Recount(t.Context(), func() {})
+			_, err := recount.Claims(t.Context(), second, func() {})
 			return err
 		},
 	} {
@@ -214,7 +215,7 @@ func TestRecount(t *testing.T) {
 	want := func(recorded, missing int64) {
 		t.Helper()
 		files := 0
-		counted, err := check.New(s).Recount(t.Context(), func() { files++ })
+		counted, err := recount.Claims(t.Context(), s, func() { files++ })
 		if err != nil || counted.Recorded != recorded || counted.Missing != missing || files == 0 {
 			t.Errorf("%+v of %d files, %v; want %d recorded, %d missing", counted, files, err, recorded, missing)
 		}

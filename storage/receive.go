@@ -12,6 +12,7 @@ import (
 	"nar-herder/internal/disk"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 	"nar-herder/storage/space"
 )
 
@@ -161,9 +162,9 @@ func (s *Storage) HasUnrecorded(ctx context.Context, item *Item, n int) (bool, e
 }
 
 // Adopt records a file that is stored but not claimed by the row, after comparing it with
-// the item's NarHash. The error is [ErrWrongNar] if it is another nar, [ErrNotWanted] as
+// the item's NarHash. The error is [narcheck.ErrWrongNar] if it is another nar, [ErrNotWanted] as
 // for [Storage.Receive], and [ErrNotOwner] if this instance doesn't own the byte store.
-func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) error {
+func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode narcheck.Decoder) error {
 	name := item.FileName(n)
 	// Don't read a file, which may be large, that belongs to another instance.
 	if err := s.MayAdd(ctx, false); err != nil {
@@ -178,7 +179,7 @@ func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) 
 		return err
 	}
 	defer reader.Close()
-	if err := CheckNar(ctx, item.Narinfo, n, io.LimitReader(reader, info.Size), decode); err != nil {
+	if err := narcheck.Check(ctx, item.Narinfo, n, io.LimitReader(reader, info.Size), decode); err != nil {
 		return err
 	}
 	return s.Reclaim(ctx, func(ctx context.Context, tx *index.Tx) error {

@@ -14,6 +14,7 @@ import (
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 	"nar-herder/storage/space"
 )
 
@@ -207,7 +208,7 @@ func TestAdopt(t *testing.T) {
 		fake
 		lies bool
 		want error
-	}{{right, true, nil}, {wrong, true, storage.ErrWrongNar}, {short, false, nil}} {
+	}{{right, true, nil}, {wrong, true, narcheck.ErrWrongNar}, {short, false, nil}} {
 		item := itemOf(t, s, test.fake)
 		lies, err := s.HasUnrecorded(t.Context(), item, 0)
 		if err != nil || lies != test.lies {

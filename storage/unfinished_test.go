@@ -14,9 +14,9 @@ import (
 
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
-	"nar-herder/storage/check"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
+	"nar-herder/storage/unfinished"
 )
 
 // unfinishedStore is a directory store that also has unfinished uploads.
@@ -120,7 +120,7 @@ func TestRemoveUnfinished(t *testing.T) {
 		store.add(7, time.Now().Add(-25*time.Hour))
 		store.add(1, time.Now().Add(-23*time.Hour-30*time.Minute))
 		done := make(chan struct{})
-		go func() { check.New(s).RemoveUnfinished(ctx); close(done) }()
+		go func() { unfinished.Run(ctx, s); close(done) }()
 		for minute, want := range []int{7, 4, 1} {
 			synctest.Wait()
 			if left, _ := store.count(); left != want {
@@ -161,7 +161,7 @@ func TestRemoveUnfinishedFails(t *testing.T) {
 		done := make(chan struct{})
 		store.add(10, time.Now().Add(-25*time.Hour))
 		store.errs["unfinished/3"], store.errs["unfinished/5"] = errFault, errFault
-		go func() { check.New(s).RemoveUnfinished(ctx); close(done) }()
+		go func() { unfinished.Run(ctx, s); close(done) }()
 		// Later, while the goroutine sleeps, the test may read the log.
 		warnings := func(after time.Duration) int {
 			time.Sleep(after)
@@ -208,7 +208,7 @@ func TestRemoveUnfinishedOfOthers(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan struct{})
 			store.add(3, time.Now().Add(-25*time.Hour))
-			go func() { check.New(s).RemoveUnfinished(ctx); close(done) }()
+			go func() { unfinished.Run(ctx, s); close(done) }()
 			time.Sleep(10 * time.Hour)
 			synctest.Wait()
 			if left, listings := store.count(); left != 3 || listings != 0 {
@@ -228,7 +228,7 @@ func TestRemoveUnfinishedTaken(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		store.add(3, time.Now().Add(-25*time.Hour))
-		go func() { check.New(s).RemoveUnfinished(ctx); close(done) }()
+		go func() { unfinished.Run(ctx, s); close(done) }()
 		synctest.Wait()
 		store.mu.Lock()
 		store.refusal = storage.ErrNotOwner

@@ -12,8 +12,8 @@ import (
 
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
-	"nar-herder/storage/check"
 	"nar-herder/storage/importer"
+	"nar-herder/storage/recount"
 )
 
 // unreadable is a store with a directory that can't be read, even by root.
@@ -56,7 +56,7 @@ func TestUnreadableDirectory(t *testing.T) {
 	if err := s.IsMounted(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if counted, err := check.New(s).Recount(t.Context(), func() {}); err != nil || counted != (check.Recounted{Missing: 1}) {
+	if counted, err := recount.Claims(t.Context(), s, func() {}); err != nil || counted != (recount.Counts{Missing: 1}) {
 		t.Errorf("%+v, %v; want 1 missing", counted, err)
 	}
 	if err := os.Remove(filepath.Join(p.store, items[1].name())); err != nil {

@@ -22,13 +22,14 @@ import (
 	"nar-herder/storage/directory"
 	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 )
 
-// decode is a storage.Decoder.
+// decode is a narcheck.Decoder.
 func decode(_ context.Context, kind string, compressed io.Reader, _ int64) (io.ReadCloser, error) {
 	reader, err := compression.NewReader(kind, compressed)
 	if err != nil && compression.Refused(err) {
-		err = fmt.Errorf("%w: %w", storage.ErrUnreadable, err)
+		err = fmt.Errorf("%w: %w", narcheck.ErrUnreadable, err)
 	}
 	return reader, err
 }
@@ -216,7 +217,7 @@ func (c *counter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// decode is a storage.Decoder.
+// decode is a narcheck.Decoder.
 func (c *counter) decode(ctx context.Context, kind string, from io.Reader, size int64) (io.ReadCloser, error) {
 	reader, err := decode(ctx, kind, from, size)
 	if err != nil {

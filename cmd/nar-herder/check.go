@@ -16,6 +16,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/check"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 )
 
 type checkCommand struct {
@@ -233,12 +234,12 @@ func (p peerSource) Fetch(ctx context.Context, item *storage.Item, n int) (io.Re
 	return body, err
 }
 
-// decodeNar is a [storage.Decoder].
+// decodeNar is a [narcheck.Decoder].
 func decodeNar(ctx context.Context, kind string, compressed io.Reader, size int64) (io.ReadCloser, error) {
 	return decodeWithin(ctx, decoderBudget(), kind, compressed, size)
 }
 
-// decodeCopied is a [storage.Decoder] without a budget, for files that are stored while they
+// decodeCopied is a [narcheck.Decoder] without a budget, for files that are stored while they
 // are decompressed. An upload to a bucket holds memory for its parts; waiting for memory of a
 // budget at the same time could deadlock.
 func decodeCopied(ctx context.Context, kind string, compressed io.Reader, size int64) (io.ReadCloser, error) {
@@ -247,5 +248,5 @@ func decodeCopied(ctx context.Context, kind string, compressed io.Reader, size i
 
 func decodeWithin(ctx context.Context, budget *compression.Budget, kind string, compressed io.Reader, size int64) (io.ReadCloser, error) {
 	reader, err := budget.NewReader(ctx, kind, compressed, size)
-	return storage.MarkUnreadable(reader, err, compression.Refused)
+	return narcheck.MarkUnreadable(reader, err, compression.Refused)
 }

@@ -8,10 +8,10 @@ import (
 	"log/slog"
 
 	"nar-herder/storage"
-	"nar-herder/storage/check"
 	"nar-herder/storage/index"
 	"nar-herder/storage/location"
 	"nar-herder/storage/owner"
+	"nar-herder/storage/recount"
 )
 
 type claimStorageCommand struct {
@@ -78,7 +78,7 @@ func (c *claimStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	printf(s.out, "storage %s belongs to this instance now; it belonged to %s before\n", store.name(), found)
 	shown := newProgress(s.err, "counting", "files", 0)
-	counted, err := check.New(store.Storage).Recount(ctx, func() { shown.add(0) })
+	counted, err := recount.Claims(ctx, store.Storage, func() { shown.add(0) })
 	shown.end()
 	if err != nil {
 		return fmt.Errorf("claim storage %s: %w: run this again", store.name(), err)

@@ -13,7 +13,7 @@ import (
 	"nar-herder/compression"
 	"nar-herder/compression/cached"
 	"nar-herder/narinfo"
-	"nar-herder/storage"
+	"nar-herder/storage/narcheck"
 )
 
 // TestHostileNar decodes an xz file in all ways: for checks, mirroring, copies and removal;
@@ -27,7 +27,7 @@ func TestHostileNar(t *testing.T) {
 	}
 	item := &narinfo.Narinfo{NarSize: 18, Files: []narinfo.File{{Compression: "xz"}}}
 	for name, read := range map[string]func() error{
-		"check": func() error { return storage.CheckNar(t.Context(), item, 0, bytes.NewReader(file), decodeNar) },
+		"check": func() error { return narcheck.Check(t.Context(), item, 0, bytes.NewReader(file), decodeNar) },
 		"cached": func() error {
 			out, err := os.Create(filepath.Join(t.TempDir(), "out"))
 			if err != nil {
@@ -53,7 +53,7 @@ func TestHostileNar(t *testing.T) {
 		if err == nil {
 			t.Errorf("%s: want an error", name)
 		}
-		if name == "check" && !errors.Is(err, storage.ErrWrongNar) {
+		if name == "check" && !errors.Is(err, narcheck.ErrWrongNar) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if took := after.TotalAlloc - before.TotalAlloc; took > 100<<20 {

@@ -22,13 +22,13 @@ import (
 	"nar-herder/peer/passing"
 	"nar-herder/removal"
 	"nar-herder/removal/withdrawal"
-	"nar-herder/storage/check"
 	"nar-herder/storage/checksums"
 	"nar-herder/storage/dbspace"
 	"nar-herder/storage/index"
 	"nar-herder/storage/location"
 	"nar-herder/storage/owner"
 	"nar-herder/storage/scrub"
+	"nar-herder/storage/unfinished"
 	"nar-herder/storage/uses"
 )
 
@@ -223,7 +223,7 @@ func (s *subsystems) start(ctx context.Context, running *tasks) {
 	start("watching the room for the database", s.room.Run)
 	start("watching the owner of the storage", s.ownership.Run)
 	start("removing withdrawn items", s.withdrawn.Run)
-	start("removing unfinished uploads", check.New(s.store.Storage).RemoveUnfinished)
+	start("removing unfinished uploads", func(ctx context.Context) { unfinished.Run(ctx, s.store.Storage) })
 	start("making dumps", s.dumps.Run)
 	if s.remover != nil {
 		start("keeping the storage limit", s.remover.Run)

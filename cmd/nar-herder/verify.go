@@ -18,6 +18,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 	"nar-herder/storage/resign"
 )
 
@@ -282,14 +283,14 @@ func (v *verifying) itemOnce(ctx context.Context, name string, hash narinfo.Path
 func (v *verifying) nar(ctx context.Context, nar *verifiedNarLine, n *narinfo.Narinfo, file int, reader io.ReadCloser, size int64, err error) {
 	if err == nil {
 		nar.Bytes = size
-		err = storage.CheckNar(ctx, n, file, reader, decodeNar)
+		err = narcheck.Check(ctx, n, file, reader, decodeNar)
 		reader.Close()
 	}
 	switch {
 	case err == nil:
 		nar.Verdict, nar.NarHash = verdictRight, n.NarHash.String()
 		return
-	case errors.Is(err, storage.ErrWrongNar):
+	case errors.Is(err, narcheck.ErrWrongNar):
 		nar.Verdict = verdictWrong
 	default:
 		nar.Verdict = verdictUnknown

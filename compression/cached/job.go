@@ -17,6 +17,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 )
 
 // jobPrefix is the prefix of temporary files, which are in the directory of their type, so that
@@ -236,7 +237,7 @@ func compress(ctx context.Context, n *narinfo.Narinfo, source io.Reader, how str
 	if err != nil {
 		return err
 	}
-	check := storage.NewNarSum(ctx, n)
+	check := narcheck.NewSum(ctx, n)
 	_, err = io.CopyBuffer(onlyWriter{writer}, io.TeeReader(onlyReader{reader}, check), make([]byte, copyBuffer))
 	if err == nil {
 		err = check.Result()
@@ -257,7 +258,7 @@ func verify(ctx context.Context, n *narinfo.Narinfo, file io.ReadSeeker, kind st
 		return err
 	}
 	defer reader.Close()
-	check := storage.NewNarSum(ctx, n)
+	check := narcheck.NewSum(ctx, n)
 	if _, err := io.CopyBuffer(check, onlyReader{reader}, make([]byte, copyBuffer)); err != nil {
 		return err
 	}

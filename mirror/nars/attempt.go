@@ -11,6 +11,7 @@ import (
 	"nar-herder/internal/pace"
 	"nar-herder/peer"
 	"nar-herder/storage"
+	"nar-herder/storage/narcheck"
 )
 
 const (
@@ -59,8 +60,8 @@ func (f *Fetcher) check(ctx context.Context, d *download) (err error) {
 			err = localError{fmt.Errorf("%w: %v\n%s", errFault, fault, debug.Stack())}
 		}
 	}()
-	err = storage.CheckNar(ctx, d.item.Narinfo, d.n, &growing{ctx: ctx, d: d}, f.options.Decode)
-	if errors.Is(err, storage.ErrUnreadable) {
+	err = narcheck.Check(ctx, d.item.Narinfo, d.n, &growing{ctx: ctx, d: d}, f.options.Decode)
+	if errors.Is(err, narcheck.ErrUnreadable) {
 		err = localError{err}
 	}
 	return err
@@ -157,8 +158,8 @@ func (f *Fetcher) openAt(ctx context.Context, d *download, offset int64) (io.Rea
 
 // fitsNar returns an error for a file that is too long for the item's nar.
 func fitsNar(item *storage.Item, size int64) error {
-	if most := storage.MaxFileSize(item.Narinfo); size > most {
-		return fmt.Errorf("%w: a file of %d bytes, and no compression makes more than %d of it", storage.ErrWrongNar, size, most)
+	if most := narcheck.MaxFileSize(item.Narinfo); size > most {
+		return fmt.Errorf("%w: a file of %d bytes, and no compression makes more than %d of it", narcheck.ErrWrongNar, size, most)
 	}
 	return nil
 }

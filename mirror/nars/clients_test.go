@@ -23,6 +23,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 )
 
 // gate makes a source send a file up to an offset, and the rest when the gate is opened.
@@ -194,7 +195,7 @@ func TestTail(t *testing.T) {
 					default:
 					}
 					close(g.open)
-					if got := <-answered; !errors.Is(got.err, storage.ErrWrongNar) {
+					if got := <-answered; !errors.Is(got.err, narcheck.ErrWrongNar) {
 						t.Errorf("%v", got.err)
 					}
 				} else {
@@ -208,7 +209,7 @@ func TestTail(t *testing.T) {
 						t.Errorf("the beginning: %v", err)
 					}
 					close(g.open)
-					if rest, err := io.ReadAll(got.body); len(rest) > 0 || !errors.Is(err, storage.ErrWrongNar) {
+					if rest, err := io.ReadAll(got.body); len(rest) > 0 || !errors.Is(err, narcheck.ErrWrongNar) {
 						t.Errorf("%d bytes of the end, %v", len(rest), err)
 					}
 				}

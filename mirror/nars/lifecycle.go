@@ -7,6 +7,7 @@ import (
 
 	"nar-herder/mirror/nars/spool"
 	"nar-herder/storage"
+	"nar-herder/storage/narcheck"
 )
 
 // begin starts a download of the item's Nth file or returns the running one, which the caller
@@ -88,7 +89,7 @@ func (f *Fetcher) perform(d *download) {
 	d.mu.Lock()
 	resumed := d.resumed
 	d.mu.Unlock()
-	anew := errors.Is(err, storage.ErrWrongNar) && resumed && !d.again
+	anew := errors.Is(err, narcheck.ErrWrongNar) && resumed && !d.again
 	f.spool.Release(d.key) // a caller that joined may have counted it again
 	if !isResumable(err) || !f.leaveSpool(d) {
 		if removeErr := spool.Drop(d.file); removeErr != nil {
@@ -139,7 +140,7 @@ func (f *Fetcher) leaveSpool(d *download) bool {
 // isResumable reports whether the next download may resume after an error.
 func isResumable(err error) bool {
 	switch {
-	case err == nil, errors.Is(err, errStored), errors.Is(err, storage.ErrWrongNar), errors.Is(err, storage.ErrNotWanted), errors.Is(err, storage.ErrUnreadable), errors.Is(err, errNoRoom):
+	case err == nil, errors.Is(err, errStored), errors.Is(err, narcheck.ErrWrongNar), errors.Is(err, storage.ErrNotWanted), errors.Is(err, narcheck.ErrUnreadable), errors.Is(err, errNoRoom):
 		return false
 	}
 	return !isFull(err) // others need the room

@@ -25,6 +25,7 @@ import (
 	"nar-herder/peer/passing"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 )
 
 // Source provides nars, such as [nar-herder/peer.Peers].
@@ -54,7 +55,7 @@ type Options struct {
 	Usage func(ctx context.Context) (int64, error)
 	// Passing serves nars that can't be stored; nil makes one.
 	Passing *passing.Source
-	Decode  storage.Decoder
+	Decode  narcheck.Decoder
 	// Spool is a directory for partial downloads, if the byte store has none of its own.
 	Spool string
 	// Log may be nil.

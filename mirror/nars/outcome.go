@@ -7,6 +7,7 @@ import (
 	"nar-herder/internal/pace"
 	"nar-herder/mirror/nars/spool"
 	"nar-herder/storage"
+	"nar-herder/storage/narcheck"
 )
 
 // reason is the kind of a failure, a label of the metrics.
@@ -26,7 +27,7 @@ func reasonOf(err error) reason {
 	switch {
 	case errors.Is(err, storage.ErrNotStored):
 		return reasonAbsent
-	case errors.Is(err, storage.ErrWrongNar):
+	case errors.Is(err, narcheck.ErrWrongNar):
 		return reasonWrong
 	case isFull(err):
 		return reasonFull
@@ -38,7 +39,7 @@ func reasonOf(err error) reason {
 
 // isOfItem reports whether a failure of this machine concerns one nar alone.
 func isOfItem(err error) bool {
-	return errors.Is(err, storage.ErrUnreadable) || errors.Is(err, errUnsized) || errors.Is(err, spool.ErrInUse) || errors.Is(err, errFault)
+	return errors.Is(err, narcheck.ErrUnreadable) || errors.Is(err, errUnsized) || errors.Is(err, spool.ErrInUse) || errors.Is(err, errFault)
 }
 
 // finish records the outcome of a download.

@@ -8,6 +8,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/narcheck"
 )
 
 // Wanted announces items that may lack nars, which are fetched before others. It returns
@@ -189,7 +190,7 @@ func (f *Fetcher) adopt(ctx context.Context, item *storage.Item, n int) (bool, e
 	has, err := f.hasUnrecorded(ctx, item, n)
 	if err == nil && has {
 		err = f.storage.Adopt(ctx, item, n, f.options.Decode)
-		if errors.Is(err, storage.ErrWrongNar) {
+		if errors.Is(err, narcheck.ErrWrongNar) {
 			f.log.Warn("an unreferenced file in the storage is not the nar that it should be: replacing it", "file", item.FileName(n), "error", err)
 			return false, nil
 		}

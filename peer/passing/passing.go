@@ -26,6 +26,7 @@ import (
 	"nar-herder/compression"
 	"nar-herder/peer"
 	"nar-herder/storage"
+	"nar-herder/storage/narcheck"
 )
 
 const (
@@ -77,7 +78,7 @@ func New(opener Opener, memory int64) *Source {
 }
 
 // OpenFile is [peer.Peer.OpenFile] with these differences: the error is
-// [storage.ErrWrongNar] if the beginning shows that the file is wrong, and reading a wrong
+// [narcheck.ErrWrongNar] if the beginning shows that the file is wrong, and reading a wrong
 // file fails before its last bytes. As only whole files can be compared, it fetches the whole
 // file for a part that reaches into the withheld end, or if the peer sends no parts. With a
 // context of [peer.Uncompared], it is [peer.Peer.OpenFile].
@@ -171,7 +172,7 @@ type compared struct {
 // for none.
 func (s *Source) compare(ctx context.Context, item *storage.Item, n int, body io.ReadCloser, before io.Reader) (_ *compared, err error) {
 	c := &compared{
-		body: body, most: storage.MaxFileSize(item.Narinfo), verdict: make(chan error, 1), buffer: make([]byte, tail),
+		body: body, most: narcheck.MaxFileSize(item.Narinfo), verdict: make(chan error, 1), buffer: make([]byte, tail),
 	}
 	defer func() {
 		if err != nil {
@@ -225,7 +226,7 @@ func (s *Source) compare(ctx context.Context, item *storage.Item, n int, body io
 	return c, nil
 }
 
-// checkNar is [storage.CheckNar] with a bound on the decompressor's memory.
+// checkNar is [narcheck.Check] with a bound on the decompressor's memory.
 func (s *Source) checkNar(ctx context.Context, item *storage.Item, n int, from io.Reader, memory int64) (err error) {
 	turns := s.Turns
 	if turns == nil {
@@ -238,12 +239,12 @@ func (s *Source) checkNar(ctx context.Context, item *storage.Item, n int, from i
 			err = fmt.Errorf("a fault of the decompressor, please report it: %v\n%s", fault, debug.Stack())
 		}
 	}()
-	return storage.CheckNar(ctx, item.Narinfo, n, turnless{from, turns}, func(_ context.Context, kind string, r io.Reader, _ int64) (io.ReadCloser, error) {
+	return narcheck.Check(ctx, item.Narinfo, n, turnless{from, turns}, func(_ context.Context, kind string, r io.Reader, _ int64) (io.ReadCloser, error) {
 		decompressor, err := compression.NewReaderWithin(kind, r, memory)
 		if err == nil {
 			decompressor = yielding{decompressor, turns}
 		}
-		return storage.MarkUnreadable(decompressor, err, compression.Refused)
+		return narcheck.MarkUnreadable(decompressor, err, compression.Refused)
 	})
 }
 
@@ -274,7 +275,7 @@ func (y yielding) Read(p []byte) (int, error) {
 // take compares bytes that have come, and buffers them.
 func (c *compared) take(p []byte) error {
 	if c.come += int64(len(p)); c.come > c.most {
-		return fmt.Errorf("%w: more than %d bytes are coming", storage.ErrWrongNar, c.most)
+		return fmt.Errorf("%w: more than %d bytes are coming", narcheck.ErrWrongNar, c.most)
 	}
 	if c.checker != nil {
 		if _, err := c.checker.Write(p); err != nil {

@@ -20,6 +20,7 @@ import (
 	"nar-herder/peer"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 )
 
 // nar is an item with one file.
@@ -212,7 +213,7 @@ func TestParts(t *testing.T) {
 				}
 				switch {
 				case &file[0] == &wrong[0] && (test.isCompared || !ranges && test.offset > 0):
-					if end := test.offset + int64(len(got)); len(got) > 0 && end > int64(len(file)-tail) || test.isCompared && !errors.Is(err, storage.ErrWrongNar) {
+					if end := test.offset + int64(len(got)); len(got) > 0 && end > int64(len(file)-tail) || test.isCompared && !errors.Is(err, narcheck.ErrWrongNar) {
 						t.Errorf("%d, %d of a wrong file: %d bytes, %v", test.offset, test.length, len(got), err)
 					}
 				case err != nil || !bytes.Equal(got, want) || size != int64(len(file)):
@@ -255,7 +256,7 @@ func TestResume(t *testing.T) {
 func TestUnknownCompression(t *testing.T) {
 	t.Parallel()
 	of := newNar(t, 1000, "brotli", true)
-	if _, _, err := New(&opener{file: of.file}, 0).OpenFile(t.Context(), of.Item, 0, 0, -1, nil); !errors.Is(err, storage.ErrUnreadable) {
+	if _, _, err := New(&opener{file: of.file}, 0).OpenFile(t.Context(), of.Item, 0, 0, -1, nil); !errors.Is(err, narcheck.ErrUnreadable) {
 		t.Error(err)
 	}
 }
@@ -298,10 +299,10 @@ func TestLeaves(t *testing.T) {
 			}
 			body.Close()
 		}
-		o.file = append(bytes.Clone(of.file), make([]byte, storage.MaxFileSize(of.Item.Narinfo))...)
+		o.file = append(bytes.Clone(of.file), make([]byte, narcheck.MaxFileSize(of.Item.Narinfo))...)
 		if body, _, err := s.OpenFile(t.Context(), of.Item, 0, 0, -1, nil); err != nil {
 			t.Error(err)
-		} else if got, err := io.ReadAll(body); !errors.Is(err, storage.ErrWrongNar) {
+		} else if got, err := io.ReadAll(body); !errors.Is(err, narcheck.ErrWrongNar) {
 			t.Errorf("more than the nar can have: %d bytes, %v", len(got), err)
 		}
 		if got := s.unchecked.Load(); got != 5 {
@@ -347,7 +348,7 @@ func TestTurns(t *testing.T) {
 			s := New(&opener{file: file}, 0)
 			s.Turns = turns
 			left, _, err := s.OpenFile(t.Context(), of.Item, 0, 0, -1, nil) // it reads no bytes meanwhile
-			if err != nil && !errors.Is(err, storage.ErrWrongNar) {
+			if err != nil && !errors.Is(err, narcheck.ErrWrongNar) {
 				t.Fatal(err)
 			}
 			all.Go(func() {

@@ -9,6 +9,7 @@ import (
 
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/narcheck"
 )
 
 // fetch stages the file of a finding from the first source that has it. If none has it, Staged
@@ -26,7 +27,7 @@ func (r *Repairer) fetch(ctx context.Context, finding Finding) (bytestore.Staged
 			return nil, Repair{Err: err}
 		}
 		failures = append(failures, fmt.Sprintf("%s: %v", source, err))
-		unsure = unsure || !errors.Is(err, storage.ErrNotStored) && !errors.Is(err, storage.ErrWrongNar) && !errors.Is(err, bytestore.ErrWrongSize)
+		unsure = unsure || !errors.Is(err, storage.ErrNotStored) && !errors.Is(err, narcheck.ErrWrongNar) && !errors.Is(err, bytestore.ErrWrongSize)
 	}
 	if len(failures) == 0 {
 		return nil, Repair{Note: "no other instance to fetch it from was named"}
@@ -40,7 +41,7 @@ func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source
 	n := finding.Item.FileNamed(finding.Name)
 	most := finding.Item.StoredSize(n)
 	if most < 0 {
-		most = storage.MaxFileSize(finding.Item.Narinfo)
+		most = narcheck.MaxFileSize(finding.Item.Narinfo)
 	}
 	room, err := r.c.ReserveReplacement(ctx, most)
 	if err != nil {
@@ -52,12 +53,12 @@ func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source
 		return nil, ctx.Err() != nil, err
 	}
 	defer body.Close()
-	coming := &storage.ErrReader{R: &bounded{body, most}}
+	coming := &narcheck.ErrReader{R: &bounded{body, most}}
 	// Decompress the bytes as they arrive, so that nothing is read twice.
 	checked, checking := io.Pipe()
 	verdict := make(chan error, 1)
 	go func() {
-		err := storage.CheckNar(ctx, finding.Item.Narinfo, n, checked, r.options.Decode)
+		err := narcheck.Check(ctx, finding.Item.Narinfo, n, checked, r.options.Decode)
 		checked.CloseWithError(err) // also ends the staging
 		verdict <- err
 	}()
@@ -73,7 +74,7 @@ func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source
 	switch {
 	case ctx.Err() != nil:
 		return nil, true, ctx.Err()
-	case errors.Is(checkErr, storage.ErrWrongNar):
+	case errors.Is(checkErr, narcheck.ErrWrongNar):
 		return nil, false, checkErr
 	case coming.Err != nil:
 		return nil, false, coming.Err

@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"time"
 
 	"nar-herder/internal/pace"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
+	"nar-herder/storage/unfinished"
 )
 
 // Source provides files again, such as another instance.
@@ -30,7 +31,7 @@ type Source interface {
 
 // RepairOptions are for [Checker.Repairer].
 type RepairOptions struct {
-	Decode storage.Decoder
+	Decode narcheck.Decoder
 	// Sources are tried in this order.
 	Sources []Source
 	// Rate is as in [VerifyOptions], for files of the storage that are read.
@@ -89,9 +90,6 @@ func (o RepairOutcome) String() string {
 	return [...]string{"untouched", "fetched", "recorded", "set aside", "unclaimed", "deleted", "rewritten", "withheld"}[o]
 }
 
-// settledAfter is the age from which a temporary file counts as abandoned.
-const settledAfter = 24 * time.Hour
-
 // Repairer repairs findings. It is used by one goroutine at a time.
 //
 // It changes nothing that is unknown, stores nothing that is not the nar of its narinfo,
@@ -130,7 +128,7 @@ func (r *Repairer) Repair(ctx context.Context, finding Finding) (repair Repair) 
 	case Unstored:
 		repair = r.unstored(ctx, finding)
 	case Temporary:
-		switch removed, err := r.c.removeTemporary(ctx, finding.info); {
+		switch removed, err := unfinished.Remove(ctx, r.c.Storage, finding.info); {
 		case err != nil:
 			repair = Repair{Err: err}
 		case !removed:
@@ -251,8 +249,8 @@ func (r *Repairer) unrecorded(ctx context.Context, finding Finding) Repair {
 	c, item := r.c, finding.Item
 	n := item.FileNamed(finding.Name)
 	err := r.verify(ctx, finding)
-	if errors.Is(err, storage.ErrWrongNar) || errors.Is(err, bytestore.ErrWrongSize) {
-		if c.Now().Sub(finding.info.ModTime) < settledAfter {
+	if errors.Is(err, narcheck.ErrWrongNar) || errors.Is(err, bytestore.ErrWrongSize) {
+		if c.Now().Sub(finding.info.ModTime) < unfinished.AbandonedAfter {
 			return Repair{Err: fmt.Errorf("%w; it may still be being written", err)}
 		}
 		if mayErr := c.MayDelete(ctx); mayErr != nil {
@@ -288,7 +286,7 @@ func (r *Repairer) verify(ctx context.Context, finding Finding) error {
 	if !info.IsSame(finding.info) {
 		return errMeanwhile
 	}
-	return storage.CheckNar(ctx, finding.Item.Narinfo, n, r.reading.Reader(ctx, io.LimitReader(reader, info.Size)), r.options.Decode)
+	return narcheck.Check(ctx, finding.Item.Narinfo, n, r.reading.Reader(ctx, io.LimitReader(reader, info.Size)), r.options.Decode)
 }
 
 // restore commits a fetched file.

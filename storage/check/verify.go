@@ -14,11 +14,12 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 )
 
 // VerifyOptions are for [Checker.Verify].
 type VerifyOptions struct {
-	Decode storage.Decoder
+	Decode narcheck.Decoder
 	// Rate is the maximum rate of reading in bytes per second; no limit if it is not
 	// positive.
 	Rate int64
@@ -191,12 +192,12 @@ func (v *verifying) file(ctx context.Context, hash narinfo.PathHash, name string
 		} else if err != nil {
 			return finding, -1, err
 		}
-		err = storage.CheckNar(ctx, item.Narinfo, n, v.limiter.Reader(ctx, io.LimitReader(reader, info.Size)), v.Decode)
+		err = narcheck.Check(ctx, item.Narinfo, n, v.limiter.Reader(ctx, io.LimitReader(reader, info.Size)), v.Decode)
 		reader.Close()
 		if err == nil {
 			return finding, info.Size, nil
 		}
-		if !errors.Is(err, storage.ErrWrongNar) && !errors.Is(err, bytestore.ErrDamaged) {
+		if !errors.Is(err, narcheck.ErrWrongNar) && !errors.Is(err, bytestore.ErrDamaged) {
 			return finding, info.Size, fmt.Errorf("verify %s in storage %s: %w", name, v.bytes, err)
 		}
 		finding.Kind, finding.Note, finding.info = Corrupt, err.Error(), info

@@ -15,6 +15,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 	"nar-herder/storage/space"
 )
 
@@ -35,7 +36,7 @@ type Addition struct {
 	Tags           []index.Tag
 	// Decode decompresses each file that is added, to compare it with the NarHash; nil adds
 	// files unverified.
-	Decode storage.Decoder
+	Decode narcheck.Decoder
 
 	// verifying is called for the bytes of files that are verified; may be nil.
 	verifying func(bytes int64)

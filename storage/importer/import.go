@@ -22,6 +22,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 )
 
 // Importer adds items to one storage.
@@ -45,7 +46,7 @@ type Options struct {
 	Replace        bool
 	WithReferences bool
 	Tags           []index.Tag
-	Decode         storage.Decoder
+	Decode         narcheck.Decoder
 	// Verifying is called, by several goroutines at a time, for the bytes of files that are
 	// verified; may be nil.
 	Verifying func(bytes int64)

@@ -16,6 +16,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 )
 
 // prepared is an addition with staged bytes, ready for its transaction.
@@ -195,7 +196,7 @@ func (im *Importer) find(ctx context.Context, p *prepared, n int, name string) e
 	var wrong error
 	if fits && !replaces && !doubtful {
 		err := im.take(ctx, p, n, name, info.Size)
-		if !errors.Is(err, storage.ErrWrongNar) {
+		if !errors.Is(err, narcheck.ErrWrongNar) {
 			return err
 		}
 		wrong = fmt.Errorf("%s in storage %s: %w: remove it, or replace it with the right file", name, im.bytes, err)
@@ -351,7 +352,7 @@ func (im *Importer) stageFrom(ctx context.Context, p *prepared, n int, name, dir
 		}
 		if p.Decode == nil {
 			p.staged[n], err = im.bytes.Stage(ctx, name, file, size)
-		} else if p.staged[n], err = im.stageVerified(ctx, p, n, name, file, size); errors.Is(err, storage.ErrWrongNar) || errors.Is(err, storage.ErrUnreadable) {
+		} else if p.staged[n], err = im.stageVerified(ctx, p, n, name, file, size); errors.Is(err, narcheck.ErrWrongNar) || errors.Is(err, narcheck.ErrUnreadable) {
 			err = fmt.Errorf("%s: %w", source, err)
 		}
 		if err != nil {

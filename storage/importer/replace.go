@@ -13,6 +13,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 )
 
 // An addition may replace a file that a row claims by another nar, or by the same nar with
@@ -247,7 +248,7 @@ var errReplacing = errors.New("an import ended while it replaced this file, so i
 // when it failed or its process was killed. It compares them with their rows' NarHash, and
 // makes the row claim a file that is its nar. Others stay unclaimed. The error is about files
 // that could not be read: the next call tries them again.
-func (im *Importer) ResolveReplacements(ctx context.Context, decode storage.Decoder) error {
+func (im *Importer) ResolveReplacements(ctx context.Context, decode narcheck.Decoder) error {
 	if im.bytes == nil {
 		return nil
 	}
@@ -285,7 +286,7 @@ func (im *Importer) ResolveReplacements(ctx context.Context, decode storage.Deco
 
 // resolve makes the row claim the named file if that is its nar. After an error, that is still
 // unknown.
-func (im *Importer) resolve(ctx context.Context, name string, decode storage.Decoder) error {
+func (im *Importer) resolve(ctx context.Context, name string, decode narcheck.Decoder) error {
 	item, n, err := im.FileUnder(ctx, name)
 	if errors.Is(err, storage.ErrNotFound) {
 		return nil // removed since
@@ -303,7 +304,7 @@ func (im *Importer) resolve(ctx context.Context, name string, decode storage.Dec
 			return nil
 		}
 	}
-	if err == nil || errors.Is(err, storage.ErrWrongNar) || errors.Is(err, storage.ErrUnreadable) {
+	if err == nil || errors.Is(err, narcheck.ErrWrongNar) || errors.Is(err, narcheck.ErrUnreadable) {
 		im.log.Warn("an import ended while it replaced a nar, and the stored file is not the nar of its narinfo: import it again, or run 'nar-herder check --repair'", "file", name, "error", err)
 		return nil
 	}

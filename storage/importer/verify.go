@@ -14,6 +14,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 )
 
 // A nar is decompressed and compared with the NarHash before its row is written, so before
@@ -21,12 +22,12 @@ import (
 // again: package check does that.
 
 // verify compares the Nth file with the narinfo.
-func (p *prepared) verify(ctx context.Context, n int, from io.Reader, decode storage.Decoder) error {
-	err := storage.CheckNar(ctx, p.Narinfo, n, &reading{ctx, from, p.verifying}, decode)
+func (p *prepared) verify(ctx context.Context, n int, from io.Reader, decode narcheck.Decoder) error {
+	err := narcheck.Check(ctx, p.Narinfo, n, &reading{ctx, from, p.verifying}, decode)
 	switch {
 	case err == nil:
 		p.verified |= 1 << n
-	case errors.Is(err, storage.ErrUnreadable):
+	case errors.Is(err, narcheck.ErrUnreadable):
 		err = fmt.Errorf("can't compare it with the NarHash: %w: use --no-verify if it is right nevertheless", err)
 	}
 	return err

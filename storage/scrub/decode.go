@@ -4,10 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"nar-herder/storage/narcheck"
 	"runtime/debug"
 	"sync"
-
-	"nar-herder/storage"
 )
 
 // decode is [Options.Decode] with [Scrubber.TakeTurns]: it holds one while it computes, but not while it waits
@@ -52,7 +51,7 @@ func (t *taking) Read(p []byte) (n int, err error) {
 		t.source.held = false
 		t.source.turns.Unlock()
 		if fault := recover(); fault != nil {
-			n, err = 0, fmt.Errorf("%w: a fault of the decompressor, please report it: %v\n%s", storage.ErrUnreadable, fault, debug.Stack())
+			n, err = 0, fmt.Errorf("%w: a fault of the decompressor, please report it: %v\n%s", narcheck.ErrUnreadable, fault, debug.Stack())
 		}
 	}()
 	return t.ReadCloser.Read(p)

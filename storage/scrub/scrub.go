@@ -24,6 +24,7 @@ import (
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/check"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 )
 
 const (
@@ -59,7 +60,7 @@ var (
 type Options struct {
 	// Interval is how often everything is verified.
 	Interval time.Duration
-	Decode   storage.Decoder
+	Decode   narcheck.Decoder
 	// Sources are asked for nars and narinfos that are damaged. They include all instances from
 	// which the server gets nars for clients.
 	Sources []check.Source
@@ -278,7 +279,7 @@ func (s *Scrubber) item(ctx context.Context, row *index.Item, totals index.Total
 			return ctx.Err()
 		case err != nil && finding.Name == "":
 			return fmt.Errorf("%w: the storage can't be read: %w", errStorage, err)
-		case errors.Is(err, storage.ErrUnreadable):
+		case errors.Is(err, narcheck.ErrUnreadable):
 			unreadable = true
 			s.logged.Log(s.log, slog.LevelWarn, s.now(), "can't verify a stored nar: its length is right", "file", finding.Name, "error", err)
 			continue

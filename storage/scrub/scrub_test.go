@@ -14,6 +14,7 @@ import (
 	"nar-herder/internal/pace"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 )
 
 // newInternal makes a scrubber of a storage without nars.
@@ -137,7 +138,7 @@ func TestDecoderPanics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := reader.Read(make([]byte, 1)); !errors.Is(err, storage.ErrUnreadable) {
+	if _, err := reader.Read(make([]byte, 1)); !errors.Is(err, narcheck.ErrUnreadable) {
 		t.Errorf("%v", err)
 	}
 	if !turns.TryLock() {

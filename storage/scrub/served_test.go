@@ -30,6 +30,7 @@ import (
 	"nar-herder/storage/check"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 	"nar-herder/storage/scrub"
 )
 
@@ -184,7 +185,7 @@ func sourceAt(t testing.TB, address string) check.Source {
 
 func decode(_ context.Context, kind string, compressed io.Reader, _ int64) (io.ReadCloser, error) {
 	reader, err := compression.NewReader(kind, compressed)
-	return storage.MarkUnreadable(reader, err, compression.Refused)
+	return narcheck.MarkUnreadable(reader, err, compression.Refused)
 }
 
 // outcome is what a client got.

@@ -19,6 +19,7 @@ import (
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
+	"nar-herder/storage/narcheck"
 	"nar-herder/storage/transfer"
 )
 
@@ -165,7 +166,7 @@ func itemOf(t testing.TB, name, compression, nar string, size int64) *storage.It
 // decode supports uncompressed files only.
 func decode(_ context.Context, kind string, from io.Reader, _ int64) (io.ReadCloser, error) {
 	if kind != "none" {
-		return nil, fmt.Errorf("%w: %s", storage.ErrUnreadable, kind)
+		return nil, fmt.Errorf("%w: %s", narcheck.ErrUnreadable, kind)
 	}
 	return io.NopCloser(from), nil
 }

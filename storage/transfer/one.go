@@ -10,6 +10,7 @@ import (
 
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/narcheck"
 )
 
 // one copies a file of the source if necessary.
@@ -180,7 +181,7 @@ func (r *run) copy(ctx context.Context, item *storage.Item, n int, result Result
 	switch {
 	case ctx.Err() != nil:
 		result.Err = ctx.Err()
-	case errors.Is(checkErr, storage.ErrWrongNar):
+	case errors.Is(checkErr, narcheck.ErrWrongNar):
 		result.Outcome, result.Err = Wrong, checkErr
 	case coming.err != nil:
 		result.side, result.Err = source, coming.err
@@ -188,7 +189,7 @@ func (r *run) copy(ctx context.Context, item *storage.Item, n int, result Result
 		result.Err = fmt.Errorf("it changed while it was read: %w: run it again", stageErr)
 	case stageErr != nil:
 		result.side, result.Err = target, stageErr
-	case checkErr != nil && !errors.Is(checkErr, storage.ErrUnreadable):
+	case checkErr != nil && !errors.Is(checkErr, narcheck.ErrUnreadable):
 		result.Err = checkErr
 	default:
 		if err := staged.Commit(ctx); err != nil {
@@ -205,8 +206,8 @@ func (r *run) stageVerified(ctx context.Context, item *storage.Item, n int, from
 	checked, checking := io.Pipe()
 	verdict := make(chan error, 1)
 	go func() {
-		err := storage.CheckNar(ctx, item.Narinfo, n, checked, r.Decode)
-		if errors.Is(err, storage.ErrUnreadable) {
+		err := narcheck.Check(ctx, item.Narinfo, n, checked, r.Decode)
+		if errors.Is(err, narcheck.ErrUnreadable) {
 			// The compression is unknown: the file may be good, so copy it.
 			_, _ = io.Copy(io.Discard, checked)
 		}

@@ -12,6 +12,7 @@ import (
 	"nar-herder/internal/pace"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/narcheck"
 )
 
 // Copy is a copy of the nars of From to To. A run that was interrupted or killed leaves
@@ -23,7 +24,7 @@ type Copy struct {
 	// are compared. [storage.Storage] implements it.
 	Items Items
 	// Decode is needed with Items.
-	Decode storage.Decoder
+	Decode narcheck.Decoder
 
 	// Concurrency is how many files are copied at a time; if it is not positive, as
 	// many as suit the stores.

@@ -1,4 +1,5 @@
-package storage
+// Package narcheck compares bytes, in any compression, with the nar that a narinfo describes.
+package narcheck
 
 import (
 	"context"
@@ -69,12 +70,12 @@ func MaxFileSize(n *narinfo.Narinfo) int64 {
 // copyBuffer is how much is decompressed at a time.
 const copyBuffer = 256 << 10
 
-// CheckNar reads an item's Nth file to its end. It returns nil if the file is the nar,
+// Check reads an item's Nth file to its end. It returns nil if the file is the nar,
 // [ErrWrongNar] if it certainly isn't, and another error if that is unknown. It decompresses no
 // more bytes than the nar has.
-func CheckNar(ctx context.Context, n *narinfo.Narinfo, file int, from io.Reader, decode Decoder) error {
+func Check(ctx context.Context, n *narinfo.Narinfo, file int, from io.Reader, decode Decoder) error {
 	source := &ErrReader{R: from}
-	sum := NewNarSum(ctx, n)
+	sum := NewSum(ctx, n)
 	reader, err := decode(ctx, n.Files[file].Compression, source, n.NarSize)
 	if err == nil {
 		defer reader.Close()
@@ -110,22 +111,22 @@ func (r *ErrReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// NarSum is a writer that compares the bytes of a nar with a narinfo.
-type NarSum struct {
+// Sum is a writer that compares the bytes of a nar with a narinfo.
+type Sum struct {
 	ctx    context.Context
 	want   *narinfo.Narinfo
 	sha256 hash.Hash
 	size   int64
 }
 
-// NewNarSum begins a comparison. Writes fail after the context has ended.
-func NewNarSum(ctx context.Context, want *narinfo.Narinfo) *NarSum {
-	return &NarSum{ctx: ctx, want: want, sha256: sha256.New()}
+// NewSum begins a comparison. Writes fail after the context has ended.
+func NewSum(ctx context.Context, want *narinfo.Narinfo) *Sum {
+	return &Sum{ctx: ctx, want: want, sha256: sha256.New()}
 }
 
 // Write adds decompressed bytes. The error is [ErrWrongNar] as soon as there are more than the
 // nar has.
-func (s *NarSum) Write(p []byte) (int, error) {
+func (s *Sum) Write(p []byte) (int, error) {
 	if err := s.ctx.Err(); err != nil {
 		return 0, err
 	}
@@ -140,7 +141,7 @@ func (s *NarSum) Write(p []byte) (int, error) {
 }
 
 // Result returns nil if the written bytes are the nar, and [ErrWrongNar] if they are not.
-func (s *NarSum) Result() error {
+func (s *Sum) Result() error {
 	if s.want.NarSize >= 0 && s.size != s.want.NarSize {
 		return fmt.Errorf("%w: it has %d bytes, should have %d", ErrWrongNar, s.size, s.want.NarSize)
 	}

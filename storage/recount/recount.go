@@ -1,4 +1,6 @@
-package check
+// Package recount corrects which files the rows of an index claim, by the list of the byte
+// store.
+package recount
 
 import (
 	"context"
@@ -12,26 +14,26 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Recounted is what [Checker.Recount] has found.
-type Recounted struct {
+// Counts is what [Claims] has found.
+type Counts struct {
 	// Recorded counts the files that are newly recorded as stored, and Missing those that no
 	// longer are, because they don't exist.
 	Recorded, Missing int64
 }
 
-// recountBatch is how many items are changed in one transaction.
-const recountBatch = 1000
+// batchSize is how many items are changed in one transaction.
+const batchSize = 1000
 
-// Recount makes the rows claim the files that are in the byte store under their names
+// Claims makes the rows claim the files that are in the byte store under their names
 // and have the right size, and no others. It does not read the files. Only the owner of
 // the byte store may call it. looked is called for each file.
-func (c *Checker) Recount(ctx context.Context, looked func()) (found Recounted, err error) {
-	if err := c.MayDelete(ctx); err != nil {
+func Claims(ctx context.Context, s *storage.Storage, looked func()) (found Counts, err error) {
+	if err := s.MayDelete(ctx); err != nil {
 		return found, err
 	}
 	seed := maphash.MakeSeed()
 	sizes := make(map[uint64]int64) // by a hash of the name: names would take too much memory
-	for info, err := range c.bytes.List(ctx) {
+	for info, err := range s.NarStore().List(ctx) {
 		if err != nil && info.Name != "" {
 			continue // such as lost+found, which has no nars
 		}
@@ -46,30 +48,30 @@ func (c *Checker) Recount(ctx context.Context, looked func()) (found Recounted, 
 		size, ok := sizes[maphash.String(seed, name)]
 		return size, ok
 	}
-	batch := make([]narinfo.PathHash, 0, recountBatch)
+	batch := make([]narinfo.PathHash, 0, batchSize)
 	recount := func() error {
-		var counted Recounted
-		err := c.index.Update(ctx, func(tx *index.Tx) error {
-			counted = Recounted{}
+		var counted Counts
+		err := s.Index().Update(ctx, func(tx *index.Tx) error {
+			counted = Counts{}
 			for _, hash := range batch {
-				if err := c.recountItem(ctx, tx, hash, size, &counted); err != nil {
+				if err := recountItem(ctx, s, tx, hash, size, &counted); err != nil {
 					return err
 				}
 			}
 			return nil
 		})
-		found = Recounted{found.Recorded + counted.Recorded, found.Missing + counted.Missing}
+		found = Counts{found.Recorded + counted.Recorded, found.Missing + counted.Missing}
 		batch = batch[:0]
 		return err
 	}
-	for item, err := range c.index.Items(ctx) {
+	for item, err := range s.Index().Items(ctx) {
 		if errors.Is(err, index.ErrDamaged) {
-			continue // its files are unknown, and CheckIndex reports it
+			continue // its files are unknown, and a check reports it
 		}
 		if err != nil {
 			return found, err
 		}
-		if batch = append(batch, item.Hash); len(batch) == recountBatch {
+		if batch = append(batch, item.Hash); len(batch) == batchSize {
 			if err := recount(); err != nil {
 				return found, err
 			}
@@ -80,7 +82,7 @@ func (c *Checker) Recount(ctx context.Context, looked func()) (found Recounted, 
 
 // recountItem corrects the row of one item. sizeOf returns the size of a file in the byte
 // store.
-func (c *Checker) recountItem(ctx context.Context, tx *index.Tx, hash narinfo.PathHash, sizeOf func(string) (int64, bool), counted *Recounted) error {
+func recountItem(ctx context.Context, s *storage.Storage, tx *index.Tx, hash narinfo.PathHash, sizeOf func(string) (int64, bool), counted *Counts) error {
 	row, err := tx.Item(hash)
 	if errors.Is(err, storage.ErrNotFound) {
 		return nil
@@ -97,7 +99,7 @@ func (c *Checker) recountItem(ctx context.Context, tx *index.Tx, hash narinfo.Pa
 		switch has := item.HasStored(n); {
 		case name == "" || has == exists:
 		case has:
-			if _, err := c.bytes.Stat(ctx, name); !errors.Is(err, fs.ErrNotExist) {
+			if _, err := s.NarStore().Stat(ctx, name); !errors.Is(err, fs.ErrNotExist) {
 				continue // it may be newer than the list
 			}
 			row.Stored &^= item.FilesNamed(name)

@@ -1,4 +1,5 @@
-package mirror
+// Package apply writes the changes of a mirrored instance to a storage.
+package apply
 
 import (
 	"bytes"
@@ -12,8 +13,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Followed is a change that the mirrored instance has made.
-type Followed struct {
+// Change is a change that the mirrored instance has made.
+type Change struct {
 	// At is when the first instance made it, to the second.
 	At time.Time
 	// Narinfo is that of an addition; nil for the removal of the item with that Hash.
@@ -27,14 +28,14 @@ type Followed struct {
 
 // Prepare does the part of applying an addition that needs no transaction, so that it can
 // run in parallel. Calling it is optional.
-func (f *Followed) Prepare(x *index.Index) {
-	if f.Narinfo != nil {
-		f.entry = x.Prepare(f.Narinfo)
+func (c *Change) Prepare(x *index.Index) {
+	if c.Narinfo != nil {
+		c.entry = x.Prepare(c.Narinfo)
 	}
 }
 
-// FollowedSums counts the outcomes of changes.
-type FollowedSums struct {
+// Sums counts the outcomes of changes.
+type Sums struct {
 	Added, Updated, Withdrawn int
 	// Known changed nothing. Kept are removals of items that stay, and other nars of items
 	// that were added here.
@@ -42,7 +43,7 @@ type FollowedSums struct {
 }
 
 // Add adds others.
-func (s *FollowedSums) Add(o FollowedSums) {
+func (s *Sums) Add(o Sums) {
 	s.Added += o.Added
 	s.Updated += o.Updated
 	s.Withdrawn += o.Withdrawn
@@ -50,8 +51,8 @@ func (s *FollowedSums) Add(o FollowedSums) {
 	s.Kept += o.Kept
 }
 
-// ApplyOptions are for [Apply].
-type ApplyOptions struct {
+// Options are for [Changes].
+type Options struct {
 	// Keeps reports whether an item stays here although the mirrored instance has
 	// removed it; nil for none.
 	Keeps func(narinfo.PathHash) bool
@@ -60,10 +61,10 @@ type ApplyOptions struct {
 	Within func(*index.Tx) error
 }
 
-// Apply applies changes of the mirrored instance in one transaction. It writes rows only:
+// Changes applies changes of the mirrored instance in one transaction. It writes rows only:
 // nars are fetched later. Items that were added here stay as they are. Items that were
 // removed there are withdrawn here, and deleted when no client can hold their narinfos.
-func Apply(ctx context.Context, s *storage.Storage, changes []Followed, options ApplyOptions) (sums FollowedSums, err error) {
+func Changes(ctx context.Context, s *storage.Storage, changes []Change, options Options) (sums Sums, err error) {
 	entries := make([]*index.Entry, len(changes))
 	transact := s.Index().Reclaim // may call its function twice
 	for i, change := range changes {
@@ -79,7 +80,7 @@ func Apply(ctx context.Context, s *storage.Storage, changes []Followed, options 
 	var withdrawn []narinfo.PathHash
 	var begin time.Time
 	err = transact(ctx, func(tx *index.Tx) error {
-		sums, obsolete, withdrawn = FollowedSums{}, nil, nil
+		sums, obsolete, withdrawn = Sums{}, nil, nil
 		if options.Within != nil {
 			if err := options.Within(tx); err != nil {
 				return err
@@ -111,7 +112,7 @@ func Apply(ctx context.Context, s *storage.Storage, changes []Followed, options 
 		return tx.AddPendingDeletes(obsolete)
 	})
 	if err != nil {
-		return FollowedSums{}, err
+		return Sums{}, err
 	}
 	if err := s.Postpone(ctx, begin, withdrawn); err != nil {
 		return sums, err
@@ -123,43 +124,43 @@ func Apply(ctx context.Context, s *storage.Storage, changes []Followed, options 
 }
 
 // applyRemoval withdraws an item.
-func applyRemoval(s *storage.Storage, tx *index.Tx, change Followed, now time.Time, keeps func(narinfo.PathHash) bool) (FollowedSums, error) {
+func applyRemoval(s *storage.Storage, tx *index.Tx, change Change, now time.Time, keeps func(narinfo.PathHash) bool) (Sums, error) {
 	row, err := tx.Item(change.Hash)
 	var damage *index.Damage
 	switch {
 	case errors.Is(err, storage.ErrNotFound):
-		return FollowedSums{Known: 1}, nil
+		return Sums{Known: 1}, nil
 	case errors.As(err, &damage):
 		if keeps != nil && keeps(change.Hash) {
-			return FollowedSums{Kept: 1}, nil
+			return Sums{Kept: 1}, nil
 		}
 		// Its files are unknown until it is repaired, which completes the removal.
 		withdrawn, err := tx.WithdrawDamaged(damage, change.StorePath, now, change.At)
 		if err != nil || !withdrawn {
-			return FollowedSums{Kept: 1}, err
+			return Sums{Kept: 1}, err
 		}
 		s.Log().Warn("the mirrored instance has removed an item that is damaged here: it is hidden, and removed when it is repaired", "error", damage)
-		return FollowedSums{Withdrawn: 1}, nil
+		return Sums{Withdrawn: 1}, nil
 	case err != nil:
-		return FollowedSums{}, err
+		return Sums{}, err
 	case !row.WithdrawnAt.IsZero():
-		return FollowedSums{Known: 1}, nil
+		return Sums{Known: 1}, nil
 	case !row.Mirrored:
-		return FollowedSums{Kept: 1}, nil
+		return Sums{Kept: 1}, nil
 	case row.Stored != 0 && keeps != nil && keeps(change.Hash):
 		// From now on it is a local item, so its nar must be stored here.
-		return FollowedSums{Kept: 1}, tx.SetMirrored(change.Hash, false)
+		return Sums{Kept: 1}, tx.SetMirrored(change.Hash, false)
 	}
 	if _, err := tx.WithdrawAs(change.Hash, now, change.At); err != nil {
-		return FollowedSums{}, err
+		return Sums{}, err
 	}
 	// An import that restores it makes it a local item.
-	return FollowedSums{Withdrawn: 1}, tx.SetMirrored(change.Hash, false)
+	return Sums{Withdrawn: 1}, tx.SetMirrored(change.Hash, false)
 }
 
 // applyAddition writes an item's row, and returns the names of the stored files that the row
 // no longer claims.
-func applyAddition(s *storage.Storage, tx *index.Tx, change Followed, entry *index.Entry) (sums FollowedSums, obsolete []string, err error) {
+func applyAddition(s *storage.Storage, tx *index.Tx, change Change, entry *index.Entry) (sums Sums, obsolete []string, err error) {
 	n := change.Narinfo
 	row, err := tx.Item(n.StorePath.Hash)
 	var damage *index.Damage
@@ -167,7 +168,7 @@ func applyAddition(s *storage.Storage, tx *index.Tx, change Followed, entry *ind
 		row, err = tx.Renew(damage, entry)
 	}
 	if errors.Is(err, storage.ErrNotFound) {
-		return FollowedSums{Added: 1}, nil, tx.Put(entry, nil)
+		return Sums{Added: 1}, nil, tx.Put(entry, nil)
 	} else if err != nil {
 		return sums, nil, err
 	}
@@ -176,12 +177,12 @@ func applyAddition(s *storage.Storage, tx *index.Tx, change Followed, entry *ind
 			if _, err := tx.Restore(row.Hash, change.At); err != nil {
 				return sums, nil, err
 			}
-			return FollowedSums{Updated: 1}, nil, tx.SetMirrored(row.Hash, true)
+			return Sums{Updated: 1}, nil, tx.SetMirrored(row.Hash, true)
 		}
 		if !row.Mirrored {
-			return FollowedSums{Known: 1}, nil, tx.SetMirrored(row.Hash, true)
+			return Sums{Known: 1}, nil, tx.SetMirrored(row.Hash, true)
 		}
-		return FollowedSums{Known: 1}, nil, nil
+		return Sums{Known: 1}, nil, nil
 	}
 	old, err := storage.NewItem(row)
 	if err != nil {
@@ -192,7 +193,7 @@ func applyAddition(s *storage.Storage, tx *index.Tx, change Followed, entry *ind
 		if old.Narinfo.NarHash != n.NarHash {
 			s.Log().Warn("the mirrored instance has another nar of an item that was added here: keeping the local one", "item", n.StorePath.String())
 		}
-		return FollowedSums{Kept: 1}, nil, nil
+		return Sums{Kept: 1}, nil, nil
 	}
 	// The files of another nar have the same names: they must be unclaimed before
 	// others can be fetched in their place.
@@ -200,5 +201,5 @@ func applyAddition(s *storage.Storage, tx *index.Tx, change Followed, entry *ind
 	if s.HasBytes() {
 		obsolete = old.NarNames()
 	}
-	return FollowedSums{Updated: 1}, obsolete, tx.Put(entry, row)
+	return Sums{Updated: 1}, obsolete, tx.Put(entry, row)
 }
