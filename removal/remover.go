@@ -32,7 +32,7 @@ import (
 	"nar-herder/removal/dependence"
 	"nar-herder/removal/pins"
 	"nar-herder/storage"
-	"nar-herder/storage/importer"
+	"nar-herder/storage/importer/replacing"
 	"nar-herder/storage/index"
 	"nar-herder/storage/narcheck"
 )
@@ -241,7 +241,7 @@ func (r *Remover) Round(ctx context.Context) error {
 		r.log.Error("can't list the files of removed items; trying again", "error", err)
 	}
 	if r.options.Decode != nil {
-		if err := importer.New(r.storage).ResolveReplacements(ctx, r.options.Decode); err != nil && ctx.Err() == nil {
+		if err := replacing.Resolve(ctx, r.storage, r.options.Decode); err != nil && ctx.Err() == nil {
 			r.log.Error("nars that an import failed to replace can't be checked, and are not served; that is tried again", "error", err)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/importer"
+	"nar-herder/storage/importer/replacing"
 	"nar-herder/storage/narcheck"
 )
 
@@ -282,7 +283,7 @@ func crashAt(t *testing.T, op operation, mode faultMode, at int) (reached bool) 
 		wantIntact(t, where+", at once", p, s, op)
 	}
 	now = now.Add(time.Hour)
-	if err := importer.New(s).ResolveReplacements(t.Context(), decodeFakes(op)); err != nil {
+	if err := replacing.Resolve(t.Context(), s, decodeFakes(op)); err != nil {
 		t.Errorf("%s: resolve: %v", where, err)
 	}
 	wantIntact(t, where, p, s, op)

@@ -16,6 +16,7 @@ import (
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/check"
 	"nar-herder/storage/importer"
+	"nar-herder/storage/importer/replacing"
 )
 
 // replacedIn crashes a replacement of before by after, of the same size, once the file is
@@ -114,7 +115,7 @@ func TestInterruptedReplacement(t *testing.T) {
 	t.Run("the server", func(t *testing.T) {
 		p := newPlace(t)
 		s, faulty, c := replacedIn(t, p, before, after)
-		resolve := func() error { return importer.New(s).ResolveReplacements(t.Context(), decode) }
+		resolve := func() error { return replacing.Resolve(t.Context(), s, decode) }
 		// Another process may still be replacing it.
 		if err := resolve(); err != nil || noted(t, p) != 1 {
 			t.Errorf("at once: %v, %d names", err, noted(t, p))
@@ -138,7 +139,7 @@ func TestInterruptedReplacement(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.set(time.Hour, 0)
-		if err := importer.New(s).ResolveReplacements(t.Context(), decode); err != nil {
+		if err := replacing.Resolve(t.Context(), s, decode); err != nil {
 			t.Error(err)
 		}
 		if n := noted(t, p); n != 0 {
@@ -334,7 +335,7 @@ func TestReplacementFullDatabase(t *testing.T) {
 		_, x := p.openAt(t, nil)
 		useReserve(t, x)
 		c.set(time.Hour, 0)
-		if err := importer.New(s).ResolveReplacements(t.Context(), decode); err != nil {
+		if err := replacing.Resolve(t.Context(), s, decode); err != nil {
 			t.Error(err)
 		}
 		wantServed(t, s, before)

@@ -12,13 +12,13 @@ import (
 	"syscall"
 
 	"nar-herder/internal/disk"
-	"nar-herder/storage/importer"
+	"nar-herder/storage/importer/narinfofiles"
 	"nar-herder/storage/resign"
 )
 
 // signFiles signs narinfo files. Its errors are about names that can't be read.
 func signFiles(ctx context.Context, signer *resign.Signer, names []string, dryRun bool, summary *signSummary) error {
-	work := make(chan importer.File)
+	work := make(chan narinfofiles.File)
 	var workers sync.WaitGroup
 	var mutex sync.Mutex // of the summary
 	// More than processors, since they mostly wait for the disk.
@@ -33,7 +33,7 @@ func signFiles(ctx context.Context, signer *resign.Signer, names []string, dryRu
 		})
 	}
 	found := 0
-	err := importer.Find(ctx, names, func(file importer.File) {
+	err := narinfofiles.Find(ctx, names, func(file narinfofiles.File) {
 		found++
 		if ctx.Err() == nil {
 			work <- file
@@ -48,7 +48,7 @@ func signFiles(ctx context.Context, signer *resign.Signer, names []string, dryRu
 }
 
 // signFile signs a narinfo file.
-func signFile(signer *resign.Signer, file importer.File, dryRun bool) (result resign.Result) {
+func signFile(signer *resign.Signer, file narinfofiles.File, dryRun bool) (result resign.Result) {
 	// The target may be signed meanwhile, so don't depend on its signature.
 	if _, err := replaceable(file.Name); err != nil {
 		return resign.Result{Err: err}
@@ -68,8 +68,8 @@ func signFile(signer *resign.Signer, file importer.File, dryRun bool) (result re
 
 // signToStdout prints a narinfo file with a signature.
 func signToStdout(ctx context.Context, s *streams, signer *resign.Signer, names []string, items *itemList) error {
-	var files []importer.File
-	if err := importer.Find(ctx, names, func(file importer.File) { files = append(files, file) }); err != nil {
+	var files []narinfofiles.File
+	if err := narinfofiles.Find(ctx, names, func(file narinfofiles.File) { files = append(files, file) }); err != nil {
 		return fmt.Errorf("sign: %w", err)
 	}
 	if len(files) != 1 || items != nil {

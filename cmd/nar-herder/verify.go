@@ -16,7 +16,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/narinfo/signing"
 	"nar-herder/storage"
-	"nar-herder/storage/importer"
+	"nar-herder/storage/importer/narinfofiles"
 	"nar-herder/storage/index"
 	"nar-herder/storage/narcheck"
 	"nar-herder/storage/resign"
@@ -143,7 +143,7 @@ func (c *verifyCommand) Run(ctx context.Context, s *streams) error {
 			continue
 		}
 		found := 0
-		err := importer.Find(ctx, []string{name}, func(file importer.File) {
+		err := narinfofiles.Find(ctx, []string{name}, func(file narinfofiles.File) {
 			found++
 			if ctx.Err() == nil {
 				report(v.file(ctx, file))
@@ -299,7 +299,7 @@ func (v *verifying) nar(ctx context.Context, nar *verifiedNarLine, n *narinfo.Na
 }
 
 // file verifies a narinfo file.
-func (v *verifying) file(ctx context.Context, file importer.File) *verifiedLine {
+func (v *verifying) file(ctx context.Context, file narinfofiles.File) *verifiedLine {
 	line := &verifiedLine{Name: file.Name, Nars: []verifiedNarLine{}}
 	n, err := file.Read()
 	if err != nil {
@@ -314,7 +314,7 @@ func (v *verifying) file(ctx context.Context, file importer.File) *verifiedLine 
 	for i := range n.Files {
 		nar := verifiedNarLine{URL: n.Files[i].URL, Compression: n.Files[i].Compression, Verdict: verdictAbsent}
 		if name := storage.NarName(n.Files[i], n.StorePath.Hash); name != "" {
-			v.narBeside(ctx, &nar, n, i, name, file.Directories)
+			v.narBeside(ctx, &nar, n, i, name, file.Directories())
 		}
 		line.Nars = append(line.Nars, nar)
 	}

@@ -3,24 +3,19 @@
 package importer
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/importer/narinfofiles"
 	"nar-herder/storage/index"
 	"nar-herder/storage/narcheck"
 )
@@ -79,12 +74,12 @@ const (
 // With WithReferences, all narinfos are read first. They may refer to items of the same
 // import, in any order.
 func (im *Importer) Import(ctx context.Context, names []string, options Options, report func(Imported)) error {
-	work := make(chan narinfoFile, batchItems)
+	work := make(chan narinfofiles.File, batchItems)
 	ready := make(chan importing, batchItems/2)
 	var walkErr error
 	var plan *plan
 	if options.WithReferences {
-		var files []narinfoFile
+		var files []narinfofiles.File
 		if plan, files, walkErr = im.planImport(ctx, names, report); plan == nil {
 			return walkErr
 		}
@@ -101,7 +96,7 @@ func (im *Importer) Import(ctx context.Context, names []string, options Options,
 	} else {
 		go func() {
 			defer close(work)
-			walkErr = walk(ctx, names, work)
+			walkErr = narinfofiles.Walk(ctx, names, work)
 		}()
 	}
 	var workers sync.WaitGroup
@@ -120,34 +115,34 @@ func (im *Importer) Import(ctx context.Context, names []string, options Options,
 	}()
 
 	var waiting []importing
-	wait := func(file narinfoFile, p *prepared) importing {
+	wait := func(file narinfofiles.File, p *prepared) importing {
 		return importing{file, &prepared{result: p.result, fresh: p.fresh}} // the rest takes memory
 	}
 	im.commitAll(ctx, ready, plan, func(i importing) {
 		if worthAnotherTry(i.prepared.result.Err) {
-			waiting = append(waiting, wait(i.narinfoFile, i.prepared))
+			waiting = append(waiting, wait(i.File, i.prepared))
 			return
 		}
 		im.discardFresh(ctx, i.prepared)
-		report(Imported{i.name, i.prepared.result})
+		report(Imported{i.Name, i.prepared.result})
 	})
 	// Retry one by one while any succeeds: another process may import their references.
 	for progress := true; progress && len(waiting) > 0 && ctx.Err() == nil; {
 		progress = false
 		var left []importing
 		for _, i := range waiting {
-			p := im.addAlone(ctx, i.prepared.fresh, func() *prepared { return im.prepareFile(ctx, i.narinfoFile, options, false) })
+			p := im.addAlone(ctx, i.prepared.fresh, func() *prepared { return im.prepareFile(ctx, i.File, options, false) })
 			if worthAnotherTry(p.result.Err) {
-				left = append(left, wait(i.narinfoFile, p))
+				left = append(left, wait(i.File, p))
 				continue
 			}
 			progress = true
 			im.discardFresh(ctx, p)
-			report(Imported{i.name, p.result})
+			report(Imported{i.Name, p.result})
 		}
 		if !progress {
 			for _, i := range left {
-				report(Imported{i.name, i.prepared.result})
+				report(Imported{i.Name, i.prepared.result})
 			}
 		}
 		waiting = left
@@ -169,61 +164,14 @@ func worthAnotherTry(err error) bool {
 	return errors.As(err, &missing) || errors.Is(err, storage.ErrChanged) || errors.Is(err, errBatch)
 }
 
-// narinfoFile is a narinfo that was found.
-type narinfoFile struct {
-	name string
-	root string // the directory that was named
-}
-
 type importing struct {
-	narinfoFile
+	narinfofiles.File
 	prepared *prepared
 }
 
-// walk sends the narinfo files. It returns errors of directories that can't be read after
-// it has walked the others.
-func walk(ctx context.Context, names []string, found chan<- narinfoFile) error {
-	var failures []error
-	for _, name := range names {
-		info, err := os.Stat(name)
-		if err != nil {
-			failures = append(failures, err)
-			continue
-		}
-		if !info.IsDir() {
-			select {
-			case found <- narinfoFile{name, filepath.Dir(name)}:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-			continue
-		}
-		// The slash makes WalkDir follow a link to a directory.
-		err = filepath.WalkDir(name+string(filepath.Separator), func(file string, entry fs.DirEntry, err error) error {
-			if err != nil {
-				failures = append(failures, err)
-				return nil
-			}
-			if entry.IsDir() || !strings.HasSuffix(file, ".narinfo") {
-				return nil
-			}
-			select {
-			case found <- narinfoFile{file, name}:
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return errors.Join(failures...)
-}
-
 // prepareFile reads a narinfo file and stages its nars.
-func (im *Importer) prepareFile(ctx context.Context, file narinfoFile, options Options, planned bool) *prepared {
-	n, err := readNarinfo(file)
+func (im *Importer) prepareFile(ctx context.Context, file narinfofiles.File, options Options, planned bool) *prepared {
+	n, err := file.Read()
 	if err == nil {
 		err = ctx.Err()
 	}
@@ -238,58 +186,10 @@ func (im *Importer) prepareFile(ctx context.Context, file narinfoFile, options O
 		return &prepared{result: Result{Outcome: Failed, Err: err}}
 	}
 	return im.prepare(ctx, &Addition{
-		Narinfo: n, Directories: file.directories(),
+		Narinfo: n, Directories: file.Directories(),
 		Keep: options.Keep, Replace: options.Replace, WithReferences: options.WithReferences, Tags: options.Tags,
 		Decode: options.Decode, verifying: options.Verifying, planned: planned,
 	})
-}
-
-// narinfoBuffers are for reading narinfos, since their size is not known before.
-var narinfoBuffers = sync.Pool{New: func() any { return bytes.NewBuffer(make([]byte, 0, 16<<10)) }}
-
-// readNarinfo reads and parses a narinfo file. A symbolic link that leads out of the
-// directory is not followed, because errors may quote the file.
-func readNarinfo(found narinfoFile) (*narinfo.Narinfo, error) {
-	root, err := os.OpenRoot(found.root)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	name, err := filepath.Rel(found.root, found.name)
-	if err != nil {
-		return nil, err
-	}
-	// Without O_NONBLOCK, opening a pipe would block for ever.
-	file, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		if info, linkErr := root.Lstat(name); linkErr == nil && info.Mode()&fs.ModeSymlink != 0 {
-			err = fmt.Errorf("it is a symbolic link that can't be followed within %s: name the file itself, or copy it in: %w", found.root, err)
-		}
-		return nil, err
-	}
-	defer file.Close()
-	if info, err := file.Stat(); err != nil {
-		return nil, err
-	} else if !info.Mode().IsRegular() {
-		return nil, errors.New("not a regular file")
-	}
-	buffer := narinfoBuffers.Get().(*bytes.Buffer)
-	defer narinfoBuffers.Put(buffer)
-	buffer.Reset()
-	if _, err := buffer.ReadFrom(io.LimitReader(file, narinfo.MaxSize+1)); err != nil {
-		return nil, err
-	}
-	n, err := storage.Admit(bytes.Clone(buffer.Bytes()))
-	if err != nil {
-		return nil, err
-	}
-	// Clients request HASH.narinfo, so the name must match the item.
-	if stem, ok := strings.CutSuffix(filepath.Base(name), ".narinfo"); ok {
-		if hash, err := narinfo.ParsePathHash(stem); err == nil && hash != n.StorePath.Hash {
-			return nil, fmt.Errorf("it is named after %s, but describes %s", hash, n.StorePath)
-		}
-	}
-	return n, nil
 }
 
 // commitAll commits additions in batches of as many as are ready: a single narinfo doesn't

@@ -15,6 +15,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/importer/replacing"
 	"nar-herder/storage/index"
 	"nar-herder/storage/narcheck"
 )
@@ -185,7 +186,7 @@ func (im *Importer) find(ctx context.Context, p *prepared, n int, name string) e
 	doubtful := false
 	if p.old != nil && fits {
 		if i := p.old.FileNamed(name); i >= 0 && !p.old.HasStored(i) {
-			if doubtful, err = im.isReplacing(ctx, name); err != nil {
+			if doubtful, err = replacing.IsUnknown(ctx, im.index, name); err != nil {
 				return err
 			}
 		}
@@ -220,7 +221,7 @@ func (im *Importer) find(ctx context.Context, p *prepared, n int, name string) e
 		}
 	}
 	if doubtful {
-		return fmt.Errorf("its nar %s: %w", name, errReplacing)
+		return fmt.Errorf("its nar %s: %w", name, replacing.ErrUnknown)
 	}
 	// Another import of the same directory may just have moved it.
 	if now, err := im.bytes.Stat(ctx, name); err == nil && (want < 0 || now.Size == want) && (wrong == nil || !now.IsSame(info)) {

@@ -2,18 +2,15 @@ package importer
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
-	"fmt"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	"nar-herder/internal/linger"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/importer/replacing"
 	"nar-herder/storage/index"
-	"nar-herder/storage/narcheck"
 )
 
 // An addition may replace a file that a row claims by another nar, or by the same nar with
@@ -25,23 +22,15 @@ import (
 //
 // If the addition fails before it begins to replace the file, the claim is restored. Otherwise,
 // and after a crash, the file may be either nar: the record stays, and
-// [Importer.ResolveReplacements] compares the file with the row.
+// [replacing.Resolve] compares the file with the row.
 
-const (
-	// replacingPrefix begins the keys of these records. The value is the time when the
-	// replacement began, and a random text.
-	replacingPrefix = "storage.replacing/"
-	// resolveAfter is the age at which a record is resolved. In a younger one, the process may
-	// still be running, or a slow object store may still replace the file.
-	resolveAfter = 5 * time.Minute
-	// restoreWait is how long a failed addition waits for the index.
-	restoreWait = 5 * time.Second
-)
+// restoreWait is how long a failed addition waits for the index.
+const restoreWait = 5 * time.Second
 
 // replacements are the files that a batch of additions replaces, by name.
 type replacements struct {
-	value string // of the settings
-	files map[string]*replacement
+	record replacing.Record
+	files  map[string]*replacement
 }
 
 type replacement struct {
@@ -59,7 +48,7 @@ type replacement struct {
 }
 
 func (im *Importer) newReplacements() *replacements {
-	return &replacements{value: im.Now().UTC().Format(time.RFC3339) + " " + rand.Text(), files: make(map[string]*replacement)}
+	return &replacements{record: replacing.NewRecord(im.Now()), files: make(map[string]*replacement)}
 }
 
 // show is called when the transaction will write the new row of a file.
@@ -112,7 +101,7 @@ func (r *replacements) unstore(tx *index.Tx, p *prepared) error {
 		if i < 0 || r.files[name] != nil || p.repeats(n, old, i) {
 			continue
 		}
-		noted, err := tx.Setting(replacingPrefix + name)
+		noted, err := replacing.RecordOf(tx, name)
 		if err != nil {
 			return err
 		}
@@ -122,7 +111,7 @@ func (r *replacements) unstore(tx *index.Tx, p *prepared) error {
 		kept &^= old.FilesNamed(name)
 		r.files[name] = &replacement{hash: old.Hash, narHash: old.Narinfo.NarHash, size: old.StoredSize(i), verified: old.VerifiedAt, sure: noted == ""}
 		// Cancel a pending delete, because no row claims the file now.
-		if err := errors.Join(tx.SetSetting(replacingPrefix+name, r.value), tx.RemovePendingDeletes([]string{name})); err != nil {
+		if err := errors.Join(r.record.Set(tx, name), tx.RemovePendingDeletes([]string{name})); err != nil {
 			return err
 		}
 	}
@@ -138,8 +127,8 @@ func (r *replacements) mayReplace(tx *index.Tx, p *prepared, n int, old *storage
 	if old.HasStored(i) {
 		return p.repeats(n, old, i), nil
 	}
-	noted, err := tx.Setting(replacingPrefix + name)
-	return noted == "" || noted == r.value, err
+	noted, err := replacing.RecordOf(tx, name)
+	return noted == "" || noted == r.record, err
 }
 
 // repeats reports whether the addition's Nth file is the one that the row claims as its
@@ -172,14 +161,14 @@ func (r *replacements) restore(tx *index.Tx, only *narinfo.PathHash) error {
 		if only != nil && file.hash != *only || !file.sure || file.begun.Load() {
 			continue
 		}
-		noted, err := tx.Setting(replacingPrefix + name)
+		noted, err := replacing.RecordOf(tx, name)
 		if err != nil {
 			return err
 		}
-		if noted != r.value {
+		if noted != r.record {
 			continue // another addition is replacing it
 		}
-		if err := tx.SetSetting(replacingPrefix+name, ""); err != nil {
+		if err := replacing.Forget(tx, name); err != nil {
 			return err
 		}
 		row, err := tx.Item(file.hash)
@@ -209,9 +198,9 @@ func (r *replacements) finish(tx *index.Tx) error {
 		if !file.shown {
 			continue
 		}
-		noted, err := tx.Setting(replacingPrefix + name)
-		if err == nil && noted == r.value {
-			err = tx.SetSetting(replacingPrefix+name, "")
+		noted, err := replacing.RecordOf(tx, name)
+		if err == nil && noted == r.record {
+			err = replacing.Forget(tx, name)
 		}
 		if err != nil {
 			return err
@@ -233,83 +222,4 @@ func (im *Importer) undo(ctx context.Context, r *replacements) {
 	if err := im.index.Reclaim(ctx, func(tx *index.Tx) error { return r.restore(tx, nil) }); err != nil {
 		im.log.Warn("nars that could not be replaced are not served until the server has checked them, which it does within minutes", "nars", len(r.files), "error", err)
 	}
-}
-
-// isReplacing reports whether it is unknown which nar the named file is.
-func (im *Importer) isReplacing(ctx context.Context, name string) (bool, error) {
-	noted, err := im.index.Setting(ctx, replacingPrefix+name)
-	return noted != "", err
-}
-
-// errReplacing says that a file may be of either nar.
-var errReplacing = errors.New("an import ended while it replaced this file, so it may be the old or the new nar: import the nar again, or run 'nar-herder check --repair'")
-
-// ResolveReplacements identifies the files that an addition was replacing some minutes ago,
-// when it failed or its process was killed. It compares them with their rows' NarHash, and
-// makes the row claim a file that is its nar. Others stay unclaimed. The error is about files
-// that could not be read: the next call tries them again.
-func (im *Importer) ResolveReplacements(ctx context.Context, decode narcheck.Decoder) error {
-	if im.bytes == nil {
-		return nil
-	}
-	noted, err := im.index.Settings(ctx, replacingPrefix)
-	if err != nil {
-		return err
-	}
-	var failures []error
-	for key, value := range noted {
-		stamp, _, _ := strings.Cut(value, " ")
-		begun, err := time.Parse(time.RFC3339, stamp)
-		if err == nil && im.Now().Sub(begun).Abs() < resolveAfter {
-			continue
-		}
-		name := strings.TrimPrefix(key, replacingPrefix)
-		if err := im.resolve(ctx, name, decode); err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			failures = append(failures, fmt.Errorf("find out which nar %s is: %w", name, err))
-			continue
-		}
-		err = im.index.Reclaim(ctx, func(tx *index.Tx) error {
-			if now, err := tx.Setting(key); err != nil || now != value {
-				return err
-			}
-			return tx.SetSetting(key, "")
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return errors.Join(failures...)
-}
-
-// resolve makes the row claim the named file if that is its nar. After an error, that is still
-// unknown.
-func (im *Importer) resolve(ctx context.Context, name string, decode narcheck.Decoder) error {
-	item, n, err := im.FileUnder(ctx, name)
-	if errors.Is(err, storage.ErrNotFound) {
-		return nil // removed since
-	} else if err != nil {
-		return err
-	}
-	if item.HasStored(n) {
-		return nil // imported or repaired since
-	}
-	exists, err := im.HasUnrecorded(ctx, item, n)
-	if err == nil && exists {
-		err = im.Adopt(ctx, item, n, decode)
-		if err == nil {
-			im.log.Info("a nar that an import failed to replace is served again", "file", name)
-			return nil
-		}
-	}
-	if err == nil || errors.Is(err, narcheck.ErrWrongNar) || errors.Is(err, narcheck.ErrUnreadable) {
-		im.log.Warn("an import ended while it replaced a nar, and the stored file is not the nar of its narinfo: import it again, or run 'nar-herder check --repair'", "file", name, "error", err)
-		return nil
-	}
-	if errors.Is(err, storage.ErrNotWanted) {
-		return nil // the item has changed since
-	}
-	return err
 }
