@@ -2,6 +2,8 @@ package storage_test
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"testing"
 
 	"nar-herder/narinfo/signing"
@@ -56,4 +58,40 @@ func TestCheckSignatures(t *testing.T) {
 	if last == nil {
 		t.Error("no error after the context has ended")
 	}
+}
+
+// TestRepairText: a narinfo of a source needs the signature of an authorized key, although it
+// matches the checksum: a source can make another text match that.
+func TestRepairText(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := p.openTest(t)
+	f := fake{n: 1, content: "content"}
+	importAll(t, s, importer.Options{}, laid(t, f))
+	db, err := sql.Open("sqlite", p.database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = db.Exec("UPDATE narinfos SET text = zeroblob(length(text))")
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	repair := func(keys *signing.Keys) (done check.Repair) {
+		checker := check.New(storage.New(s.Index(), s.ByteStore(), storage.Options{Keys: keys}))
+		repairer := checker.Repairer(check.RepairOptions{Decode: decode, Sources: []check.Source{source{"the source", giving, []fake{f}}}})
+		for finding, err := range checker.CheckIndex(t.Context(), func() {}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			done = repairer.Repair(t.Context(), finding)
+		}
+		return done
+	}
+	if done := repair(new(signing.Keys)); done.Mended || storage.Reason(done.Err) != storage.Unsigned {
+		t.Errorf("with keys: %+v", done)
+	}
+	if done := repair(nil); !done.Mended || done.Err != nil {
+		t.Errorf("without keys: %+v", done)
+	}
+	wantServed(t, s, f)
 }

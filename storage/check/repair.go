@@ -161,6 +161,9 @@ func (r *Repairer) damaged(ctx context.Context, damage *index.Damage) (repair Re
 		if errors.Is(err, storage.ErrNotFound) {
 			continue
 		}
+		if err == nil {
+			err = r.c.admit(text, damage.Hash)
+		}
 		if err != nil {
 			repair.Err = errors.Join(repair.Err, fmt.Errorf("%s: %w", source, err))
 			continue
@@ -172,6 +175,19 @@ func (r *Repairer) damaged(ctx context.Context, damage *index.Damage) (repair Re
 	}
 	repair.Note = "no source has the text that was written: import it again"
 	return repair
+}
+
+// admit returns an error unless a narinfo of a source may be written: a checksum detects damage,
+// but a source could make another text match it.
+func (c *Checker) admit(text []byte, hash narinfo.PathHash) error {
+	n, err := storage.Admit(text)
+	if err != nil {
+		return err
+	}
+	if n.StorePath.Hash != hash {
+		return fmt.Errorf("it answers with the narinfo of %s", n.StorePath)
+	}
+	return c.authorized(n)
 }
 
 // errUnsure says that a source which did not answer may have the file.
