@@ -95,3 +95,22 @@ func TestRepairText(t *testing.T) {
 	}
 	wantServed(t, s, f)
 }
+
+// TestCarryStored: a file isn't carried over to a narinfo that claims another compression.
+func TestCarryStored(t *testing.T) {
+	t.Parallel()
+	s := newPlace(t).openTest(t)
+	f := fake{n: 1, content: "content"}
+	importAll(t, s, importer.Options{}, laid(t, f))
+	old, err := s.Item(t.Context(), f.hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for kind, want := range map[string]uint64{"lzip": 1, "zstd": 0} {
+		other := fake{n: 1, content: "content", kind: kind, url: f.name(), note: "new"}
+		entry := s.Index().Prepare(other.parsed())
+		if storage.CarryStored(entry, old); entry.Stored != want {
+			t.Errorf("%s: stored %b, want %b", kind, entry.Stored, want)
+		}
+	}
+}
