@@ -321,6 +321,38 @@ func TestUnmounted(t *testing.T) {
 	}
 }
 
+// TestUnmountedLater: a few nars are due in each pass, and a tenth of all is not mounted.
+func TestUnmountedLater(t *testing.T) {
+	t.Parallel()
+	s := newTested(t, 400, storage.Options{}, nil)
+	err := s.Index().Update(t.Context(), func(tx *index.Tx) error {
+		for i, n := range s.nars {
+			if err := tx.SetVerified(n.hash(), s.clock.Now().Add(time.Duration(i)*time.Minute-interval)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(s.nars); i += 10 {
+		if err := os.Rename(s.path(s.nars[i]), s.path(s.nars[i])+".away"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 40 {
+		s.clock.advance(10 * time.Minute)
+		err = s.Pass(t.Context())
+	}
+	if err == nil {
+		t.Error("the last pass has ended without an error")
+	}
+	if lost, err := s.Index().CountLost(t.Context()); err != nil || lost > 20 {
+		t.Errorf("%d items are lost, %v", lost, err)
+	}
+}
+
 // TestTooMany: with many damaged nars, as of a faulty memory, the scrub stops after a hundred, and
 // later passes don't continue.
 func TestTooMany(t *testing.T) {
@@ -494,6 +526,9 @@ func TestNotOwner(t *testing.T) {
 		}
 		if _, err := os.Stat(s.path(s.nars[1])); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("it was fetched: %v", err)
+		}
+		if at := s.item(t, s.nars[1]).VerifiedAt; !at.IsZero() {
+			t.Errorf("it was verified at %v without a file", at)
 		}
 	}
 }
