@@ -228,6 +228,17 @@ func (r *Repairer) wrong(ctx context.Context, finding Finding) Repair {
 	if repair.Err != nil {
 		return repair
 	}
+	if fetched == nil && finding.Kind == Corrupt {
+		// Without another copy, don't depend on a single reading.
+		err := r.verify(ctx, finding)
+		if err == nil {
+			return Repair{Mended: true, Note: "it is right when it is read again: inspect the memory and the disk"}
+		}
+		if !errors.Is(err, storage.ErrWrongNar) && !errors.Is(err, bytestore.ErrDamaged) {
+			repair.Err = err
+			return repair
+		}
+	}
 	if fetched == nil && repair.unsure {
 		if repair.Err = errUnsure; !r.options.Withhold {
 			return repair

@@ -441,6 +441,30 @@ func TestDiskErrors(t *testing.T) {
 	s.pass(t, "of 1 item are lost")
 }
 
+// TestReadWrongOnce: a nar that is wrong only when it is first read, as with a faulty memory, stays.
+func TestReadWrongOnce(t *testing.T) {
+	t.Parallel()
+	for _, from := range [][]check.Source{nil, {&source{err: syscall.ECONNREFUSED}}} {
+		var once sync.Once
+		s := newTested(t, 5, storage.Options{}, newFaulty(func(name string, reader io.ReadCloser) io.ReadCloser {
+			once.Do(func() {
+				reader.Close()
+				reader = io.NopCloser(strings.NewReader(strings.Repeat("x", 1<<20)))
+			})
+			return reader
+		}), from...)
+		s.pass(t)
+		if n := s.metric(t, "narherder_scrub_findings_total corrupt"); n != 1 {
+			t.Errorf("%v findings", n)
+		}
+		for _, n := range s.nars {
+			if item := s.item(t, n); item.Stored != 1 || item.VerifiedAt.IsZero() {
+				t.Errorf("%s: %+v\n%s", n.name(), item.Item, s.log)
+			}
+		}
+	}
+}
+
 // TestChangesMeanwhile removes, withdraws and replaces items while their nars are read. None of
 // that is damage, and none is recorded as verified.
 func TestChangesMeanwhile(t *testing.T) {
