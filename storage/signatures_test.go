@@ -2,6 +2,8 @@ package storage_test
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"testing"
 
 	"nar-herder/narinfo/signing"
@@ -55,5 +57,60 @@ func TestCheckSignatures(t *testing.T) {
 	}
 	if last == nil {
 		t.Error("no error after the context has ended")
+	}
+}
+
+// TestRepairText: a narinfo of a source needs the signature of an authorized key, although it
+// matches the checksum: a source can make another text match that.
+func TestRepairText(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := p.openTest(t)
+	f := fake{n: 1, content: "content"}
+	importAll(t, s, importer.Options{}, laid(t, f))
+	db, err := sql.Open("sqlite", p.database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = db.Exec("UPDATE narinfos SET text = zeroblob(length(text))")
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	repair := func(keys *signing.Keys) (done check.Repair) {
+		checker := check.New(storage.New(s.Index(), s.ByteStore(), storage.Options{Keys: keys}))
+		repairer := checker.Repairer(check.RepairOptions{Decode: decode, Sources: []check.Source{source{"the source", giving, []fake{f}}}})
+		for finding, err := range checker.CheckIndex(t.Context(), func() {}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			done = repairer.Repair(t.Context(), finding)
+		}
+		return done
+	}
+	if done := repair(new(signing.Keys)); done.Mended || storage.Reason(done.Err) != storage.Unsigned {
+		t.Errorf("with keys: %+v", done)
+	}
+	if done := repair(nil); !done.Mended || done.Err != nil {
+		t.Errorf("without keys: %+v", done)
+	}
+	wantServed(t, s, f)
+}
+
+// TestCarryStored: a file isn't carried over to a narinfo that claims another compression.
+func TestCarryStored(t *testing.T) {
+	t.Parallel()
+	s := newPlace(t).openTest(t)
+	f := fake{n: 1, content: "content"}
+	importAll(t, s, importer.Options{}, laid(t, f))
+	old, err := s.Item(t.Context(), f.hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for kind, want := range map[string]uint64{"lzip": 1, "zstd": 0} {
+		other := fake{n: 1, content: "content", kind: kind, url: f.name(), note: "new"}
+		entry := s.Index().Prepare(other.parsed())
+		if storage.CarryStored(entry, old); entry.Stored != want {
+			t.Errorf("%s: stored %b, want %b", kind, entry.Stored, want)
+		}
 	}
 }

@@ -297,7 +297,8 @@ func MarkStored(entry *index.Entry, n int, size int64) {
 }
 
 // CarryStored marks those files of a new row as stored that the old row of the same nar has as
-// stored, and as verified. It is for callers without access to the byte store.
+// stored, and as verified, unless they have another compression now. It is for callers without
+// access to the byte store.
 func CarryStored(entry *index.Entry, old *Item) {
 	if old.Narinfo.NarHash != entry.Narinfo.NarHash {
 		return
@@ -307,7 +308,7 @@ func CarryStored(entry *index.Entry, old *Item) {
 		if err != nil {
 			continue
 		}
-		if i := old.FileNamed(name); i >= 0 && old.HasStored(i) && (file.Size < 0 || file.Size == old.StoredSize(i)) {
+		if i := old.FileNamed(name); i >= 0 && old.HasStored(i) && old.Narinfo.Files[i].Compression == file.Compression && (file.Size < 0 || file.Size == old.StoredSize(i)) {
 			MarkStored(entry, n, old.StoredSize(i))
 			entry.VerifiedAt = old.VerifiedAt
 		}

@@ -159,6 +159,9 @@ func (r *Repairer) damaged(ctx context.Context, damage *index.Damage) (repair Re
 		if errors.Is(err, storage.ErrNotFound) {
 			continue
 		}
+		if err == nil {
+			err = r.c.admit(text, damage.Hash)
+		}
 		if err != nil {
 			repair.Err = errors.Join(repair.Err, fmt.Errorf("%s: %w", source, err))
 			continue
@@ -170,6 +173,19 @@ func (r *Repairer) damaged(ctx context.Context, damage *index.Damage) (repair Re
 	}
 	repair.Note = "no source has the text that was written: import it again"
 	return repair
+}
+
+// admit returns an error unless a narinfo of a source may be written: a checksum detects damage,
+// but a source could make another text match it.
+func (c *Checker) admit(text []byte, hash narinfo.PathHash) error {
+	n, err := storage.Admit(text)
+	if err != nil {
+		return err
+	}
+	if n.StorePath.Hash != hash {
+		return fmt.Errorf("it answers with the narinfo of %s", n.StorePath)
+	}
+	return c.authorized(n)
 }
 
 // errUnsure says that a source which did not answer may have the file.
@@ -209,6 +225,17 @@ func (r *Repairer) wrong(ctx context.Context, finding Finding) Repair {
 	fetched, repair := r.fetch(ctx, finding)
 	if repair.Err != nil {
 		return repair
+	}
+	if fetched == nil && finding.Kind == Corrupt {
+		// Without another copy, don't depend on a single reading.
+		err := r.verify(ctx, finding)
+		if err == nil {
+			return Repair{Mended: true, Note: "it is right when it is read again: inspect the memory and the disk"}
+		}
+		if !errors.Is(err, storage.ErrWrongNar) && !errors.Is(err, bytestore.ErrDamaged) {
+			repair.Err = err
+			return repair
+		}
 	}
 	if fetched == nil && repair.unsure {
 		if repair.Err = errUnsure; !r.options.Withhold {

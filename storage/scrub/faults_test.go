@@ -321,6 +321,38 @@ func TestUnmounted(t *testing.T) {
 	}
 }
 
+// TestUnmountedLater: a few nars are due in each pass, and a tenth of all is not mounted.
+func TestUnmountedLater(t *testing.T) {
+	t.Parallel()
+	s := newTested(t, 400, storage.Options{}, nil)
+	err := s.Index().Update(t.Context(), func(tx *index.Tx) error {
+		for i, n := range s.nars {
+			if err := tx.SetVerified(n.hash(), s.clock.Now().Add(time.Duration(i)*time.Minute-interval)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(s.nars); i += 10 {
+		if err := os.Rename(s.path(s.nars[i]), s.path(s.nars[i])+".away"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 40 {
+		s.clock.advance(10 * time.Minute)
+		err = s.Pass(t.Context())
+	}
+	if err == nil {
+		t.Error("the last pass has ended without an error")
+	}
+	if lost, err := s.Index().CountLost(t.Context()); err != nil || lost > 20 {
+		t.Errorf("%d items are lost, %v", lost, err)
+	}
+}
+
 // TestTooMany: with many damaged nars, as of a faulty memory, the scrub stops after a hundred, and
 // later passes don't continue.
 func TestTooMany(t *testing.T) {
@@ -409,6 +441,30 @@ func TestDiskErrors(t *testing.T) {
 	s.pass(t, "of 1 item are lost")
 }
 
+// TestReadWrongOnce: a nar that is wrong only when it is first read, as with a faulty memory, stays.
+func TestReadWrongOnce(t *testing.T) {
+	t.Parallel()
+	for _, from := range [][]check.Source{nil, {&source{err: syscall.ECONNREFUSED}}} {
+		var once sync.Once
+		s := newTested(t, 5, storage.Options{}, newFaulty(func(name string, reader io.ReadCloser) io.ReadCloser {
+			once.Do(func() {
+				reader.Close()
+				reader = io.NopCloser(strings.NewReader(strings.Repeat("x", 1<<20)))
+			})
+			return reader
+		}), from...)
+		s.pass(t)
+		if n := s.metric(t, "narherder_scrub_findings_total corrupt"); n != 1 {
+			t.Errorf("%v findings", n)
+		}
+		for _, n := range s.nars {
+			if item := s.item(t, n); item.Stored != 1 || item.VerifiedAt.IsZero() {
+				t.Errorf("%s: %+v\n%s", n.name(), item.Item, s.log)
+			}
+		}
+	}
+}
+
 // TestChangesMeanwhile removes, withdraws and replaces items while their nars are read. None of
 // that is damage, and none is recorded as verified.
 func TestChangesMeanwhile(t *testing.T) {
@@ -494,6 +550,9 @@ func TestNotOwner(t *testing.T) {
 		}
 		if _, err := os.Stat(s.path(s.nars[1])); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("it was fetched: %v", err)
+		}
+		if at := s.item(t, s.nars[1]).VerifiedAt; !at.IsZero() {
+			t.Errorf("it was verified at %v without a file", at)
 		}
 	}
 }

@@ -17,7 +17,7 @@ import (
 // it is repaired, or its file is no longer recorded as stored. The returned error ends the pass.
 func (s *Scrubber) found(ctx context.Context, finding check.Finding, failure error, items int64) (done bool, err error) {
 	if s.findings++; s.findings > max(maxFindings, items/findingShare) {
-		return false, fmt.Errorf("%w: more than %d findings in one pass, the last: %s %s: check the disk, the file system and the memory, and that all is mounted; 'nar-herder check --verify --repair' repairs without this limit",
+		return false, fmt.Errorf("%w: more than %d findings, the last: %s %s: check the disk, the file system and the memory, and that all is mounted; 'nar-herder check --verify --repair' repairs without this limit",
 			errStorage, s.findings-1, finding.Kind, finding.Name)
 	}
 	if finding.Kind == check.Missing && failure == nil {

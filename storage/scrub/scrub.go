@@ -45,8 +45,11 @@ const (
 	// the cause is probably not the nars, but a file system, the memory or the processor.
 	maxFindings  = 100
 	findingShare = 100
-	// maxMissing is how many nars may be missing in a pass.
+	// maxMissing is how many nars may be missing.
 	maxMissing = 20
+	// These are counted over countOver, or the interval if that is shorter: when everything was
+	// verified once, each of the passes has few items.
+	countOver = 24 * time.Hour
 )
 
 var (
@@ -92,8 +95,9 @@ type Scrubber struct {
 	flushed time.Time
 	retries map[narinfo.PathHash]retry
 	textsAt time.Time // the last check of all texts
-	// These count findings of this pass, and of those before it that ended with errStorage.
+	// These count findings since a time, and for longer while passes end with errStorage.
 	findings, missing int64
+	counted           time.Time
 	summed            time.Time // the last update of the sums in the metrics
 	speed             speed
 	slow              string // the warning if the speed is too low
@@ -171,8 +175,10 @@ var errStorage = errors.New("the scrub has paused")
 // the error that ended it.
 func (s *Scrubber) Pass(ctx context.Context) error {
 	ctx = bytestore.Direct(ctx)
-	if !errors.Is(s.state.Load().failure, errStorage) {
-		s.findings, s.missing = 0, 0 // else the next finding ends this pass too
+	// While the last pass has ended with errStorage, the next finding ends this one too.
+	now := s.now()
+	if since := now.Sub(s.counted); !errors.Is(s.state.Load().failure, errStorage) && (since < 0 || since >= min(countOver, s.options.Interval)) {
+		s.findings, s.missing, s.counted = 0, 0, now
 	}
 	err := s.pass(ctx)
 	if ended := s.end(ctx); err == nil {
@@ -269,7 +275,14 @@ func (s *Scrubber) item(ctx context.Context, row *index.Item, totals index.Total
 	}
 	began := s.now()
 	wrong, unreadable := false, false
+	unread := 0 // files, such as those that the owner of the storage has removed
+	for n, name := range item.FileNames() {
+		if name != "" && item.HasStored(n) {
+			unread++
+		}
+	}
 	options := check.VerifyOptions{Decode: s.decode, Looked: func(bytes int64) {
+		unread--
 		s.metrics.read.Add(float64(bytes))
 		s.speed.bytes += bytes
 	}}
@@ -288,10 +301,13 @@ func (s *Scrubber) item(ctx context.Context, row *index.Item, totals index.Total
 		if err != nil {
 			return err
 		}
+		if finding.Kind == check.Missing || finding.Kind == check.WrongSize {
+			unread--
+		}
 		wrong = wrong || !done
 	}
 	switch {
-	case wrong || unreadable:
+	case wrong || unreadable || unread > 0:
 		s.failed(row.Hash, !wrong)
 		return nil
 	default:
