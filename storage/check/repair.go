@@ -232,7 +232,7 @@ func (r *Repairer) wrong(ctx context.Context, finding Finding) Repair {
 		if err == nil {
 			return Repair{Mended: true, Note: "it is right when it is read again: inspect the memory and the disk"}
 		}
-		if !errors.Is(err, storage.ErrWrongNar) && !errors.Is(err, bytestore.ErrDamaged) {
+		if !errors.Is(err, narcheck.ErrWrongNar) && !errors.Is(err, bytestore.ErrDamaged) {
 			repair.Err = err
 			return repair
 		}
