@@ -187,9 +187,16 @@ func TestOneServer(t *testing.T) {
 	p, q := newPlace(t), newPlace(t)
 	p.imports(t, filepath.Join(testdata, "published"))
 	cached, cache, dump := filepath.Join(p.dir, "zstd"), filepath.Join(p.dir, "cache"), filepath.Join(p.dir, "dump.db")
-	s := p.serve(t, "--enable-cached-compression=zstd", "--cached-compression-directory=zstd="+cached, "--storage-cache="+cache)
-	fail(t, p.args("run-server", "--port=0"), "--database="+p.database, "process", s.addresses[0])
 	mark := filepath.Join(cached, strings.Repeat("0", 32)+"-x")
+	if err := errors.Join(os.Mkdir(cached, 0o755), os.WriteFile(mark, nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	s := p.serve(t, "--enable-cached-compression=zstd", "--cached-compression-directory=zstd="+cached, "--storage-cache="+cache)
+	until(t, "the first scan removes the file", func() bool {
+		_, err := os.Stat(mark)
+		return errors.Is(err, fs.ErrNotExist)
+	})
+	fail(t, p.args("run-server", "--port=0"), "--database="+p.database, "process", s.addresses[0])
 	refused := func() {
 		t.Helper()
 		for option, name := range map[string]string{"--cached-compression-directory=zstd=": cached, "--storage-cache=": cache, "--database-dump=": dump} {

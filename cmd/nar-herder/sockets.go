@@ -130,12 +130,16 @@ func (s *sockets) serve(ctx context.Context, parts *subsystems, running *tasks) 
 		s.log.Info("listening", "address", listener.Addr().String())
 	}
 	notify(s.log, daemon.SdNotifyReady)
-	context.AfterFunc(ctx, func() {
+	stopping := sync.OnceFunc(func() {
 		s.log.Info("stopping")
 		notify(s.log, daemon.SdNotifyStopping)
 	})
+	context.AfterFunc(ctx, stopping)
 	running.Go("answering requests", func() error {
 		err := parts.server.Serve(ctx, s.public...)
+		if ctx.Err() != nil {
+			stopping() // the process may end before AfterFunc's goroutine runs
+		}
 		s.closeControl() // before what it shows is closed
 		parts.finish(running)
 		if err != nil {

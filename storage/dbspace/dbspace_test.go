@@ -128,7 +128,7 @@ func TestFull(t *testing.T) {
 	if warnings := warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "nearly full") {
 		t.Errorf("warnings %q", warnings)
 	}
-	if err := x.Reclaim(t.Context(), func(tx *index.Tx) error { return tx.SetSetting("a", strings.Repeat("a", 100_000)) }); err != nil {
+	if err := x.Reclaim(t.Context(), func(tx *index.Tx) error { return tx.SetSetting("a", strings.Repeat("a", 400_000)) }); err != nil {
 		t.Fatal(err)
 	}
 	w.step(t.Context())
