@@ -2,6 +2,7 @@ package storage_test
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"errors"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/check"
 	"nar-herder/storage/importer"
+	"nar-herder/storage/resign"
 )
 
 // TestCheckSignatures: each item without a signature is found, in the order of the index, and
@@ -113,4 +115,34 @@ func TestCarryStored(t *testing.T) {
 			t.Errorf("%s: stored %b, want %b", kind, entry.Stored, want)
 		}
 	}
+}
+
+// TestImportSignedByFormerKey: an unsigned narinfo that is imported again is signed with the new
+// key if the index has it with the signature of a key that isn't authorized any more.
+func TestImportSignedByFormerKey(t *testing.T) {
+	t.Parallel()
+	s := newPlace(t).openTest(t)
+	source := laid(t, fake{n: 1, content: "content"})
+	for _, want := range []string{"1 added", "1 updated", "1 known"} {
+		key, keys := newKey(t)
+		if want == "1 known" {
+			keys = nil
+		}
+		as := storage.New(s.Index(), s.ByteStore(), storage.Options{Keys: keys})
+		signer := &resign.Signer{Key: key, Host: "host"}
+		wantOutcomes(t, importAll(t, as, importer.Options{Keep: true, Sign: signer.SignUnsigned}, source), want)
+	}
+}
+
+func newKey(t testing.TB) (*signing.PrivateKey, *signing.Keys) {
+	t.Helper()
+	key, err := signing.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := signing.ParseKeys([]byte(key.Public()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key, keys
 }

@@ -54,7 +54,7 @@ var signSlips = []slip{
 		args: func(t *testing.T, d *desk) []string {
 			return []string{"sign", "--database=" + d.database, "--key=", "--replace", "--all"}
 		}},
-	{name: "sign with the public key", status: 1, says: []string{"--key", "signing-key.pub"},
+	{name: "sign with the public key", status: 1, says: []string{"--key", "signing-key.pub", "this is a public key"},
 		args: func(t *testing.T, d *desk) []string {
 			d.key(t)
 			return []string{"sign", "--database=" + d.database, "--key=" + d.root + "/keys/signing-key.pub", "--replace", "--all"}

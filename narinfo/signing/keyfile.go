@@ -24,16 +24,19 @@ func ReadKeys(path string) (*Keys, error) {
 
 // ReadPrivateKey reads a private key from a file that other users can neither read nor change.
 func ReadPrivateKey(path string) (*PrivateKey, error) {
-	text, err := readFile(path, maxPrivateKeySize, func(mode os.FileMode) error {
-		if mode.Perm()&0o077 == 0 {
-			return nil
-		}
-		return fmt.Errorf("its mode %04o lets other users read or change it: run chmod 600 %q, and replace the key if others may have read it", mode.Perm(), path)
+	var mode os.FileMode
+	text, err := readFile(path, maxPrivateKeySize, func(m os.FileMode) error {
+		mode = m.Perm()
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read private key: %w", err)
 	}
+	// Parse it first: chmod is no help if it isn't a private key.
 	key, err := ParsePrivateKey(text)
+	if err == nil && mode&0o077 != 0 {
+		err = fmt.Errorf("its mode %04o lets other users read or change it: run chmod 600 %q, and replace the key if others may have read it", mode, path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read private key: %s: %w", path, err)
 	}
