@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,13 +76,14 @@ func (o *serverKeyOptions) read() (keys serverKeys, err error) {
 	return keys, nil
 }
 
+// all returns the keys that may sign items, or with --mirror-key only, those of the mirrored
+// instance: the server gets narinfos from other instances alone. It returns nil for any key.
+func (k *serverKeys) all() *signing.Keys { return cmp.Or(k.authorized, k.mirror) }
+
 // count returns the number of keys that may sign items.
 func (k *serverKeys) count() int {
-	switch {
-	case k.authorized != nil:
-		return k.authorized.Len()
-	case k.mirror != nil:
-		return k.mirror.Len()
+	if keys := k.all(); keys != nil {
+		return keys.Len()
 	}
 	return 0
 }

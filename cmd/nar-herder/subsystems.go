@@ -60,7 +60,7 @@ func (s *subsystems) open(ctx context.Context, c *serverCommand, config *serverC
 		policy = owner.IfEmpty
 	}
 	s.store, err = open(ctx, c.Database, c.Storage, opening{
-		Options: index.Options{ReadWhenFull: true}, policy: policy, readOnly: c.StorageReadOnly, cache: config.storageCache, keys: config.keys.authorized,
+		Options: index.Options{ReadWhenFull: true}, policy: policy, readOnly: c.StorageReadOnly, cache: config.storageCache, keys: config.keys.all(),
 	}, log)
 	if err != nil {
 		return err

@@ -396,6 +396,19 @@ func TestMirrorKey(t *testing.T) {
 	succeed(t, "import", "--narinfos-only", "--database="+p.database, "--acl="+caseKeys("acl"), filepath.Join(testdata, "cases/ok-rsa.narinfo"))
 }
 
+// TestRepairKeys: the keys of the mirrored instance also bind what its narinfos repair here.
+func TestRepairKeys(t *testing.T) {
+	t.Parallel()
+	only := serverKeyOptions{MirrorKey: []string{caseKeys("main.pub")}}
+	keys, err := only.read()
+	if err != nil || keys.authorized != nil || keys.all() == nil || keys.count() != 1 {
+		t.Errorf("%+v, %v", keys, err)
+	}
+	if keys := new(serverKeys); keys.all() != nil || keys.count() != 0 {
+		t.Errorf("%+v", keys)
+	}
+}
+
 // TestMirrorsWithoutKeys: without keys, what comes from an original needs the signature of any
 // key, in its dump and in its changes. An instance of this program is trusted.
 func TestMirrorsWithoutKeys(t *testing.T) {
