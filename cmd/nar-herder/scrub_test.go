@@ -64,7 +64,7 @@ func TestScrubMirror(t *testing.T) {
 	if err := flip(p.nar(greet)); err != nil {
 		t.Fatal(err)
 	}
-	s = p.serve(t, mirror, "--scrub-interval=1s")
+	p.serve(t, mirror, "--scrub-interval=1s")
 	until(t, "it is repaired", func() bool {
 		content, err := os.ReadFile(p.nar(greet))
 		return err == nil && string(content) == read(t, testdata, "published/nar/lzip", greet)

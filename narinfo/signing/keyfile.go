@@ -9,26 +9,9 @@ import (
 	"syscall"
 )
 
-// ReadKeys reads public keys from a file, see [ParseKeys].
-func ReadKeys(path string) (*Keys, error) {
-	text, err := readFile(path, MaxKeysSize, func(os.FileMode) error { return nil })
-	if err != nil {
-		return nil, fmt.Errorf("read keys: %w", err)
-	}
-	keys, err := ParseKeys(text)
-	if err != nil {
-		return nil, fmt.Errorf("read keys: %s: %w", path, err)
-	}
-	return keys, nil
-}
-
 // ReadPrivateKey reads a private key from a file that other users can neither read nor change.
 func ReadPrivateKey(path string) (*PrivateKey, error) {
-	var mode os.FileMode
-	text, err := readFile(path, maxPrivateKeySize, func(m os.FileMode) error {
-		mode = m.Perm()
-		return nil
-	})
+	text, mode, err := readFile(path, maxPrivateKeySize)
 	if err != nil {
 		return nil, fmt.Errorf("read private key: %w", err)
 	}
@@ -43,31 +26,30 @@ func ReadPrivateKey(path string) (*PrivateKey, error) {
 	return key, nil
 }
 
-// readFile reads a regular file, or a symbolic link to one, with a mode that check accepts. It
-// reads at most one byte above the limit.
-func readFile(path string, limit int64, check func(os.FileMode) error) ([]byte, error) {
+// readFile reads a regular file, or a symbolic link to one, and returns its permissions. It reads
+// at most one byte above the limit.
+func readFile(path string, limit int64) (text []byte, mode os.FileMode, err error) {
 	// Opening a FIFO must not wait for a writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	switch {
 	case !info.Mode().IsRegular():
 		err = fmt.Errorf("must be a regular file, is %s", kind(info.Mode()))
 	case info.Size() == 0:
 		err = errors.New("is empty")
-	default:
-		err = check(info.Mode())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, 0, fmt.Errorf("%s: %w", path, err)
 	}
-	return io.ReadAll(io.LimitReader(f, limit+1))
+	text, err = io.ReadAll(io.LimitReader(f, limit+1))
+	return text, info.Mode().Perm(), err
 }
 
 func kind(mode os.FileMode) string {

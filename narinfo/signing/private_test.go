@@ -308,39 +308,6 @@ func TestReadPrivateKey(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "read private key") || strings.Count(err.Error(), test.path) != 1 {
 			t.Errorf("%s: got %v, want %q", test.path, err, test.want)
 		}
-		if strings.Contains(test.want, "public") {
-			continue
-		}
-		_, err = ReadKeys(test.path)
-		if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "read keys") || strings.Count(err.Error(), test.path) != 1 {
-			t.Errorf("%s: got %v, want %q", test.path, err, test.want)
-		}
-	}
-}
-
-// A public key may be readable by all, and an ACL or a link to one is as good.
-func TestReadKeys(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "signing-key.pub")
-	if err := WriteKeyPair(newPrivate(t), path+".sec", path); err != nil {
-		t.Fatal(err)
-	}
-	for file, want := range map[string]int{path: 1, "../../testdata/cases/keys/acl": 2} {
-		link := filepath.Join(t.TempDir(), "link")
-		target, err := filepath.Abs(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink(target, link); err != nil {
-			t.Fatal(err)
-		}
-		for _, name := range []string{file, link} {
-			if keys, err := ReadKeys(name); err != nil || keys.Len() != want {
-				t.Errorf("%s: %v", name, err)
-			}
-		}
-	}
-	if _, err := ReadKeys(path + ".sec"); err == nil || !strings.Contains(err.Error(), "this is a private key") {
-		t.Errorf("got %v", err)
 	}
 }
 

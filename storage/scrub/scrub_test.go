@@ -89,11 +89,12 @@ func TestPaced(t *testing.T) {
 			t.Fatal(err)
 		}
 		begun := time.Now()
-		others := make(chan struct{})
+		others, served := make(chan struct{}), 0
 		go func() { // requests get their turns
 			defer close(others)
 			for range 100 {
 				turns.Lock()
+				served++
 				turns.Unlock()
 				time.Sleep(50 * time.Millisecond)
 			}
@@ -104,7 +105,9 @@ func TestPaced(t *testing.T) {
 		if took := time.Since(begun); took < 9*time.Second || took > 11*time.Second {
 			t.Errorf("took %v", took)
 		}
-		<-others
+		if <-others; served != 100 {
+			t.Errorf("requests got %d turns, want 100", served)
+		}
 		if !turns.TryLock() {
 			t.Error("a turn was not released")
 		}
