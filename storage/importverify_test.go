@@ -57,8 +57,8 @@ func TestImportVerifies(t *testing.T) {
 					r := importer.New(s).Add(t.Context(), &importer.Addition{
 						Narinfo: test.parsed(), Directories: []string{source}, Keep: options.Keep, Decode: options.Decode,
 					})
-					if decoded > 1<<20 {
-						t.Errorf("%d bytes were decompressed of a nar of %d", decoded, len(test.nar))
+					if decoded.Load() > 1<<20 {
+						t.Errorf("%d bytes were decompressed of a nar of %d", decoded.Load(), len(test.nar))
 					}
 					if !test.wrong {
 						item, err := s.Item(t.Context(), test.hash())

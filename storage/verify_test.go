@@ -154,8 +154,8 @@ func TestVerify(t *testing.T) {
 				if got := verified(t, s, check.VerifyOptions{Decode: decoded.decode}); !slices.Equal(got, want) {
 					t.Errorf("found %q, want %q", got, want)
 				}
-				if decoded > 1<<20 {
-					t.Errorf("%d bytes were decompressed of a nar of %d", decoded, len(f.nar))
+				if decoded.Load() > 1<<20 {
+					t.Errorf("%d bytes were decompressed of a nar of %d", decoded.Load(), len(f.nar))
 				}
 				wantFindings(t, s) // it compares sizes only
 			})
@@ -210,10 +210,10 @@ func narFiles(t testing.TB, kind string) map[string]narFile {
 }
 
 // counter counts decompressed bytes.
-type counter int
+type counter struct{ atomic.Int64 }
 
 func (c *counter) Write(p []byte) (int, error) {
-	*c += counter(len(p))
+	c.Add(int64(len(p)))
 	return len(p), nil
 }
 

@@ -47,7 +47,7 @@ const programName = "nar-herder"
 // of ten minutes. settleWithin is the same within this process, which other tests and the
 // race detector slow down.
 const (
-	settle       = 800 * time.Millisecond
+	settle       = 1600 * time.Millisecond
 	settleWithin = 3 * time.Second
 )
 
@@ -113,7 +113,7 @@ func testMain(m *testing.M) int {
 	if err := errors.Join(os.Mkdir(filepath.Dir(racing), 0o755), os.Symlink(self, racing)); err != nil {
 		panic(err)
 	}
-	build := exec.Command("go", "build", "-ldflags=-X=main.settleTime="+settle.String(), "-o", binary, ".")
+	build := exec.Command("go", "build", "-ldflags=-w -X=main.settleTime="+settle.String(), "-o", binary, ".")
 	build.Env, build.Stderr = append(os.Environ(), "CGO_ENABLED=0"), os.Stderr
 	if err := build.Run(); err != nil {
 		os.Stderr.WriteString("build the program: " + err.Error() + "\n")
