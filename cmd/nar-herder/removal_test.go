@@ -352,6 +352,8 @@ func TestHardLimit(t *testing.T) {
 	source := filepath.Join(p.dir, "source")
 	texts := generate(t, source, 30)
 	s := p.serve(t, "--log-level=INFO", "--storage-hard-limit=300K")
+	// Files that are being written during the scan count twice.
+	until(t, "the first scan", func() bool { return metric(t, s.addresses[0], "narherder_storage_usage_bytes") != "0" })
 	got := runProgram(t, p.args("import", "--keep", source)...)
 	if got.status != 1 || !strings.Contains(got.err, "hard limit") || !strings.Contains(got.err, "--storage-hard-limit") {
 		t.Errorf("%+v", got)
