@@ -76,10 +76,9 @@ func (b *bench) newMirroring() (m *mirroring, done func(), err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	done = func() { os.RemoveAll(work) }
 	defer func() {
 		if err != nil {
-			done()
+			os.RemoveAll(work)
 		}
 	}()
 	if err := ensureSpace(work, int64(b.items+b.changes)*itemRoom+3*b.coldNar+int64(b.imports)*liveNar); err != nil {
