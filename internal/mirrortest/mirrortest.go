@@ -8,15 +8,16 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"nar-herder/internal/rowsum"
-	"nar-herder/mirror/original"
-	"nar-herder/narinfo"
-	"nar-herder/storage/index"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
 	"time"
+
+	"nar-herder/internal/rowsum"
+	"nar-herder/mirror/original"
+	"nar-herder/narinfo"
+	"nar-herder/storage/index"
 )
 
 // Path returns the store path of the Nth test item. The paths differ at the end of the

@@ -3,16 +3,17 @@ package sourcedump
 import (
 	"bytes"
 	"errors"
-	"nar-herder/internal/disk"
-	"nar-herder/internal/mirrortest"
-	"nar-herder/mirror/health"
-	"nar-herder/mirror/original"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
+
+	"nar-herder/internal/disk"
+	"nar-herder/internal/mirrortest"
+	"nar-herder/mirror/health"
+	"nar-herder/mirror/original"
 )
 
 // TestDecompressRoom: decompression leaves room on the disk, and is bounded by the size of

@@ -4,13 +4,14 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"nar-herder/storage/narcheck"
 	"runtime/debug"
 	"sync"
+
+	"nar-herder/storage/narcheck"
 )
 
-// decode is [Options.Decode] with [Scrubber.TakeTurns]: it holds one while it computes, but not while it waits
-// for memory or for the bytes.
+// decode is [Options.Decode] with the turns of [Scrubber.TakeTurns]: the decoder holds one while it
+// computes, but not while it waits for memory or for the bytes.
 func (s *Scrubber) decode(ctx context.Context, compression string, compressed io.Reader, size int64) (io.ReadCloser, error) {
 	if s.turns == nil {
 		return s.options.Decode(ctx, compression, compressed, size)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"nar-herder/storage/bytestore"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"testing/iotest"
+
+	"nar-herder/storage/bytestore"
 )
 
 func testStagedIsInvisible(t *testing.T, s bytestore.Store) {

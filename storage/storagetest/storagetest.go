@@ -9,10 +9,11 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
-	"nar-herder/storage/bytestore"
 	"slices"
 	"strings"
 	"testing"
+
+	"nar-herder/storage/bytestore"
 )
 
 // CommitNewAtOnce is the name of the test that exactly one of several concurrent CommitNew

@@ -7,13 +7,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"nar-herder/storage/bytestore"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"nar-herder/storage/bytestore"
 )
 
 // TestReplacedElsewhere: a replacement by another process with the same size and time is

@@ -6,12 +6,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"nar-herder/storage/bytestore"
 	"os"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"nar-herder/storage/bytestore"
 )
 
 const (
