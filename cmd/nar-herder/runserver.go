@@ -57,6 +57,7 @@ type serverCommand struct {
 	serverKeyOptions `embed:""`
 	redirectsOption  `embed:""`
 	scrubOptions     `embed:""`
+	upstreamOptions  `embed:""`
 
 	StorageCache     string    `placeholder:"DIR" help:"Local directory that caches recently read nars of a remote storage."`
 	StorageCacheSize sizeValue `default:"10GiB" placeholder:"BYTES" help:"Maximum size of --storage-cache on disk (default: ${default})."`
@@ -74,8 +75,11 @@ type serverCommand struct {
 
 // validate returns an error for options that contradict each other.
 func (c *serverCommand) validate() error {
-	if c.Storage == "" && c.Mirror == nil {
-		return errors.New("run-server needs --storage=DIR, --mirror=URL, or both")
+	if c.Storage == "" && c.Mirror == nil && len(c.Upstream) == 0 {
+		return errors.New("run-server needs --storage=DIR, --mirror=URL, or --upstream=URL")
+	}
+	if err := c.upstreamOptions.validate(); err != nil {
+		return err
 	}
 	if err := validateStorage("--storage", c.Storage); err != nil {
 		return err

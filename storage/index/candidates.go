@@ -25,7 +25,7 @@ const scanStep = 20_000
 // or added, whichever is later, in the interval [from, until). They are in insertion order.
 // cursor starts at zero, and each call advances it. more is false at the end.
 func (x *Index) Candidates(ctx context.Context, from, until time.Time, cursor *int64, limit int) (found []Candidate, more bool, err error) {
-	const query = `SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.checksum, n.withdrawn_at, i.mirrored, i.key, n.delete_after, i.verified_at, u.last_used
+	const query = `SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.checksum, n.withdrawn_at, i.mirrored, i.key, n.delete_after, i.verified_at, i.origin, i.fresh_until, i.dropped_files, i.drop_after, u.last_used
 		FROM items i JOIN narinfos n ON n.id = i.id LEFT JOIN uses u ON u.item = i.id
 		WHERE i.id > ? AND i.id <= ? AND i.stored_files != 0 AND max(i.added_at, coalesce(u.last_used, 0)) BETWEEN ? AND ? AND n.withdrawn_at IS NULL
 		ORDER BY i.id LIMIT ?`
@@ -42,7 +42,7 @@ func (x *Index) Candidates(ctx context.Context, from, until time.Time, cursor *i
 				return true, nil // keep it, and don't let it stop the removal of others
 			}
 			candidate := Candidate{Item: item}
-			if used, ok := row[13].(int64); ok {
+			if used, ok := row[17].(int64); ok {
 				candidate.LastUsed = time.UnixMilli(used).UTC()
 			}
 			found = append(found, candidate)

@@ -195,7 +195,7 @@ var copySteps = []string{
 	"DELETE FROM main.items WHERE id IN (SELECT id FROM main.narinfos WHERE withdrawn_at > 0)",
 	"DELETE FROM main.narinfos WHERE withdrawn_at > 0",
 	"UPDATE main.narinfos SET lost_at = NULL WHERE lost_at IS NOT NULL",
-	"UPDATE main.items SET stored_files = 0, stored_size = 0, file_sizes = NULL, verified_at = 0, mirrored = 1",
+	"UPDATE main.items SET stored_files = 0, stored_size = 0, file_sizes = NULL, verified_at = 0, mirrored = 1, origin = 0, fresh_until = 0, drop_after = 0",
 }
 
 // Copy fails if more than maxDamaged items, and more than one in damagedShare, are damaged.

@@ -35,12 +35,25 @@ type Item struct {
 	// files, it is the time of the one that was verified first. It is zero if a file never
 	// was.
 	VerifiedAt time.Time
+	// Origin is the upstream that the item came from, see [Tx.Origin]: its nars can be fetched
+	// again. It is 0 for an item that was imported or mirrored. FreshUntil is when the
+	// upstream must be queried again whether it still has the item.
+	Origin     int64
+	FreshUntil time.Time
+	// Bit N of Dropped is set if the narinfo's Nth file was dropped: it is not wanted in the
+	// storage, and not announced unless its block is signed. DropAfter is when the dropped
+	// files that are still stored may be deleted; zero if there are none.
+	Dropped   uint64
+	DropAfter time.Time
 
 	id int64
 }
 
 // HasStored reports whether the Nth file is in the storage.
 func (i *Item) HasStored(n int) bool { return n < 64 && i.Stored&(1<<n) != 0 }
+
+// HasDropped reports whether the Nth file was dropped.
+func (i *Item) HasDropped(n int) bool { return n < 64 && i.Dropped&(1<<n) != 0 }
 
 // Position orders items by insertion. It never changes, and later items have larger
 // positions.
@@ -133,7 +146,7 @@ func withdrawnAt(column driver.Value) (time.Time, error) {
 }
 
 const (
-	itemColumns = "SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.checksum, n.withdrawn_at, i.mirrored, i.key, n.delete_after, i.verified_at FROM items i LEFT JOIN narinfos n ON n.id = i.id"
+	itemColumns = "SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.checksum, n.withdrawn_at, i.mirrored, i.key, n.delete_after, i.verified_at, i.origin, i.fresh_until, i.dropped_files, i.drop_after FROM items i LEFT JOIN narinfos n ON n.id = i.id"
 	itemByKey   = itemColumns + " WHERE i.key = ?"
 )
 
@@ -238,6 +251,13 @@ func (x *Index) item(row []driver.Value) (*Item, error) {
 	}
 	if at, ok := row[12].(int64); ok && at > 0 {
 		item.VerifiedAt = time.UnixMilli(at).UTC()
+	}
+	item.Origin, item.Dropped = number(row[13]), uint64(number(row[15]))
+	if at := number(row[14]); at > 0 {
+		item.FreshUntil = time.UnixMilli(at).UTC()
+	}
+	if at := number(row[16]); at > 0 {
+		item.DropAfter = time.UnixMilli(at).UTC()
 	}
 	if sizes := blob(row[4]); sizes != nil {
 		item.Sizes = decodeInts(sizes)

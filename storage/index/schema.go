@@ -24,6 +24,10 @@ const keyIndex = "CREATE UNIQUE INDEX items_by_key ON items (key)"
 //     if the narinfo's Nth file is in the storage. file_sizes is set only for narinfos
 //     without FileSize. mirrored is 1 if the mirrored instance has the item. Each stored file
 //     was last compared with the NarHash at verified_at or later; 0 means never.
+//     origin is the upstream that an item came from, see [Item.Origin], and fresh_until when
+//     that must be queried again. Bit N of dropped_files is set if the narinfo's Nth file was
+//     dropped, see [Item.Dropped]. It is deleted after drop_after; 0 means no pending deletion.
+//   - origins has the URLs of upstreams, without passwords.
 //   - narinfos has the compressed texts, by the ids of items, and the keys of their
 //     references. A narinfo with withdrawn_at is hidden from clients. Its item is removed
 //     after delete_after, when no client can hold the narinfo any more. One with lost_at is
@@ -167,6 +171,17 @@ var migrations = []string{
 	CREATE INDEX items_by_verification ON items (verified_at) WHERE stored_files != 0;
 	ALTER TABLE narinfos ADD COLUMN lost_at INTEGER;
 	CREATE INDEX narinfos_lost ON narinfos (lost_at) WHERE lost_at IS NOT NULL;`,
+
+	`CREATE TABLE origins (
+		id INTEGER PRIMARY KEY,
+		url TEXT NOT NULL UNIQUE
+	) STRICT;
+	ALTER TABLE items ADD COLUMN origin INTEGER NOT NULL DEFAULT 0;
+	ALTER TABLE items ADD COLUMN fresh_until INTEGER NOT NULL DEFAULT 0;
+	ALTER TABLE items ADD COLUMN dropped_files INTEGER NOT NULL DEFAULT 0;
+	ALTER TABLE items ADD COLUMN drop_after INTEGER NOT NULL DEFAULT 0;
+	CREATE INDEX items_of_upstreams ON items (origin) WHERE origin != 0;
+	CREATE INDEX items_droppable ON items (drop_after) WHERE drop_after != 0;`,
 }
 
 // staleTriggers correct the writes of an older program that had the database open during

@@ -13,10 +13,11 @@ import (
 // SetVerified records that the stored files of an item were compared with its NarHash. It is
 // not a change: nobody is notified.
 func (tx *Tx) SetVerified(hash narinfo.PathHash, at time.Time) error {
-	return tx.conn.exec("UPDATE items SET verified_at = ? WHERE key = ? AND stored_files != 0", verifiedColumn(at), keyOf(hash))
+	return tx.conn.exec("UPDATE items SET verified_at = ? WHERE key = ? AND stored_files != 0", timeColumn(at), keyOf(hash))
 }
 
-func verifiedColumn(at time.Time) int64 {
+// timeColumn converts a time to milliseconds, and the zero time to 0.
+func timeColumn(at time.Time) int64 {
 	if at.IsZero() {
 		return 0
 	}

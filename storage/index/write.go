@@ -28,6 +28,10 @@ type Entry struct {
 	VerifiedAt time.Time
 	// Mirrored means that the mirrored instance has the item. A known item stays mirrored.
 	Mirrored bool
+	// Origin and FreshUntil are as in [Item], also for a known item: importing or mirroring an
+	// item makes it one that is not of an upstream any more.
+	Origin     int64
+	FreshUntil time.Time
 	// Unlogged omits the addition from the recent changes.
 	Unlogged bool
 
@@ -206,8 +210,9 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 			}
 		}
 		err = errors.Join(
-			tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ?, verified_at = ?, mirrored = ? WHERE id = ?",
-				int64(entry.Stored), size, sizesColumn(entry.Sizes), verifiedColumn(entry.VerifiedAt), boolValue(entry.Mirrored || old.Mirrored), old.id),
+			tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ?, verified_at = ?, mirrored = ?, origin = ?, fresh_until = ? WHERE id = ?",
+				int64(entry.Stored), size, sizesColumn(entry.Sizes), timeColumn(entry.VerifiedAt), boolValue(entry.Mirrored || old.Mirrored),
+				entry.Origin, timeColumn(entry.FreshUntil), old.id),
 			tx.foundAgain(old, entry.Stored, before.NarHash != n.NarHash),
 			tx.conn.exec("UPDATE narinfos SET refs = ?, dictionary = ?, text = ?, checksum = ?, withdrawn_at = NULL, delete_after = NULL WHERE id = ?",
 				referencesColumn(n), entry.dictionary, entry.compressed, entry.checksum, old.id))
@@ -230,6 +235,11 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 	}
 	tx.change.Items++
 	tx.refer(id, n)
+	if entry.Origin != 0 {
+		if err := tx.SetOrigin(n.StorePath.Hash, entry.Origin, entry.FreshUntil); err != nil {
+			return err
+		}
+	}
 	return tx.logAddition(entry)
 }
 
@@ -242,7 +252,7 @@ const (
 // appendItemRow appends the row of an item. If id is nil, SQLite assigns the next one.
 func appendItemRow(row []driver.Value, id driver.Value, entry *Entry, storedSize int64) []driver.Value {
 	return append(row, id, keyOf(entry.Narinfo.StorePath.Hash), entry.AddedAt.Truncate(time.Second).UnixMilli(),
-		int64(entry.Stored), storedSize, sizesColumn(entry.Sizes), boolValue(entry.Mirrored), verifiedColumn(entry.VerifiedAt))
+		int64(entry.Stored), storedSize, sizesColumn(entry.Sizes), boolValue(entry.Mirrored), timeColumn(entry.VerifiedAt))
 }
 
 func appendNarinfoRow(row []driver.Value, id int64, entry *Entry, references []byte) []driver.Value {
@@ -308,7 +318,7 @@ func (tx *Tx) SetStored(hash narinfo.PathHash, stored uint64, sizes []int64, ver
 	}
 	err = errors.Join(
 		tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ?, verified_at = ? WHERE id = ?",
-			int64(stored), size, sizesColumn(sizes), verifiedColumn(verified), item.id),
+			int64(stored), size, sizesColumn(sizes), timeColumn(verified), item.id),
 		tx.foundAgain(item, stored, false))
 	if err != nil {
 		return err
