@@ -75,7 +75,7 @@ func TestForeign(t *testing.T) {
 		"of an unknown index":   {"DELETE FROM settings", ErrForeign},
 		"without a sum":         {"DELETE FROM settings WHERE key = '" + CopySum + "'", ErrNoSum},
 		"an odd number":         {"UPDATE settings SET value = '1e9' WHERE key = '" + CopyLastChange + "'", ErrForeign},
-		"a row more":            {"INSERT INTO narinfos (id, hash, refs, dictionary, text) VALUES (1000, x'', x'', 0, x'00'); INSERT INTO items VALUES (1000, 1, 1, 0, 0, NULL, 1, 0)", ErrUnsound},
+		"a row more":            {"INSERT INTO narinfos (id, hash, refs, dictionary, text) VALUES (1000, x'', x'', 0, x'00'); INSERT INTO items (id, key, added_at, stored_files, stored_size) VALUES (1000, 1, 1, 0, 0)", ErrUnsound},
 		"a row less":            {"DELETE FROM narinfos WHERE id = 3", ErrUnsound},
 		"another time":          {"UPDATE items SET added_at = added_at + 1000 WHERE id = 3", ErrUnsound},
 		"too long a text":       {fmt.Sprintf("UPDATE narinfos SET text = zeroblob(%d) WHERE id = 3", narinfo.MaxSize+1), ErrUnsound},
