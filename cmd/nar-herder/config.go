@@ -56,7 +56,9 @@ func argumentsOf(parsed *kong.Context) map[string]given {
 			continue
 		}
 		_, value, ok := strings.Cut(arguments[0], "=")
-		if !ok && len(arguments) > 1 {
+		if !ok && path.Flag.IsBool() {
+			value = "true"
+		} else if !ok && len(arguments) > 1 {
 			value = arguments[1]
 		}
 		set := found[path.Flag.Name]

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,7 +42,7 @@ func (s *settings) inEffect(parsed *kong.Context, server *serverCommand) (effect
 		}
 		set, ok := all[flag.Name]
 		switch {
-		case ok && flag.IsBool():
+		case ok && isSwitch(flag):
 			set.values = []string{strconv.FormatBool(flag.Target.Bool())}
 		case flag.Name == "database-dump" && server.DatabaseDump == "":
 			set = given{values: []string{server.path(server.Database)}, origin: "default"}
@@ -89,11 +90,14 @@ func (e inEffect) log(log *slog.Logger) {
 	log.LogAttrs(context.Background(), slog.LevelInfo, "options", all...)
 }
 
+// isSwitch reports whether the option is true or false.
+func isSwitch(flag *kong.Flag) bool { return flag.Target.Kind() == reflect.Bool }
+
 // toml returns the value in TOML.
 func (o option) toml() (string, error) {
 	var value any = append([]string{}, o.values...) // nil can't be encoded
 	switch {
-	case o.flag.IsBool():
+	case isSwitch(o.flag):
 		value = o.flag.Target.Bool()
 	case !o.flag.IsSlice():
 		value = o.values[0]

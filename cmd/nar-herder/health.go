@@ -53,6 +53,7 @@ func (s *subsystems) health(directory string) (parts []health.Part) {
 		{"dumps", true, false, warns(s.dumps.Warnings)},
 		{"mirror", s.follower != nil, false, warns(s.follower.Warnings)},
 		{"mirror_nars", s.fetcher != nil, false, warns(s.fetcher.Warnings)},
+		{"advertisement", s.responder != nil, false, warns(s.responder.Warnings)},
 	} {
 		if part.exists {
 			parts = append(parts, health.Part{Name: part.name, Needed: part.needed, Look: part.look})

@@ -80,6 +80,8 @@ func optionsDocument(model *kong.Application) string {
 				name = "--[no-]" + option.Name
 			case !option.IsBool():
 				name += "=" + option.FormatPlaceHolder()
+			case option.PlaceHolder != "":
+				name += "[=" + option.PlaceHolder + "]"
 			}
 			set := "command line only"
 			if isSettable(option) {

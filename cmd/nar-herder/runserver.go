@@ -58,6 +58,7 @@ type serverCommand struct {
 	redirectsOption  `embed:""`
 	scrubOptions     `embed:""`
 	upstreamOptions  `embed:""`
+	advertiseOption  `embed:""`
 
 	StorageCache     string    `placeholder:"DIR" help:"Local directory that caches recently read nars of a remote storage."`
 	StorageCacheSize sizeValue `default:"10GiB" placeholder:"BYTES" help:"Maximum size of --storage-cache on disk (default: ${default})."`
@@ -146,6 +147,10 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 		return err
 	}
 	defer sockets.close()
+	parts := new(subsystems)
+	if parts.responder, err = c.newResponder(sockets.public, log); err != nil {
+		return err
+	}
 	sockets.answer(ctx, c)
 	if err := c.prepare(ctx, config, sockets, log); ctx.Err() != nil {
 		log.Info("unfinished work resumes at the next start", "database", c.Database)
@@ -153,7 +158,6 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 	} else if err != nil {
 		return err
 	}
-	parts := new(subsystems)
 	defer func() { err = errors.Join(err, parts.close(running)) }()
 	if err := parts.open(ctx, c, config, log); err != nil {
 		return err

@@ -147,6 +147,12 @@ func (s *sockets) serve(ctx context.Context, parts *subsystems, running *tasks) 
 		}
 		return nil
 	})
+	if parts.responder != nil {
+		running.Go("advertising", func() error {
+			parts.responder.Run(ctx)
+			return nil
+		})
+	}
 }
 
 func (s *sockets) closeControl() {

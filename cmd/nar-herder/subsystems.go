@@ -14,6 +14,7 @@ import (
 	"nar-herder/compression/cached"
 	"nar-herder/httpapi"
 	"nar-herder/httpapi/health"
+	"nar-herder/internal/dnssd"
 	"nar-herder/mirror"
 	"nar-herder/mirror/dump"
 	"nar-herder/mirror/nars"
@@ -50,6 +51,7 @@ type subsystems struct {
 	room      *dbspace.Watch // for the database
 	unstored  *unstoredCount
 	server    *httpapi.Server
+	responder *dnssd.Responder // started once the server answers
 	changes   *index.Watcher
 }
 
