@@ -17,23 +17,20 @@ import (
 // publishType is the type of the services that guix-daemon discovers.
 const publishType = "_guix_publish._tcp"
 
-// maxNameLength is the maximum length of the default name, which DNS-SD limits.
-const maxNameLength = 63
-
 // advertiseOption announces the server on the local network.
 type advertiseOption struct {
 	Advertise advertiseValue `placeholder:"NAME" help:"Announce this server on the local network by DNS-SD, so that 'guix-daemon --discover' finds it. --advertise=NAME sets its name (default: 'nar-herder on HOST')."`
 }
 
-// advertiseValue is the name of the server on the local network, or "" to not announce it.
+// advertiseValue is the name of the server on the local network, or "" if it is not announced.
 // The option may lack a value.
 type advertiseValue string
 
 // IsBool implements [kong.BoolMapperValue].
 func (advertiseValue) IsBool() bool { return true }
 
-// Decode implements [kong.BoolMapperValue]. The values of a switch are those of the environment
-// and of the file.
+// Decode implements [kong.BoolMapperValue]. In the environment and in the file, where an option
+// always has a value, true and false switch it on and off.
 func (a *advertiseValue) Decode(parsed *kong.DecodeContext) error {
 	value := "true"
 	if parsed.Scan.Peek().Type == kong.FlagValueToken {
@@ -57,7 +54,7 @@ func defaultName() string {
 		return "nar-herder"
 	}
 	host, _, _ = strings.Cut(host, ".")
-	name := dnssd.Shorten("nar-herder on "+host, maxNameLength)
+	name := dnssd.Shorten("nar-herder on "+host, dnssd.MaxName)
 	if dnssd.CheckName(name) != nil {
 		return "nar-herder"
 	}
@@ -90,8 +87,8 @@ func (o advertiseOption) newResponder(listeners []net.Listener, log *slog.Logger
 	}, nil
 }
 
-// discoverable returns the address of a listener, and whether other machines can use it. Guix
-// uses the IPv4 addresses that it discovers only.
+// discoverable returns the address of a listener, and whether other machines can discover it.
+// Guix discovers only IPv4 addresses.
 func discoverable(listener net.Listener) (netip.AddrPort, bool) {
 	tcp, ok := listener.(*net.TCPListener)
 	if !ok {

@@ -142,6 +142,7 @@ func TestSlipsElsewhere(t *testing.T) {
 var slipsElsewhere = map[string]string{
 	// By area: owners, removal, TTLs, commands, disks, users.
 	"A: two servers on one database":                                    "TestOneServer",
+	"A: --advertise on an address that other machines can't reach":      "TestAdvertiseSlips",
 	"A: the cached directory of another instance":                       "TestOneServer",
 	"A: the dump path of another instance":                              "TestOneServer",
 	"A: a copied database beside its original":                          "TestCopiedDatabase",

@@ -70,8 +70,8 @@ func CheckName(name string) error {
 	switch {
 	case name == "":
 		return errors.New("the name is empty")
-	case len(name) > maxLabel:
-		return fmt.Errorf("name %q is too long: want at most %d bytes", name, maxLabel)
+	case len(name) > MaxName:
+		return fmt.Errorf("name %q is too long: want at most %d bytes", name, MaxName)
 	case !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl):
 		return fmt.Errorf("invalid name %q: want UTF-8 without control characters", name)
 	case strings.Contains(name, "."):

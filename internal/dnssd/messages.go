@@ -24,9 +24,10 @@ const (
 	domain = ".local."
 	// everything is the name at which clients find all types of services.
 	everything = "_services._dns-sd._udp" + domain
-	// maxLabel is the maximum length of a label.
-	maxLabel = 63
 )
+
+// MaxName is the maximum length of a name in bytes.
+const MaxName = 63
 
 // service is what the records describe.
 type service struct {
@@ -50,7 +51,7 @@ func numbered(name string, number int) string {
 		return name
 	}
 	suffix := " (" + strconv.Itoa(number) + ")"
-	return Shorten(name, maxLabel-len(suffix)) + suffix
+	return Shorten(name, MaxName-len(suffix)) + suffix
 }
 
 // Shorten returns the longest beginning of valid UTF-8 that has at most so many bytes.

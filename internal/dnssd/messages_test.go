@@ -41,9 +41,9 @@ func describe(records []dnsmessage.Resource) string {
 func TestAnswer(t *testing.T) {
 	t.Parallel()
 	const (
-		pointer = "PTR nar-herder on Büro._guix_publish._tcp.local."
-		host    = "A 192.0.2.7, A 198.51.100.7"
-		instanc = "nar-herder on Büro._guix_publish._tcp.local."
+		pointer  = "PTR nar-herder on Büro._guix_publish._tcp.local."
+		host     = "A 192.0.2.7, A 198.51.100.7"
+		instance = "nar-herder on Büro._guix_publish._tcp.local."
 	)
 	for _, c := range []struct {
 		name string
@@ -54,9 +54,9 @@ func TestAnswer(t *testing.T) {
 		{"_GUIX_publish._TCP.local.", dnsmessage.TypePTR, pointer},
 		{"_guix_publish._tcp.local.", dnsmessage.TypeALL, pointer},
 		{"_services._dns-sd._udp.local.", dnsmessage.TypePTR, "PTR _guix_publish._tcp.local."},
-		{instanc, dnsmessage.TypeSRV, "SRV nar-herder-1.local."},
-		{instanc, dnsmessage.TypeTXT, "TXT"},
-		{instanc, dnsmessage.TypeALL, "SRV nar-herder-1.local., TXT"},
+		{instance, dnsmessage.TypeSRV, "SRV nar-herder-1.local."},
+		{instance, dnsmessage.TypeTXT, "TXT"},
+		{instance, dnsmessage.TypeALL, "SRV nar-herder-1.local., TXT"},
 		{"nar-herder-1.local.", dnsmessage.TypeA, host},
 		{"nar-herder-1.local.", dnsmessage.TypeAAAA, ""},
 		{"_ipp._tcp.local.", dnsmessage.TypePTR, ""},
@@ -177,7 +177,7 @@ func TestNumbered(t *testing.T) {
 		{strings.Repeat("ä", 31), 2, strings.Repeat("ä", 29) + " (2)"},
 	} {
 		got := numbered(c.name, c.number)
-		if got != c.want || len(got) > maxLabel || !utf8.ValidString(got) {
+		if got != c.want || len(got) > MaxName || !utf8.ValidString(got) {
 			t.Errorf("%s %d: %q", c.name, c.number, got)
 		}
 	}
