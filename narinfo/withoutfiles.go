@@ -20,7 +20,8 @@ func (n *Narinfo) WithoutFiles(files uint64) []byte {
 			kept |= 1 << line.file
 		}
 	}
-	if files &^= kept; files == 0 || files == files|1<<len(n.Files)-1 {
+	all := uint64(1)<<len(n.Files) - 1
+	if files &= all &^ kept; files == 0 || files == all {
 		return n.Text
 	}
 	text := make([]byte, 0, len(n.Text))
