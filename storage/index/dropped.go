@@ -106,8 +106,13 @@ func (tx *Tx) dropAfter(pending uint64, known *time.Time, at time.Time) (int64, 
 	if known != nil && !known.IsZero() {
 		return known.UnixMilli(), nil
 	}
-	due, err := tx.Expiry(Narinfos, at.Add(dropReserve))
+	due, err := tx.DroppedAfter(at)
 	return milliseconds(due), err
+}
+
+// DroppedAfter returns when files that are dropped at the given time may be deleted.
+func (tx *Tx) DroppedAfter(at time.Time) (time.Time, error) {
+	return tx.Expiry(Narinfos, at.Add(dropReserve))
 }
 
 // putDropped returns which files of an entry are dropped, and the column drop_after. A file of
