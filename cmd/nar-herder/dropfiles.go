@@ -148,7 +148,11 @@ func (c *dropFilesCommand) summarize(ctx context.Context, s *streams, store *ope
 		printf(s.out, "%s lost them before\n", countOf(before, "item"))
 	}
 	if only := counts[dropping.Only]; only > 0 {
-		printf(s.out, "%s keep them, because no nar of another compression is in the storage\n", countOf(only, "item"))
+		keep := "keep"
+		if only == 1 {
+			keep = "keeps"
+		}
+		printf(s.out, "%s %s them, because no nar of another compression is in the storage\n", countOf(only, "item"), keep)
 	}
 	return nil
 }

@@ -58,7 +58,7 @@ func (d *Dropper) Do(ctx context.Context, items iter.Seq2[*storage.Item, error],
 	if err := d.Storage.MayDelete(ctx); err != nil {
 		return err
 	}
-	if _, err := d.Storage.Identity(ctx); err != nil {
+	if err := d.Storage.IsMounted(ctx); err != nil {
 		return err
 	}
 	var batch []*storage.Item
