@@ -418,10 +418,26 @@ func TestDropFilesMirror(t *testing.T) {
 		}
 		succeed(t, mirror.args("check", "--verify")...)
 	}
+	// A mirror that drops another compression, which it still gets from its source.
+	succeed(t, late.args("drop-files", "--compression=zstd", deepTree)...)
+	late.endGraceOfDropped(t)
+	until(t, "the mirror deletes it", func() bool { return !slices.Contains(late.nars(t, "zstd"), deepTree) })
+	for range 2 {
+		if got := get(t, lateMirror.addresses[0], "/nar/zstd/"+deepTree); got.StatusCode != 200 {
+			t.Errorf("a dropped nar from the source: %s", got.Status)
+		}
+		lateMirror.stop(t, os.Interrupt)
+		lateMirror = late.serve(t, url)
+		wantMirrored(t, lateMirror, 14)
+	}
+	if text := get(t, lateMirror.addresses[0], "/"+narinfoName(deepTree)).body; strings.Contains(text, "zstd") || late.nars(t, "zstd") == nil || slices.Contains(late.nars(t, "zstd"), deepTree) {
+		t.Errorf("it is announced or stored again: %s", text)
+	}
 	// The source has it again. The earlier mirror can't know that it shouldn't stay dropped.
 	p.imports(t, filepath.Join(dir, narinfoName(deepTree)))
 	until(t, "the mirror has it, too", func() bool { return slices.Contains(late.nars(t, "gzip"), deepTree) })
 	until(t, "the mirror announces it", func() bool {
-		return get(t, lateMirror.addresses[0], "/"+narinfoName(deepTree)).body == texts[narinfoName(deepTree)]
+		text, _, _ := strings.Cut(texts[narinfoName(deepTree)], "URL: nar/zstd/")
+		return get(t, lateMirror.addresses[0], "/"+narinfoName(deepTree)).body == text
 	})
 }
