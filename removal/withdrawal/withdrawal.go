@@ -92,13 +92,13 @@ func (w *Remover) Run(ctx context.Context) {
 			return
 		case err != nil:
 			if !w.failing.Swap(true) {
-				w.log.Error("can't remove withdrawn items and files without an item: retrying", "error", err)
+				w.log.Error("can't remove withdrawn items, or dropped files: retrying", "error", err)
 			}
 			failures++
 			wait = withdrawnBackoff.After(failures)
 		default:
 			if w.failing.Swap(false) {
-				w.log.Info("withdrawn items can be removed again")
+				w.log.Info("withdrawn items and dropped files can be removed again")
 			}
 			failures = 0
 		}
@@ -108,7 +108,7 @@ func (w *Remover) Run(ctx context.Context) {
 // Warnings returns warnings for the health page.
 func (w *Remover) Warnings() []string {
 	if w.failing.Load() {
-		return []string{"withdrawn items can't be removed, and take room: see the log"}
+		return []string{"withdrawn items or dropped files can't be removed, and take room: see the log"}
 	}
 	return nil
 }
