@@ -240,7 +240,7 @@ func (m *Mirror) changed(ctx context.Context, items []apply.Change, present bits
 			items[i].At = m.Now().UTC().Truncate(time.Second)
 		}
 		// A damaged item is written again.
-		if row == nil || !row.Mirrored || !row.WithdrawnAt.IsZero() || !bytes.Equal(row.Text, items[i].Narinfo.Text) {
+		if row == nil || !row.Mirrored || !row.WithdrawnAt.IsZero() || !bytes.Equal(row.Text, items[i].Narinfo.Text) && !bytes.Equal(row.Announced(), items[i].Narinfo.Text) {
 			changed = append(changed, items[i])
 		}
 		return nil

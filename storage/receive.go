@@ -17,8 +17,8 @@ import (
 )
 
 // ErrNotWanted says that bytes are not needed any more: the item was removed, withdrawn or
-// replaced meanwhile.
-var ErrNotWanted = errors.New("the item was removed, withdrawn or replaced meanwhile")
+// replaced meanwhile, or the file was dropped.
+var ErrNotWanted = errors.New("the item was removed, withdrawn or replaced meanwhile, or the file dropped")
 
 // Spool returns a directory for files that will be passed to [Storage.Receive]: the byte
 // store's own, or else the fallback, which is made.
@@ -121,7 +121,7 @@ func wanted(tx *index.Tx, item *Item, name string, size int64) (*Item, int, erro
 		return nil, 0, err
 	}
 	n := now.FileNamed(name)
-	if !now.WithdrawnAt.IsZero() || now.Narinfo.NarHash != item.Narinfo.NarHash || n < 0 {
+	if !now.WithdrawnAt.IsZero() || now.Narinfo.NarHash != item.Narinfo.NarHash || n < 0 || now.IsUnwanted(n) {
 		return nil, 0, ErrNotWanted
 	}
 	if want := now.Narinfo.Files[n].Size; want >= 0 && want != size {
@@ -148,7 +148,7 @@ func (i *Item) SizesWith(n int, size int64) []int64 {
 // is the nar.
 func (s *Storage) HasUnrecorded(ctx context.Context, item *Item, n int) (bool, error) {
 	name := item.FileName(n)
-	if s.bytes == nil || name == "" || item.HasStored(n) {
+	if s.bytes == nil || name == "" || item.HasStored(n) || item.IsUnwanted(n) {
 		return false, nil
 	}
 	info, err := s.bytes.Stat(ctx, name)

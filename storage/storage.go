@@ -208,11 +208,16 @@ func (i *Item) NarNames() []string {
 var byEffort = []string{"none", "zstd", "gzip", "lzip", "xz", "bzip2"}
 
 // EasiestFile returns which of the available files takes the least work to decompress; -1
-// if none has a compression that can be read.
+// if none has a compression that can be read. A dropped file is the last choice: it may be
+// about to be deleted.
 func (i *Item) EasiestFile(there func(n int) bool) int {
-	best, least := -1, len(byEffort)
+	best, least := -1, 2*len(byEffort)
 	for n, file := range i.Narinfo.Files {
-		if effort := slices.Index(byEffort, file.Compression); effort >= 0 && effort < least && there(n) {
+		effort := slices.Index(byEffort, file.Compression)
+		if effort >= 0 && i.HasDropped(n) {
+			effort += len(byEffort)
+		}
+		if effort >= 0 && effort < least && there(n) {
 			best, least = n, effort
 		}
 	}
@@ -297,8 +302,8 @@ func MarkStored(entry *index.Entry, n int, size int64) {
 }
 
 // CarryStored marks those files of a new row as stored that the old row of the same nar has as
-// stored, and as verified, unless they have another compression now. It is for callers without
-// access to the byte store.
+// stored, and as verified and dropped, unless they have another compression now. It is for
+// callers without access to the byte store.
 func CarryStored(entry *index.Entry, old *Item) {
 	if old.Narinfo.NarHash != entry.Narinfo.NarHash {
 		return
@@ -311,6 +316,9 @@ func CarryStored(entry *index.Entry, old *Item) {
 		if i := old.FileNamed(name); i >= 0 && old.HasStored(i) && old.Narinfo.Files[i].Compression == file.Compression && (file.Size < 0 || file.Size == old.StoredSize(i)) {
 			MarkStored(entry, n, old.StoredSize(i))
 			entry.VerifiedAt = old.VerifiedAt
+			if old.HasDropped(i) {
+				entry.Dropped |= 1 << n
+			}
 		}
 	}
 }

@@ -71,6 +71,7 @@ type listedFile struct {
 	Compression string `json:"compression"`
 	Size        int64  `json:"size"`
 	Stored      bool   `json:"stored"`
+	Dropped     bool   `json:"dropped,omitempty"`
 }
 
 func (c *listCommand) Run(ctx context.Context, s *streams) (err error) {
@@ -190,7 +191,7 @@ func describe(ctx context.Context, store *opened, item *storage.Item) (*listed, 
 		object.VerifiedAt = &item.VerifiedAt
 	}
 	for i, file := range n.Files {
-		object.Files = append(object.Files, listedFile{file.URL, file.Compression, item.StoredSize(i), item.HasStored(i)})
+		object.Files = append(object.Files, listedFile{file.URL, file.Compression, item.StoredSize(i), item.HasStored(i), item.HasDropped(i)})
 	}
 	tags, err := store.index.Tags(ctx, item.Hash)
 	for _, tag := range tags {

@@ -43,6 +43,7 @@ var subcommands = []subcommand{
 	{"run-server", "Serve narinfos and nars over HTTP.", fresh[serverCommand]},
 	{"import", "Add narinfos and their nars to the index and the storage.", fresh[importCommand]},
 	{"remove", "Remove items, with their narinfos and nars.", fresh[removeCommand]},
+	{"drop-files", "Remove the nars of one compression from items that keep another.", fresh[dropFilesCommand]},
 	{"plan-removal", "Show what run-server would remove to keep the storage limit, and why.", fresh[planRemovalCommand]},
 	{"pin", "Protect items, and everything they refer to, from removal.", fresh[pinCommand]},
 	{"unpin", "Allow items to be removed again.", fresh[unpinCommand]},

@@ -30,7 +30,8 @@ func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
 	withdrawnUsage, err2 := store.index.WithdrawnStored(ctx)
 	pins, err3 := store.index.Pins(ctx)
 	verification, err4 := store.index.Verification(ctx)
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
+	dropped, err5 := store.index.DroppedPending(ctx)
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return err
 	}
 	var size int64
@@ -43,6 +44,7 @@ func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
 		figures := map[string]int64{
 			"items": totals.Items, "stored_nars": totals.StoredNars, "stored_bytes": totals.StoredSize, "database_bytes": size,
 			"withdrawn_items": withdrawn, "withdrawn_bytes": withdrawnUsage.Size, "pins": int64(len(pins)), "never_verified_items": verification.Never,
+			"dropped_pending_items": dropped.Items,
 		}
 		if !verification.Oldest.IsZero() {
 			figures["oldest_verification_timestamp_seconds"] = verification.Oldest.Unix()
@@ -55,5 +57,8 @@ func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	printf(s.out, "store items      %d\n  withdrawn      %d, %s\n  pinned         %d\nnars in storage  %d, %s\n  never verified %s\ndatabase         %s\n",
 		totals.Items, withdrawn, byteCount(withdrawnUsage.Size), len(pins), totals.StoredNars, byteCount(totals.StoredSize), verified, byteCount(size))
+	if dropped.Items > 0 {
+		printf(s.out, "dropped files of %s are deleted from %s to %s\n", countOf(int(dropped.Items), "item"), dropped.First.Local().Format(time.DateTime), dropped.Last.Local().Format(time.DateTime))
+	}
 	return nil
 }

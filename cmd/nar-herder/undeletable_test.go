@@ -93,7 +93,7 @@ func TestUndeletable(t *testing.T) {
 	succeed(t, p.args("remove", item)...)
 	s := serve(t, asNobody(program, args...))
 	until(t, "the health warns of the withdrawn item", func() bool {
-		return strings.Contains(get(t, s.addresses[0], "/health").body, "withdrawn items can't be removed")
+		return strings.Contains(get(t, s.addresses[0], "/health").body, "withdrawn items or dropped files can't be removed")
 	})
 	if out := succeed(t, "list", "--database="+p.database, "--withdrawn"); !strings.Contains(out, item) {
 		t.Errorf("%s", out)

@@ -24,7 +24,7 @@ func (s *API) ServeInfo(request *fasthttp.RequestCtx, hash narinfo.PathHash) (kn
 	ctx, cancel := context.WithTimeout(s.options.Live, StoredTime)
 	defer cancel()
 	item, files, err := s.filesThere(ctx, hash)
-	stored := err == nil && len(files) == len(item.Narinfo.Files) && s.vouches(ctx)
+	stored := err == nil && len(files) == announcedFiles(item) && s.vouches(ctx)
 	if errors.Is(err, storage.ErrNotFound) {
 		return false
 	}
@@ -46,6 +46,16 @@ func (s *API) ServeInfo(request *fasthttp.RequestCtx, hash narinfo.PathHash) (kn
 		respond.Text(request, "application/json", `{"stored": false}`)
 	}
 	return true
+}
+
+// announcedFiles returns how many files clients may request.
+func announcedFiles(item *storage.Item) int {
+	if item.Dropped != 0 {
+		if n, err := narinfo.Parse(item.Announced()); err == nil {
+			return len(n.Files)
+		}
+	}
+	return len(item.Narinfo.Files)
 }
 
 // vouches reports whether other instances may depend on this storage.
@@ -74,6 +84,9 @@ func (s *API) filesThere(ctx context.Context, hash narinfo.PathHash) (*storage.I
 func (s *API) filesOf(ctx context.Context, item *storage.Item) ([]peer.StoredFile, error) {
 	files := make([]peer.StoredFile, 0, len(item.Narinfo.Files))
 	for n, file := range item.Narinfo.Files {
+		if item.HasDropped(n) {
+			continue // it is about to be deleted
+		}
 		err := s.lookFor(ctx, item, n)
 		if errors.Is(err, storage.ErrNotStored) {
 			continue

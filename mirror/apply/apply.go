@@ -172,7 +172,8 @@ func applyAddition(s *storage.Storage, tx *index.Tx, change Change, entry *index
 	} else if err != nil {
 		return sums, nil, err
 	}
-	if bytes.Equal(row.Text, n.Text) {
+	// Files that were dropped here stay dropped.
+	if bytes.Equal(row.Text, n.Text) || bytes.Equal(row.Announced(), n.Text) {
 		if !row.WithdrawnAt.IsZero() {
 			if _, err := tx.Restore(row.Hash, change.At); err != nil {
 				return sums, nil, err
@@ -188,6 +189,10 @@ func applyAddition(s *storage.Storage, tx *index.Tx, change Change, entry *index
 	if err != nil {
 		return sums, nil, err
 	}
+	if files, ok := old.DroppedIn(n.Text); ok && (old.Mirrored || !old.WithdrawnAt.IsZero()) {
+		// Its files stay until no client has a narinfo that names them.
+		return Sums{Updated: 1}, nil, dropAs(tx, old, files, change.At, s.Now())
+	}
 	if !old.Mirrored && old.WithdrawnAt.IsZero() {
 		// It has another signature or another nar: the local one stays.
 		if old.Narinfo.NarHash != n.NarHash {
@@ -202,4 +207,22 @@ func applyAddition(s *storage.Storage, tx *index.Tx, change Change, entry *index
 		obsolete = old.NarNames()
 	}
 	return Sums{Updated: 1}, obsolete, tx.Put(entry, row)
+}
+
+// dropAs drops the files that the mirrored instance has dropped, besides those that were
+// dropped here, if any file is left then.
+func dropAs(tx *index.Tx, item *storage.Item, files uint64, at, now time.Time) error {
+	if !item.WithdrawnAt.IsZero() {
+		if _, err := tx.Restore(item.Hash, at); err != nil {
+			return err
+		}
+		if err := tx.SetMirrored(item.Hash, true); err != nil {
+			return err
+		}
+	}
+	err := tx.SetDropped(item.Hash, item.Dropped|files, now)
+	if errors.Is(err, index.ErrAllDropped) {
+		err = tx.SetDropped(item.Hash, files, now)
+	}
+	return err
 }

@@ -92,7 +92,7 @@ func TestBusy(t *testing.T) {
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 200)
-	directory := testfs.Small(t, 2<<20+64<<10)
+	directory := testfs.Small(t, 2<<20+512<<10)
 	path := filepath.Join(directory, "dump.db")
 	m := newMaker(t, x, path)
 	first := mustMake(t, m)

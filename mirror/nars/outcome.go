@@ -51,6 +51,8 @@ func (f *Fetcher) finish(d *download, err error) {
 		f.unfit(err)
 	case errors.Is(err, errStored), errors.Is(err, storage.ErrNotWanted), errors.Is(err, errStopped):
 		// Not a failure.
+	case errors.Is(err, storage.ErrNotStored) && !d.onDemand:
+		// The other files of the item decide whether it is one: see fetchItem.
 	default:
 		f.failed(d.item, d.item.FileName(d.n), err)
 	}

@@ -112,23 +112,55 @@ func (f *Fetcher) fetchItem(ctx context.Context, hash narinfo.PathHash) {
 		}
 		return
 	}
+	var absent uint64 // files that the source doesn't have
+	var absentErr error
+	var absentName string
 	for n := len(item.Narinfo.Files) - 1; n >= 0; n-- {
-		if item.HasStored(n) || item.FileName(n) == "" {
+		if item.HasStored(n) || item.HasDropped(n) || item.FileName(n) == "" {
 			continue
 		}
 		err := f.fetchFile(ctx, item, n)
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return
-		}
-		if err != nil {
-			if errors.Is(err, storage.ErrNotWanted) {
-				f.queue.Done(hash)
-			}
+		case errors.Is(err, storage.ErrNotStored):
+			absent |= 1 << n
+			absentErr, absentName = err, item.FileName(n)
+		case errors.Is(err, storage.ErrNotWanted):
+			f.queue.Done(hash)
+			return
+		case err != nil:
 			return // the retry fetches the others, too
 		}
 	}
+	if absent != 0 && !f.dropAbsent(ctx, item, absent) {
+		if ctx.Err() == nil {
+			f.failed(item, absentName, absentErr)
+		}
+		return
+	}
 	f.queue.Done(hash)
 	f.missing.Add(-1)
+}
+
+// dropAbsent gives up the files of an item that the source doesn't have, if another one is
+// stored. Otherwise they are looked for again, and it returns false.
+func (f *Fetcher) dropAbsent(ctx context.Context, item *storage.Item, absent uint64) bool {
+	dropped, err := f.storage.DropAbsent(ctx, item, absent)
+	switch {
+	case ctx.Err() != nil:
+		return false
+	case err != nil:
+		f.log.Error("can't record which nars the source does not have", "item", item.Narinfo.StorePath.String(), "error", err)
+		return false
+	case !dropped:
+		return false
+	}
+	const text = "the source does not have some files of an item, and others are stored here: not looking for them again"
+	if f.logged.IsDue(text, f.now()) {
+		f.log.Info(text, "item", item.Narinfo.StorePath.String())
+	}
+	return true
 }
 
 // fetchFile fetches one file. It returns when that is stored, or after recording a failure.

@@ -1,4 +1,4 @@
-// Package withdrawal removes withdrawn items after their grace period.
+// Package withdrawal deletes withdrawn items and dropped files after their grace period.
 package withdrawal
 
 import (
@@ -26,13 +26,15 @@ const (
 // withdrawnBackoff is how long it waits after failures.
 var withdrawnBackoff = pace.Backoff{First: 2 * withdrawnInterval, Last: time.Minute}
 
-// Remover removes withdrawn items, each when no client can hold its narinfo.
+// Remover removes withdrawn items and dropped files, each when no client can hold a narinfo
+// that names it.
 type Remover struct {
 	log *slog.Logger
 	// failing says that the last attempt failed.
 	failing atomic.Bool
 	// Tests replace these functions.
 	remove func(ctx context.Context, now time.Time) (storage.Freed, error)
+	drop   func(ctx context.Context, now time.Time) (storage.Freed, int, error)
 	keep   func(ctx context.Context, now time.Time) error
 	bound  func(ctx context.Context, now time.Time) (int64, error)
 	// boundAt is when bound was called last, or Run began.
@@ -44,6 +46,9 @@ func New(s *storage.Storage, log *slog.Logger) *Remover {
 	w := &Remover{log: log, bound: s.Index().BoundTimes}
 	w.remove = func(ctx context.Context, now time.Time) (storage.Freed, error) {
 		return deletion.RemoveWithdrawn(ctx, s, now)
+	}
+	w.drop = func(ctx context.Context, now time.Time) (storage.Freed, int, error) {
+		return deletion.DeleteDropped(ctx, s, now)
 	}
 	w.keep = func(ctx context.Context, now time.Time) error { return w.keepPinned(ctx, s.Index(), now) }
 	return w
@@ -87,13 +92,13 @@ func (w *Remover) Run(ctx context.Context) {
 			return
 		case err != nil:
 			if !w.failing.Swap(true) {
-				w.log.Error("can't remove withdrawn items and files without an item: retrying", "error", err)
+				w.log.Error("can't remove withdrawn items, or dropped files: retrying", "error", err)
 			}
 			failures++
 			wait = withdrawnBackoff.After(failures)
 		default:
 			if w.failing.Swap(false) {
-				w.log.Info("withdrawn items can be removed again")
+				w.log.Info("withdrawn items and dropped files can be removed again")
 			}
 			failures = 0
 		}
@@ -103,7 +108,7 @@ func (w *Remover) Run(ctx context.Context) {
 // Warnings returns warnings for the health page.
 func (w *Remover) Warnings() []string {
 	if w.failing.Load() {
-		return []string{"withdrawn items can't be removed, and take room: see the log"}
+		return []string{"withdrawn items or dropped files can't be removed, and take room: see the log"}
 	}
 	return nil
 }
@@ -127,5 +132,15 @@ func (w *Remover) step(ctx context.Context) error {
 	if freed.Items > 0 {
 		w.log.Info("removed items that were withdrawn", "items", freed.Items, "bytes", freed.Size)
 	}
-	return err
+	if ctx.Err() != nil {
+		return err
+	}
+	freed, kept, dropErr := w.drop(ctx, now)
+	if freed.Items > 0 {
+		w.log.Info("deleted files that were dropped", "items", freed.Items, "bytes", freed.Size)
+	}
+	if kept > 0 {
+		w.log.Warn("dropped files are announced again, because the other files of their items are missing: run 'nar-herder check'", "items", kept)
+	}
+	return errors.Join(err, dropErr)
 }

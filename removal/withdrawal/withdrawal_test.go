@@ -28,6 +28,7 @@ func TestWithdrawnErrors(t *testing.T) {
 		failing, freed := false, storage.Freed{}
 		w := New(storage.New(nil, nil, storage.Options{}), slog.New(slog.NewTextHandler(&log, nil)))
 		w.keep = func(context.Context, time.Time) error { return nil }
+		w.drop = func(context.Context, time.Time) (storage.Freed, int, error) { return storage.Freed{}, 0, nil }
 		w.remove = func(_ context.Context, now time.Time) (storage.Freed, error) {
 			mu.Lock()
 			defer mu.Unlock()

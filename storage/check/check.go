@@ -224,6 +224,9 @@ func (c *Checker) compare(ctx context.Context, tx *index.Tx, hash narinfo.PathHa
 	case !finding.Item.HasStored(n):
 		if exists {
 			finding.Kind = Unrecorded
+			if finding.Item.IsUnwanted(n) {
+				finding.Kind, finding.Item = Unreferenced, nil
+			}
 			finding.Note = fmt.Sprintf("%d bytes", info.Size)
 		}
 	case !exists:

@@ -60,7 +60,7 @@ func (c *Checker) unstored(ctx context.Context, item *storage.Item, options Unst
 	}
 	var names []string
 	for n, name := range item.FileNames() {
-		if name == "" || item.HasStored(n) {
+		if name == "" || item.HasStored(n) || item.IsUnwanted(n) {
 			continue
 		}
 		if c.bytes != nil {
@@ -95,7 +95,7 @@ func (r *Repairer) unstored(ctx context.Context, finding Finding) (repair Repair
 	unsure := false
 	for n, name := range item.FileNames() {
 		// The index can't record a file without its size.
-		if name == "" || item.HasStored(n) || item.StoredSize(n) < 0 {
+		if name == "" || item.HasStored(n) || item.IsUnwanted(n) || item.StoredSize(n) < 0 {
 			continue
 		}
 		file := Finding{Kind: Missing, Name: name, Item: item}

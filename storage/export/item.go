@@ -76,11 +76,11 @@ func (r *run) item(ctx context.Context, row *index.Item, tries int) error {
 }
 
 func hasChanged(old, now *index.Item) bool {
-	return now.Position() != old.Position() || now.Stored != old.Stored || !now.WithdrawnAt.Equal(old.WithdrawnAt) || !bytes.Equal(now.Text, old.Text)
+	return now.Position() != old.Position() || now.Stored != old.Stored || now.Dropped != old.Dropped || !now.WithdrawnAt.Equal(old.WithdrawnAt) || !bytes.Equal(now.Text, old.Text)
 }
 
-// namesIn returns the names of each file of the item in the copy, or an error if the item
-// can't be exported.
+// namesIn returns the names of each file of the item in the copy, none for dropped files, or an
+// error if the item can't be exported.
 //
 // A file server decodes the percent escapes of a request, and looks for the decoded name.
 // For a file:// URL, Guix's client opens the path of the narinfo without decoding it
@@ -89,6 +89,9 @@ func namesIn(item *storage.Item) ([][]string, error) {
 	names := make([][]string, len(item.Narinfo.Files))
 	for n, file := range item.Narinfo.Files {
 		name := item.FileName(n)
+		if !item.HasStored(n) && item.HasDropped(n) {
+			continue // the other files are enough
+		}
 		if !item.HasStored(n) {
 			return nil, fmt.Errorf("%s: %w", file.URL, storage.ErrNotStored)
 		}
@@ -131,7 +134,7 @@ func (r *run) export(ctx context.Context, item *storage.Item, names [][]string) 
 	if there {
 		text, _ = r.tree.read(file, narinfo.MaxSize) // an unreadable file is replaced
 	}
-	same := text != nil && bytes.Equal(text, item.Text)
+	same := text != nil && bytes.Equal(text, item.Announced())
 	// A different nar may have the same size and time.
 	renew := !same && describesOther(text, item)
 
@@ -144,6 +147,9 @@ func (r *run) export(ctx context.Context, item *storage.Item, names [][]string) 
 		}
 	}()
 	for n := range names {
+		if names[n] == nil {
+			continue
+		}
 		if err := r.stage(ctx, item, n, names[n], renew, &staged, &result); err != nil {
 			return err
 		}
@@ -177,7 +183,7 @@ func (r *run) export(ctx context.Context, item *storage.Item, names [][]string) 
 		r.done(result)
 		return nil
 	}
-	temporary, err := r.tree.write(item.Text)
+	temporary, err := r.tree.write(item.Announced())
 	if err == nil {
 		err = r.tree.setTime(temporary, item.AddedAt)
 	}

@@ -352,6 +352,12 @@ func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, re
 				return err
 			}
 		}
+		if found := p.entry.Stored & old.Dropped; found != 0 {
+			p.result.Outcome = Completed
+			if err := tx.SetDropped(old.Hash, old.Dropped&^found, im.Now()); err != nil {
+				return err
+			}
+		}
 		return tx.AddTags(old.Hash, p.Tags)
 	case p.losesSignature(old) && !withdrawn:
 		p.result.Outcome = Kept

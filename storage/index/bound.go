@@ -30,7 +30,8 @@ func (b bound) where() string {
 	if b.missing {
 		return fmt.Sprintf(" FROM %s WHERE withdrawn_at <= ? AND withdrawn_at >= ? AND %s IS NULL", b.table, b.column)
 	}
-	return fmt.Sprintf(" FROM %s WHERE %s > ? OR %[2]s > 0 AND %[2]s < ?", b.table, b.column)
+	// Most rows of items have 0, and an index only the others.
+	return fmt.Sprintf(" FROM %s WHERE %s != 0 AND (%[2]s > ? OR %[2]s > 0 AND %[2]s < ?)", b.table, b.column)
 }
 
 // BoundTimes corrects times that are in the future because the clock was wrong, and would
@@ -73,6 +74,7 @@ func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, e
 		}
 		bounds = []bound{
 			{"narinfos", "withdrawn_at", latest, now, false}, {"cached_files", "withdrawn_at", latest, now, false}, {"cached_files", "last_used", latest, now, false},
+			{"items", "drop_after", lastLatest, last, false},
 			{"narinfos", "delete_after", lastLatest, last, false}, {"cached_files", "delete_after", lastLatest, last, false},
 			// Last, after the times of withdrawals are corrected. No item withdrawn until
 			// now is held longer.

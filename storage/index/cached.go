@@ -128,7 +128,7 @@ func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text 
 		// One statement, so that the files belong to this text.
 		row, err := c.first(`SELECT `+textColumns+`,
 			(SELECT group_concat(type || ' ' || size || ' ' || coalesce(checksum, 'none'), ' ') FROM cached_files c WHERE c.item = i.id AND c.withdrawn_at IS NULL)
-			FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?`, keyOf(hash))
+			FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?1`, keyOf(hash))
 		if err != nil {
 			return err
 		}
@@ -136,7 +136,7 @@ func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text 
 			text = nil
 			return err
 		}
-		if list, ok := row[6].(string); ok {
+		if list, ok := row[7].(string); ok {
 			words := strings.Fields(list)
 			for ; len(words) >= 3; words = words[3:] {
 				size, err := strconv.ParseInt(words[1], 10, 64)

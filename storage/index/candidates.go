@@ -170,7 +170,7 @@ func (tx *Tx) Unstore(item *Item, n *narinfo.Narinfo, at time.Time) error {
 		return err
 	}
 	tx.count(item.Stored, size, -1)
-	if err := tx.conn.exec("UPDATE items SET stored_files = 0, stored_size = 0, verified_at = 0 WHERE id = ?", item.id); err != nil {
+	if err := tx.conn.exec("UPDATE items SET stored_files = 0, stored_size = 0, verified_at = 0, drop_after = 0 WHERE id = ?", item.id); err != nil {
 		return err
 	}
 	return tx.log(StorageChanged, at, item.Hash, nil)

@@ -139,6 +139,9 @@ func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time,
 	if copied.Damaged, err = x.dropDamaged(ctx, c); err != nil {
 		return Copied{}, err
 	}
+	if err := x.cutDropped(ctx, c); err != nil {
+		return Copied{}, err
+	}
 	sum, err := c.sumOfTexts(ctx)
 	if err != nil {
 		return Copied{}, err

@@ -6,11 +6,11 @@ import (
 	"errors"
 )
 
-// lacksFiles is the condition that files of an item are not stored: none is stored, or a
-// file before a stored one is not. Only the text tells how many files there are. Files are
-// fetched from the last to the first, so an item with some stored files matches until all
-// are stored.
-const lacksFiles = "(i.stored_files = 0 OR i.stored_files & (i.stored_files + 1) != 0)"
+// lacksFiles is the condition that files of an item are neither stored nor dropped: none is
+// stored, or a file before a stored or dropped one is not. Only the text tells how many files
+// there are. Files are fetched from the last to the first, so an item with some stored files
+// matches until all are stored.
+const lacksFiles = "(i.stored_files = 0 OR (i.stored_files | i.dropped_files) & ((i.stored_files | i.dropped_files) + 1) != 0)"
 
 // Lacking returns up to limit items, not withdrawn, that probably lack files in the
 // storage, the newest first. *before starts negative, and each call advances it. more is

@@ -318,7 +318,7 @@ func (tx *Tx) Renew(damage *Damage, entry *Entry) (*Item, error) {
 		}
 		err = errors.Join(
 			tx.rewrite(damage.id, entry),
-			tx.conn.exec("UPDATE items SET stored_files = 0, stored_size = 0, file_sizes = NULL, verified_at = 0 WHERE id = ?", damage.id),
+			tx.conn.exec("UPDATE items SET stored_files = 0, stored_size = 0, file_sizes = NULL, verified_at = 0, dropped_files = 0, drop_after = 0 WHERE id = ?", damage.id),
 			tx.conn.exec("DELETE FROM cached_files WHERE item = ?", damage.id),
 			tx.conn.exec("DELETE FROM checksums WHERE item = ?", damage.id),
 			tx.logAddition(entry))

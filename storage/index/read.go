@@ -59,8 +59,8 @@ func (i *Item) HasDropped(n int) bool { return n < 64 && i.Dropped&(1<<n) != 0 }
 // positions.
 func (i *Item) Position() int64 { return i.id }
 
-// Text returns the narinfo of the item, byte for byte. The caller owns the result. The
-// error is [ErrNotFound] if the index definitely has no such item, and [ErrLost] if clients
+// Text returns the narinfo of the item as it is announced, see [Item.Announced]. The caller
+// owns the result. The error is [ErrNotFound] if the index definitely has no such item, and [ErrLost] if clients
 // must not get its narinfo because no nar of it is stored any more.
 func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
@@ -77,18 +77,19 @@ func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, e
 }
 
 func (x *Index) textOf(c *connection, hash narinfo.PathHash) ([]byte, error) {
-	// This reads only the index of items, not the table.
-	row, err := c.first("SELECT "+textColumns+" FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?", keyOf(hash))
+	row, err := c.first("SELECT "+textColumns+" FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?1", keyOf(hash))
 	if err != nil {
 		return nil, err
 	}
 	return x.textFrom(row, hash)
 }
 
-// textColumns are the columns that textFrom reads.
-const textColumns = "n.hash, n.dictionary, n.text, n.checksum, n.withdrawn_at, n.lost_at"
+// textColumns are the columns that textFrom reads. Parameter 1 is the key. They read only
+// indexes of items, not the table; that of dropped files is usually empty.
+const textColumns = `n.hash, n.dictionary, n.text, n.checksum, n.withdrawn_at, n.lost_at,
+	(SELECT d.dropped_files FROM items d INDEXED BY items_dropped WHERE d.key = ?1 AND d.dropped_files != 0)`
 
-// textFrom returns the text in a row that begins with textColumns and was found by the key
+// textFrom returns the announced text in a row that begins with textColumns and was found by the key
 // of hash. The error is [ErrNotFound] if the row is nil, has another hash with the same
 // key, or is withdrawn, and [ErrLost], with the text, if its
 // nars are lost.
@@ -113,6 +114,7 @@ func (x *Index) textFrom(row []driver.Value, hash narinfo.PathHash) ([]byte, err
 	case found != hash:
 		return nil, ErrNotFound // two hashes share the key
 	}
+	text = announced(text, uint64(number(row[6])))
 	if at, ok := row[5].(int64); ok && at > 0 { // damage can turn NULL into 0
 		return text, ErrLost
 	}

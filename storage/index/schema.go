@@ -181,7 +181,8 @@ var migrations = []string{
 	ALTER TABLE items ADD COLUMN dropped_files INTEGER NOT NULL DEFAULT 0;
 	ALTER TABLE items ADD COLUMN drop_after INTEGER NOT NULL DEFAULT 0;
 	CREATE INDEX items_of_upstreams ON items (origin) WHERE origin != 0;
-	CREATE INDEX items_droppable ON items (drop_after) WHERE drop_after != 0;`,
+	CREATE INDEX items_droppable ON items (drop_after) WHERE drop_after != 0;
+	CREATE INDEX items_dropped ON items (key, dropped_files) WHERE dropped_files != 0;`,
 }
 
 // staleTriggers correct the writes of an older program that had the database open during

@@ -24,6 +24,9 @@ type Entry struct {
 	AddedAt time.Time
 	Stored  uint64
 	Sizes   []int64
+	// Dropped is as in [Item]. A file of a known item that was dropped stays dropped, unless
+	// Stored has it. Not all files can be dropped.
+	Dropped uint64
 	// VerifiedAt is as in [Item], also for a known item.
 	VerifiedAt time.Time
 	// Mirrored means that the mirrored instance has the item. A known item stays mirrored.
@@ -193,12 +196,19 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 	if err != nil {
 		return err
 	}
-	tx.count(entry.Stored, size, 1)
+	var before *narinfo.Narinfo
+	var oldSize int64
 	if old != nil {
-		before, oldSize, err := old.parsed()
-		if err != nil {
+		if before, oldSize, err = old.parsed(); err != nil {
 			return err
 		}
+	}
+	dropped, due, err := tx.putDropped(entry, old, before)
+	if err != nil {
+		return err
+	}
+	tx.count(entry.Stored, size, 1)
+	if old != nil {
 		tx.count(old.Stored, oldSize, -1)
 		if before.NarHash != n.NarHash {
 			// They belong to the replaced nar.
@@ -210,9 +220,9 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 			}
 		}
 		err = errors.Join(
-			tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ?, verified_at = ?, mirrored = ?, origin = ?, fresh_until = ? WHERE id = ?",
+			tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ?, verified_at = ?, mirrored = ?, origin = ?, fresh_until = ?, dropped_files = ?, drop_after = ? WHERE id = ?",
 				int64(entry.Stored), size, sizesColumn(entry.Sizes), timeColumn(entry.VerifiedAt), boolValue(entry.Mirrored || old.Mirrored),
-				entry.Origin, timeColumn(entry.FreshUntil), old.id),
+				entry.Origin, timeColumn(entry.FreshUntil), int64(dropped), due, old.id),
 			tx.foundAgain(old, entry.Stored, before.NarHash != n.NarHash),
 			tx.conn.exec("UPDATE narinfos SET refs = ?, dictionary = ?, text = ?, checksum = ?, withdrawn_at = NULL, delete_after = NULL WHERE id = ?",
 				referencesColumn(n), entry.dictionary, entry.compressed, entry.checksum, old.id))
@@ -235,6 +245,11 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 	}
 	tx.change.Items++
 	tx.refer(id, n)
+	if dropped != 0 {
+		if err := tx.conn.exec("UPDATE items SET dropped_files = ?, drop_after = ? WHERE id = ?", int64(dropped), due, id); err != nil {
+			return err
+		}
+	}
 	if entry.Origin != 0 {
 		if err := tx.SetOrigin(n.StorePath.Hash, entry.Origin, entry.FreshUntil); err != nil {
 			return err
@@ -294,7 +309,7 @@ func boolValue(b bool) int64 {
 }
 
 // SetStored records which files of a known item are in the storage. Files that were not before
-// were verified at the given time; the zero time means never.
+// were verified at the given time; the zero time means never. They are no longer dropped.
 func (tx *Tx) SetStored(hash narinfo.PathHash, stored uint64, sizes []int64, verified time.Time) error {
 	item, err := tx.Item(hash)
 	if err != nil {
@@ -322,6 +337,9 @@ func (tx *Tx) SetStored(hash narinfo.PathHash, stored uint64, sizes []int64, ver
 		tx.foundAgain(item, stored, false))
 	if err != nil {
 		return err
+	}
+	if item.Dropped != 0 {
+		return tx.writeDropped(item, n, stored, item.Dropped&^(stored&^item.Stored), time.Now())
 	}
 	return tx.log(StorageChanged, time.Now(), hash, nil)
 }

@@ -104,6 +104,7 @@ func recountItem(ctx context.Context, s *storage.Storage, tx *index.Tx, hash nar
 			}
 			row.Stored &^= item.FilesNamed(name)
 			counted.Missing++
+		case item.IsUnwanted(n): // dropped, and about to be deleted
 		case item.StoredSize(n) < 0 || item.StoredSize(n) == size:
 			row.Stored |= item.FilesNamed(name)
 			row.Sizes = item.SizesWith(n, size)

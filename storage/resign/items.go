@@ -287,7 +287,7 @@ func (p *pass) put(tx *index.Tx, done *prepared) error {
 		return nil
 	}
 	// The new narinfo names the same files in the same order.
-	done.entry.Stored, done.entry.Sizes, done.entry.VerifiedAt = now.Stored, now.Sizes, now.VerifiedAt
+	done.entry.Stored, done.entry.Sizes, done.entry.VerifiedAt, done.entry.Dropped = now.Stored, now.Sizes, now.VerifiedAt, now.Dropped
 	if err := tx.Put(done.entry, now); err != nil || !now.Mirrored {
 		return err
 	}

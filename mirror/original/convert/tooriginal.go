@@ -102,7 +102,7 @@ func readAll(ctx context.Context, x *index.Index, next func(original.Item) error
 			*withdrawn++
 			continue
 		}
-		item := original.Item{Text: row.Text, AddedAt: row.AddedAt}
+		item := original.Item{Text: row.Announced(), AddedAt: row.AddedAt}
 		tags, err1 := x.Tags(ctx, row.Hash)
 		files, err2 := x.CachedFiles(ctx, row.Hash)
 		if err := errors.Join(err1, err2); err != nil {
