@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path"
 	"slices"
 	"strings"
 	"time"
@@ -26,7 +25,11 @@ type Addition struct {
 	// path in its URL; the first that has one counts. Nothing outside of them is read,
 	// wherever links lead.
 	Directories []string
-	// Keep copies the files instead of moving them.
+	// PublishCache is the cache of 'guix publish' that has the narinfo, "" for none. It is
+	// searched last.
+	PublishCache string
+	// Nars says what becomes of the files that are found there. Keep is short for Copy.
+	Nars Nars
 	Keep bool
 	// Replace adds the nar even if another nar of the item is being served. Clients that
 	// hold the old narinfo will fail then.
@@ -174,8 +177,8 @@ func (im *Importer) commit(ctx context.Context, batch []*prepared) {
 			continue
 		}
 		for _, file := range p.moved {
-			if err := file.remove(); err != nil {
-				im.log.Warn("a nar was imported, but its old name could not be removed", "file", path.Join(file.directory, file.name), "error", err)
+			if err := file.Remove(); err != nil {
+				im.log.Warn("a nar was imported, but its old name could not be removed", "file", file, "error", err)
 			}
 		}
 	}

@@ -26,8 +26,8 @@ type Importer struct {
 	index *index.Index
 	bytes bytestore.Store // for nars; nil for none
 	log   *slog.Logger
-	// copiedFrom has the storages and exports that were logged as copied from.
-	copiedFrom sync.Map
+	// logged has the warnings that are logged once.
+	logged sync.Map
 }
 
 // New makes an importer.
@@ -37,6 +37,7 @@ func New(s *storage.Storage) *Importer {
 
 // Options of [Importer.Import]; the fields are as in [Addition].
 type Options struct {
+	Nars           Nars
 	Keep           bool
 	Replace        bool
 	WithReferences bool
@@ -96,7 +97,7 @@ func (im *Importer) Import(ctx context.Context, names []string, options Options,
 	} else {
 		go func() {
 			defer close(work)
-			walkErr = narinfofiles.Walk(ctx, names, work)
+			walkErr = narinfofiles.WalkItems(ctx, names, work)
 		}()
 	}
 	var workers sync.WaitGroup
@@ -186,8 +187,8 @@ func (im *Importer) prepareFile(ctx context.Context, file narinfofiles.File, opt
 		return &prepared{result: Result{Outcome: Failed, Err: err}}
 	}
 	return im.prepare(ctx, &Addition{
-		Narinfo: n, Directories: file.Directories(),
-		Keep: options.Keep, Replace: options.Replace, WithReferences: options.WithReferences, Tags: options.Tags,
+		Narinfo: n, Directories: file.Directories(), PublishCache: file.PublishCache(),
+		Nars: options.Nars, Keep: options.Keep, Replace: options.Replace, WithReferences: options.WithReferences, Tags: options.Tags,
 		Decode: options.Decode, verifying: options.Verifying, planned: planned,
 	})
 }
