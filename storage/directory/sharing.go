@@ -54,7 +54,7 @@ func checkShareable(file *os.File, info fs.FileInfo) error {
 		return fmt.Errorf("its mode %#o lets other users than its owner write to it", info.Mode().Perm())
 	case info.Mode()&0o004 == 0:
 		// The server may run as another user than an import.
-		return fmt.Errorf("its mode %#o lets not everybody read it", info.Mode().Perm())
+		return fmt.Errorf("its mode %#o doesn't let everybody read it", info.Mode().Perm())
 	case isBeingWritten(file):
 		return errors.New("a process has it open for writing")
 	}

@@ -40,6 +40,7 @@ type Options struct {
 	Nars           Nars
 	Keep           bool
 	Replace        bool
+	AllowMissing   bool
 	WithReferences bool
 	Tags           []index.Tag
 	Decode         narcheck.Decoder
@@ -188,7 +189,7 @@ func (im *Importer) prepareFile(ctx context.Context, file narinfofiles.File, opt
 	}
 	return im.prepare(ctx, &Addition{
 		Narinfo: n, Directories: file.Directories(), PublishCache: file.PublishCache(),
-		Nars: options.Nars, Keep: options.Keep, Replace: options.Replace, WithReferences: options.WithReferences, Tags: options.Tags,
+		Nars: options.Nars, Keep: options.Keep, Replace: options.Replace, AllowMissing: options.AllowMissing, WithReferences: options.WithReferences, Tags: options.Tags,
 		Decode: options.Decode, verifying: options.Verifying, planned: planned,
 	})
 }
@@ -243,9 +244,9 @@ func (im *Importer) commitAll(ctx context.Context, ready <-chan importing, plan 
 type Summary struct {
 	Outcomes [Replaced + 1]int
 	Bytes    int64
-	// Unsigned counts items without a signature, and Unverified files that were added without
-	// being verified.
-	Unsigned, Unverified int
+	// Unsigned counts items without a signature, Unverified files that were added without
+	// being verified, and Missing those that items were added without.
+	Unsigned, Unverified, Missing int
 }
 
 // Count adds a result.
@@ -256,6 +257,7 @@ func (s *Summary) Count(r Result) {
 		s.Unsigned++
 	}
 	s.Unverified += r.Unverified
+	s.Missing += r.Missing
 }
 
 // String lists the outcomes that occurred.

@@ -1,6 +1,7 @@
 package importer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -98,16 +99,24 @@ func (im *Importer) prepare(ctx context.Context, addition *Addition) *prepared {
 		p.passed = true
 		return p
 	}
+	var lacks error
 	for i, file := range n.Files {
 		name := storage.NarName(file, n.StorePath.Hash)
 		if name == "" {
 			p.result.Note = fmt.Sprintf("URL %.200q has a scheme: nothing is stored for it", file.URL)
 			continue
 		}
-		if err := im.find(ctx, p, i, name); err != nil {
+		err := im.find(ctx, p, i, name)
+		if missing := (*errNoNar)(nil); errors.As(err, &missing) && p.mayLack(name) {
+			p.entry.Dropped |= 1 << i
+			lacks = cmp.Or(lacks, err)
+		} else if err != nil {
 			p.fail(err)
 			return p
 		}
+	}
+	if lacks != nil && p.entry.Stored == 0 {
+		p.fail(lacks)
 	}
 	return p
 }
@@ -213,24 +222,21 @@ func (im *Importer) find(ctx context.Context, p *prepared, n int, name string) e
 	if wrong != nil {
 		return wrong
 	}
-	where := "the storage " + im.bytes.String()
-	for _, place := range places {
-		if place.Name == name {
-			where += ", " + place.Directory
-		} else {
-			where += ", " + place.String()
-		}
-	}
-	return fmt.Errorf("its nar %s was not found: looked in %s: %w", name, where, fs.ErrNotExist)
+	return &errNoNar{name: name, storage: im.bytes.String(), places: places, others: len(p.Narinfo.Files) > 1 && !p.AllowMissing}
 }
 
 // take flushes the Nth file, which is in the storage, and verifies it unless the row claims
 // it.
 func (im *Importer) take(ctx context.Context, p *prepared, n int, name string, size int64) error {
 	storage.MarkStored(p.entry, n, size)
+	claimed := claims(p.old, p.Narinfo, n, name, size)
+	flushing := ctx
+	if claimed || p.nars() == Link {
+		flushing = bytestore.TrustOwners(ctx) // it may have been linked before
+	}
 	// Flush before reading, so that the verified bytes are those on the disk.
-	err := im.bytes.Flush(ctx, name)
-	if claims(p.old, p.Narinfo, n, name, size) {
+	err := im.bytes.Flush(flushing, name)
+	if claimed {
 		p.claimed |= 1 << n
 	} else if err == nil && p.Decode != nil {
 		err = im.verifyStored(ctx, p, n, name)
