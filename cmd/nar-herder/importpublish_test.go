@@ -508,3 +508,12 @@ func TestImportLinked(t *testing.T) {
 		t.Error("the nar was not linked")
 	}
 }
+
+// TestVerifyPublishCache: the nars of a cache can be verified without an import.
+func TestVerifyPublishCache(t *testing.T) {
+	t.Parallel()
+	cache := publishCache(t)
+	if out := succeed(t, "verify", "--json", cache+"/zstd", cache+"/none"); strings.Count(out, `"verdict":"right"`) < 2*cachedItems-1 || strings.Contains(out, `"absent"`) {
+		t.Errorf("verify: %s", out)
+	}
+}
