@@ -225,20 +225,20 @@ func (im *Importer) find(ctx context.Context, p *prepared, n int, name string) e
 	return &errNoNar{name: name, storage: im.bytes.String(), places: places, others: len(p.Narinfo.Files) > 1 && !p.AllowMissing}
 }
 
-// take flushes the Nth file, which is in the storage, and verifies it unless the row claims
-// it.
+// take flushes and verifies the Nth file, which is in the storage, unless the row claims it.
 func (im *Importer) take(ctx context.Context, p *prepared, n int, name string, size int64) error {
 	storage.MarkStored(p.entry, n, size)
-	claimed := claims(p.old, p.Narinfo, n, name, size)
+	if claims(p.old, p.Narinfo, n, name, size) {
+		p.claimed |= 1 << n // it was flushed before its row was written
+		return nil
+	}
 	flushing := ctx
-	if claimed || p.nars() == Link {
+	if p.nars() == Link {
 		flushing = bytestore.TrustOwners(ctx) // it may have been linked before
 	}
 	// Flush before reading, so that the verified bytes are those on the disk.
 	err := im.bytes.Flush(flushing, name)
-	if claimed {
-		p.claimed |= 1 << n
-	} else if err == nil && p.Decode != nil {
+	if err == nil && p.Decode != nil {
 		err = im.verifyStored(ctx, p, n, name)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
