@@ -50,7 +50,7 @@ func noError(t testing.TB, err error) {
 	}
 }
 
-// files returns the inodes of all files below a directory, by path.
+// filesBelow describes all files below a directory, by path.
 func filesBelow(t testing.TB, dir string) map[string]fs.FileInfo {
 	t.Helper()
 	found := make(map[string]fs.FileInfo)
@@ -490,6 +490,21 @@ func TestImportNarsOptions(t *testing.T) {
 	p := newPlace(t)
 	misuse(t, p.args("import", "--keep", "--nars=move", published(greeting)), "--keep", "--nars=move")
 	misuse(t, p.args("import", "--nars=hardlink", published(greeting)), "--nars", "hardlink")
+}
+
+// TestImportStaticMirror: a static mirror isn't a cache of guix publish, whatever its directory is
+// called, so its nars are moved.
+func TestImportStaticMirror(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	source := filepath.Join(t.TempDir(), "zstd")
+	noError(t, os.Rename(copyCorpus(t, "published"), source))
+	if out := succeed(t, p.args("import", source)...); !strings.HasPrefix(out, "13 added; ") {
+		t.Errorf("import: %s", out)
+	}
+	if left := filesBelow(t, source+"/nar"); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
 }
 
 // TestImportLinked: nars of another layout are linked if an option says so.

@@ -52,48 +52,6 @@ type Addition struct {
 	planned bool
 }
 
-// Outcome is the result of an addition in one word.
-type Outcome int
-
-const (
-	// Failed: nothing has changed.
-	Failed Outcome = iota
-	// Added: the item is new.
-	Added
-	// Known: the same narinfo was there already, with all its files.
-	Known
-	// Completed: the narinfo was there; missing files were added.
-	Completed
-	// Updated: the text was replaced by another for the same nar, such as one
-	// with a new signature or in other compressions.
-	Updated
-	// Kept: another nar of the item is served, and stays.
-	Kept
-	// Replaced: another nar of the item was served before.
-	Replaced
-)
-
-func (o Outcome) String() string {
-	return [...]string{"failed", "added", "known", "completed", "updated", "kept", "replaced"}[o]
-}
-
-// Result is the outcome of one addition.
-type Result struct {
-	Outcome Outcome
-	// Note explains an outcome other than the intended one.
-	Note string
-	// Err is set when the outcome is Failed.
-	Err error
-	// Bytes were added to the storage.
-	Bytes int64
-	// Unsigned says that the narinfo has no signature, and was accepted since no keys are
-	// known.
-	Unsigned bool
-	// Unverified counts the files that were added without being verified, and Missing those
-	// that the item was added without.
-	Unverified, Missing int
-}
-
 var (
 	// errLeaving is returned within a transaction.
 	errLeaving = errors.New("another nar of this item is withdrawn, and is removed when no client can hold its narinfo: add this one then, or now with --replace")
@@ -363,6 +321,11 @@ func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, re
 		}
 		if err := p.setDropped(tx, old); err != nil {
 			return err
+		}
+		if old.Origin != 0 { // it is this instance's own now
+			if err := tx.SetOrigin(old.Hash, 0, time.Time{}); err != nil {
+				return err
+			}
 		}
 		return tx.AddTags(old.Hash, p.Tags)
 	case p.losesSignature(old) && !withdrawn:

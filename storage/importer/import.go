@@ -5,10 +5,8 @@ package importer
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"runtime"
-	"strings"
 	"sync"
 	"time"
 
@@ -238,38 +236,4 @@ func (im *Importer) commitAll(ctx context.Context, ready <-chan importing, plan 
 		clear(plan.coming)
 		commit(plan.ready(ctx, im, nil))
 	}
-}
-
-// Summary counts the outcomes of an import.
-type Summary struct {
-	Outcomes [Replaced + 1]int
-	Bytes    int64
-	// Unsigned counts items without a signature, Unverified files that were added without
-	// being verified, and Missing those that items were added without.
-	Unsigned, Unverified, Missing int
-}
-
-// Count adds a result.
-func (s *Summary) Count(r Result) {
-	s.Outcomes[r.Outcome]++
-	s.Bytes += r.Bytes
-	if r.Unsigned && r.Outcome != Failed && r.Outcome != Kept {
-		s.Unsigned++
-	}
-	s.Unverified += r.Unverified
-	s.Missing += r.Missing
-}
-
-// String lists the outcomes that occurred.
-func (s *Summary) String() string {
-	var parts []string
-	for outcome, n := range s.Outcomes {
-		if n > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", n, Outcome(outcome)))
-		}
-	}
-	if len(parts) == 0 {
-		return "no narinfos found"
-	}
-	return strings.Join(parts, ", ")
 }

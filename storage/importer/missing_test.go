@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
@@ -133,5 +134,32 @@ func TestMissingNarComes(t *testing.T) {
 	item, err := s.Item(t.Context(), path.Hash)
 	if err != nil || result.Outcome != importer.Added || r.Outcome == importer.Failed || item.Stored != 3 || item.Dropped != 0 {
 		t.Errorf("%+v, %+v, %+v, %v", result, r, item, err)
+	}
+}
+
+// TestItemOfUpstream: an item that came from an upstream is one of this instance once it is
+// imported, so that it isn't evicted.
+func TestItemOfUpstream(t *testing.T) {
+	t.Parallel()
+	s, cache := newStorage(t), newCache(t)
+	importsOne(t, s, cache, importer.Options{})
+	path, err := narinfo.ParseStorePath("/gnu/store/" + base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.Index().Update(t.Context(), func(tx *index.Tx) error {
+		origin, err := tx.Origin("https://ci.example.org")
+		if err != nil {
+			return err
+		}
+		return tx.SetOrigin(path.Hash, origin, time.Now())
+	})
+	if item, itemErr := s.Item(t.Context(), path.Hash); err != nil || itemErr != nil || item.Origin == 0 {
+		t.Fatalf("%+v, %v, %v", item, err, itemErr)
+	}
+	r := importsOne(t, s, cache, importer.Options{})
+	item, err := s.Item(t.Context(), path.Hash)
+	if err != nil || r.Outcome != importer.Known || item.Origin != 0 || !item.FreshUntil.IsZero() {
+		t.Errorf("%+v, %+v, %v", r, item, err)
 	}
 }

@@ -74,8 +74,8 @@ func Find(ctx context.Context, names []string, found func(File)) error {
 	return each(func(files chan<- File) error { return walk(ctx, names, true, files) }, found)
 }
 
-// FindItems is Find without files of one item that an import of the directory should not add
-// again; see [publishcache.IsDuplicate].
+// FindItems is Find with only one narinfo for each item of a publish cache; see
+// [publishcache.IsDuplicate].
 func FindItems(ctx context.Context, names []string, found func(File)) error {
 	return each(func(files chan<- File) error { return WalkItems(ctx, names, files) }, found)
 }
