@@ -68,12 +68,16 @@ func (p *prepared) stillMissing(row *storage.Item) bool {
 	return true
 }
 
-// setDropped records the missing files of an addition in the row of the same narinfo.
+// setDropped records the missing files of an addition in the row of the same narinfo, and that
+// those which were found are dropped no more.
 func (p *prepared) setDropped(tx *index.Tx, row *storage.Item) error {
-	if row.Mirrored {
-		return nil // the mirrored instance has the files
+	dropped := row.Dropped &^ p.entry.Stored
+	if dropped != row.Dropped {
+		p.result.Outcome = Completed
 	}
-	dropped := (row.Dropped | p.entry.Dropped) &^ p.entry.Stored
+	if !row.Mirrored { // otherwise, the mirrored instance has them
+		dropped |= p.entry.Dropped
+	}
 	if dropped == row.Dropped {
 		return nil
 	}

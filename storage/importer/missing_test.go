@@ -163,3 +163,22 @@ func TestItemOfUpstream(t *testing.T) {
 		t.Errorf("%+v, %+v, %v", r, item, err)
 	}
 }
+
+// TestDroppedNarFound: a nar that was dropped, and is still stored, is imported again.
+func TestDroppedNarFound(t *testing.T) {
+	t.Parallel()
+	s, cache := newStorage(t), newCache(t)
+	importsOne(t, s, cache, importer.Options{})
+	path, err := narinfo.ParseStorePath("/gnu/store/" + base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Index().Update(t.Context(), func(tx *index.Tx) error { return tx.SetDropped(path.Hash, 2, time.Now()) }); err != nil {
+		t.Fatal(err)
+	}
+	r := importsOne(t, s, cache, importer.Options{})
+	item, err := s.Item(t.Context(), path.Hash)
+	if err != nil || r.Outcome != importer.Completed || item.Dropped != 0 || item.Stored != 3 || !item.DropAfter.IsZero() {
+		t.Errorf("%+v, %+v, %v", r, item, err)
+	}
+}
