@@ -193,10 +193,16 @@ func runDocument(t *testing.T, blocks []block, source *server) {
 		}
 	}
 	publish(t, filepath.Join(dir, "srv/published"))
+	if err := os.CopyFS(filepath.Join(dir, "var/cache/guix/publish"), os.DirFS(filepath.Join(testdata, "publish-cache"))); err != nil {
+		t.Fatal(err)
+	}
 	for name, key := range map[string]string{"acl": "acl", "farm.pub": "main.pub"} {
 		if err := os.WriteFile(filepath.Join(dir, "etc/guix", name), []byte(read(t, caseKeys(key))), 0o644); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "etc/guix/signing-key.pub"), []byte(read(t, testdata, "publish-cache/signing-key.pub")), 0o644); err != nil {
+		t.Fatal(err)
 	}
 	for name, text := range programs {
 		if err := os.WriteFile(filepath.Join(run, name), []byte(text), 0o755); err != nil {

@@ -18,7 +18,9 @@ type importCommand struct {
 	NarinfosOnly          bool       `argumentsonly:"" help:"Import narinfos without nars, if another server has the nars. Excludes --storage."`
 	Tag                   []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Tag to add to the items. May be repeated."`
 	EnsureReferencesExist bool       `help:"Refuse items that refer to items without a narinfo."`
-	Keep                  bool       `help:"Copy nars into the storage instead of moving them."`
+	Nars                  string     `enum:"auto,move,copy,link" default:"auto" placeholder:"auto|move|copy|link" help:"How to add nars to the storage: move, copy or hard-link them (default: ${default}). auto links those of a cache of 'guix publish', which may be in use, and moves others. Nars that can't be moved or linked are copied."`
+	Keep                  bool       `help:"The same as --nars=copy."`
+	AllowMissingFiles     bool       `argumentsonly:"" help:"Import items that have at least one of the nars that their narinfo names. The others are recorded as dropped."`
 	Replace               bool       `argumentsonly:"" help:"Replace the nar of an item that is already served."`
 	NoVerify              bool       `argumentsonly:"" help:"Don't decompress nars to compare them with their NarHash. For moving terabytes; 'check --verify' reads them later."`
 
@@ -26,6 +28,9 @@ type importCommand struct {
 
 	Names []string `arg:"" name:"file-or-directory" help:"Narinfo files, or directories to search for narinfo files."`
 }
+
+// narsOptions are the values of --nars.
+var narsOptions = map[string]importer.Nars{"auto": importer.ByLayout, "move": importer.Move, "copy": importer.Copy, "link": importer.Link}
 
 // importCache is the page cache of the writer, since imports touch the whole index of hashes.
 const importCache = 128 << 20
@@ -36,6 +41,9 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	if c.Storage != "" && c.NarinfosOnly {
 		return usagef("--narinfos-only and --storage=%s exclude each other: use one of them, or --storage= if the environment or a file sets the storage", c.Storage)
+	}
+	if c.Keep && c.Nars != "auto" && c.Nars != "copy" {
+		return usagef("--keep copies nars, --nars=%s doesn't: use one of them", c.Nars)
 	}
 	keys, err := c.keys()
 	if err != nil {
@@ -61,7 +69,10 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 		}
 	}
 	progress := newProgress(s.err, "importing", "narinfos", 0)
-	options := importer.Options{Keep: c.Keep, Replace: c.Replace, WithReferences: c.EnsureReferencesExist, Tags: tags(c.Tag), Sign: sign}
+	options := importer.Options{
+		Nars: narsOptions[c.Nars], Keep: c.Keep, Replace: c.Replace, AllowMissing: c.AllowMissingFiles,
+		WithReferences: c.EnsureReferencesExist, Tags: tags(c.Tag), Sign: sign,
+	}
 	if !c.NoVerify {
 		options.Decode, options.Verifying = decodeNar, progress.moved
 	}
@@ -92,6 +103,9 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	if summary.Unverified > 0 {
 		printf(s.out, "%s not verified; next: nar-herder check --verify\n", countOf(summary.Unverified, "nar"))
+	}
+	if summary.Missing > 0 {
+		printf(s.out, "%s missing, and recorded as dropped: the items are served without them\n", countOf(summary.Missing, "nar"))
 	}
 	if err != nil {
 		return fmt.Errorf("import: %w", err)

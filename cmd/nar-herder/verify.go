@@ -8,15 +8,14 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"path"
 	"slices"
 	"strings"
-	"syscall"
 
 	"nar-herder/narinfo"
 	"nar-herder/narinfo/signing"
 	"nar-herder/storage"
 	"nar-herder/storage/importer/narinfofiles"
+	"nar-herder/storage/importer/source"
 	"nar-herder/storage/index"
 	"nar-herder/storage/narcheck"
 	"nar-herder/storage/resign"
@@ -314,53 +313,30 @@ func (v *verifying) file(ctx context.Context, file narinfofiles.File) *verifiedL
 	for i := range n.Files {
 		nar := verifiedNarLine{URL: n.Files[i].URL, Compression: n.Files[i].Compression, Verdict: verdictAbsent}
 		if name := storage.NarName(n.Files[i], n.StorePath.Hash); name != "" {
-			v.narBeside(ctx, &nar, n, i, name, file.Directories())
+			v.narBeside(ctx, &nar, n, i, file.Places(name))
 		}
 		line.Nars = append(line.Nars, nar)
 	}
 	return line
 }
 
-// narBeside judges the Nth nar of a narinfo file in the first directory that has it.
-func (v *verifying) narBeside(ctx context.Context, nar *verifiedNarLine, n *narinfo.Narinfo, file int, name string, directories []string) {
-	for _, directory := range directories {
-		found, info, err := openBeneath(directory, name)
+// narBeside judges the Nth nar of a narinfo file in the first place that has it.
+func (v *verifying) narBeside(ctx context.Context, nar *verifiedNarLine, n *narinfo.Narinfo, file int, places []source.Place) {
+	for _, place := range places {
+		found, err := place.Open(-1)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
-		}
-		if want := n.Files[file].Size; err == nil && want >= 0 && info.Size() != want {
-			found.Close()
-			nar.Verdict, nar.Bytes = verdictWrong, info.Size()
-			nar.Reason = fmt.Sprintf("%s has %d bytes, the narinfo says %d", path.Join(directory, name), info.Size(), want)
+		} else if err != nil {
+			v.nar(ctx, nar, n, file, nil, 0, err)
 			return
 		}
-		size := int64(0)
-		if err == nil {
-			size = info.Size()
+		if want := n.Files[file].Size; want >= 0 && found.Size != want {
+			found.Close()
+			nar.Verdict, nar.Bytes = verdictWrong, found.Size
+			nar.Reason = fmt.Sprintf("%s has %d bytes, the narinfo says %d", place, found.Size, want)
+			return
 		}
-		v.nar(ctx, nar, n, file, found, size, err)
+		v.nar(ctx, nar, n, file, found, found.Size, nil)
 		return
 	}
-}
-
-// openBeneath opens a regular file below a directory, and nothing outside of it.
-func openBeneath(directory, name string) (*os.File, os.FileInfo, error) {
-	root, err := os.OpenRoot(directory)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer root.Close()
-	file, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe must not block
-	if err != nil {
-		return nil, nil, err
-	}
-	info, err := file.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a regular file", path.Join(directory, name))
-	}
-	if err != nil {
-		file.Close()
-		return nil, nil, err
-	}
-	return file, info, nil
 }

@@ -47,6 +47,20 @@ func takeOver(file *os.File, info fs.FileInfo, inSpool bool) error {
 	return nil
 }
 
+// checkShareable is takeOver for a file with an owner who is trusted, which must not be changed.
+func checkShareable(file *os.File, info fs.FileInfo) error {
+	switch {
+	case info.Mode()&writableByOthers != 0:
+		return fmt.Errorf("its mode %#o lets other users than its owner write to it", info.Mode().Perm())
+	case info.Mode()&0o004 == 0:
+		// The server may run as another user than an import.
+		return fmt.Errorf("its mode %#o doesn't let everybody read it", info.Mode().Perm())
+	case isBeingWritten(file):
+		return errors.New("a process has it open for writing")
+	}
+	return nil
+}
+
 // isBeingWritten reports whether a process has the file open for writing, or mapped; false
 // if the file system doesn't support leases. On NFSv4 and SMB it is mostly true, as a lease
 // needs a delegation from the server: then the file is copied. The file must be open for
@@ -80,8 +94,8 @@ func (d *Directory) MayRemove(name string) error {
 // protect flushes a file that was added without Stage, and ensures that only the storage's
 // users can write to it. Users with write access to the directories are trusted. If the
 // file has a second name, which may be outside of the storage, it must belong to the owner
-// of its directory or of the storage.
-func (d *Directory) protect(name string) error {
+// of its directory or of the storage, unless its owner is trusted.
+func (d *Directory) protect(name string, trusting bool) error {
 	file, stat, err := d.open(name)
 	if err != nil {
 		return err
@@ -92,7 +106,7 @@ func (d *Directory) protect(name string) error {
 		if err := file.Chmod(fs.FileMode(stat.Mode) & fs.ModePerm &^ writableByOthers); err != nil {
 			return d.explain("remove the write permission of others from", name, err)
 		}
-	} else if !isOwn && (stat.Mode&0o002 != 0 || stat.Nlink > 1 && !d.ownsDirectory(stat.Uid, path.Dir(name))) {
+	} else if !isOwn && (stat.Mode&0o002 != 0 || stat.Nlink > 1 && !(trusting && stat.Mode&0o020 == 0) && !d.ownsDirectory(stat.Uid, path.Dir(name))) {
 		return fmt.Errorf("%s in storage %s is writable for users without access to the storage: it belongs to user %d, with mode %#o and %d names: replace it with a copy, or make this user (%d) its owner",
 			name, d.name, stat.Uid, stat.Mode&0o777, stat.Nlink, os.Geteuid())
 	}

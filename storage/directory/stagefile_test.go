@@ -308,3 +308,54 @@ func TestStageFileOfSpoolMounted(t *testing.T) {
 		t.Errorf("the source is %q, %v", content, err)
 	}
 }
+
+// TestStageFileTrusted: with [bytestore.TrustOwners], files with other names or owners are
+// linked, and keep their mode.
+func TestStageFileTrusted(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		prepare func(source string) error
+		shares  bool
+	}{
+		"as it is":            {func(string) error { return nil }, true},
+		"several names":       {func(source string) error { return os.Link(source, source+"-2") }, true},
+		"another owner":       {func(source string) error { return os.Chown(source, 65534, 65534) }, true},
+		"read-only":           {func(source string) error { return os.Chmod(source, 0o444) }, true},
+		"writable by a group": {func(source string) error { return os.Chmod(source, 0o664) }, false},
+		"writable by all":     {func(source string) error { return os.Chmod(source, 0o666) }, false},
+		"private":             {func(source string) error { return os.Chmod(source, 0o640) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d, source := beside(t)
+			if err := test.prepare(source); errors.Is(err, fs.ErrPermission) {
+				t.Skip("run the tests as root for this one")
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(d.String(), 0o775); err != nil { // which is shared with the group
+				t.Fatal(err)
+			}
+			before := stat(t, source)
+			file, err := os.Open(source)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer file.Close()
+			ctx := bytestore.TrustOwners(t.Context())
+			staged, err := d.StageFile(ctx, nar, file, 7)
+			if !test.shares {
+				if !errors.Is(err, bytestore.ErrCantShare) {
+					t.Errorf("%v, want ErrCantShare", err)
+				}
+			} else if err := errors.Join(err, staged.Commit(ctx), d.Flush(ctx, nar)); err != nil {
+				t.Error(err)
+			} else if !os.SameFile(before, stat(t, filepath.Join(d.String(), nar))) {
+				t.Error("the file was copied")
+			}
+			if after := stat(t, source); after.Mode() != before.Mode() || after.Sys().(*syscall.Stat_t).Gid != before.Sys().(*syscall.Stat_t).Gid {
+				t.Errorf("the source had mode %v, and has %v", before.Mode(), after.Mode())
+			}
+		})
+	}
+}

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path"
+	"math/bits"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +14,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/importer/replacing"
 	"nar-herder/storage/index"
 	"nar-herder/storage/narcheck"
 	"nar-herder/storage/space"
@@ -26,11 +27,18 @@ type Addition struct {
 	// path in its URL; the first that has one counts. Nothing outside of them is read,
 	// wherever links lead.
 	Directories []string
-	// Keep copies the files instead of moving them.
+	// PublishCache is the cache of 'guix publish' that has the narinfo, "" for none. It is
+	// searched last.
+	PublishCache string
+	// Nars says what becomes of the files that are found there. Keep is short for Copy.
+	Nars Nars
 	Keep bool
 	// Replace adds the nar even if another nar of the item is being served. Clients that
 	// hold the old narinfo will fail then.
 	Replace bool
+	// AllowMissing adds the item if it has at least one of the files that the narinfo names.
+	// The others are recorded as dropped.
+	AllowMissing bool
 	// WithReferences adds the item only if each of its references has a narinfo.
 	WithReferences bool
 	Tags           []index.Tag
@@ -42,47 +50,6 @@ type Addition struct {
 	verifying func(bytes int64)
 	// planned says that the same import may add missing references.
 	planned bool
-}
-
-// Outcome is the result of an addition in one word.
-type Outcome int
-
-const (
-	// Failed: nothing has changed.
-	Failed Outcome = iota
-	// Added: the item is new.
-	Added
-	// Known: the same narinfo was there already, with all its files.
-	Known
-	// Completed: the narinfo was there; missing files were added.
-	Completed
-	// Updated: the text was replaced by another for the same nar, such as one
-	// with a new signature or in other compressions.
-	Updated
-	// Kept: another nar of the item is served, and stays.
-	Kept
-	// Replaced: another nar of the item was served before.
-	Replaced
-)
-
-func (o Outcome) String() string {
-	return [...]string{"failed", "added", "known", "completed", "updated", "kept", "replaced"}[o]
-}
-
-// Result is the outcome of one addition.
-type Result struct {
-	Outcome Outcome
-	// Note explains an outcome other than the intended one.
-	Note string
-	// Err is set when the outcome is Failed.
-	Err error
-	// Bytes were added to the storage.
-	Bytes int64
-	// Unsigned says that the narinfo has no signature, and was accepted since no keys are
-	// known.
-	Unsigned bool
-	// Unverified counts the files that were added without being verified.
-	Unverified int
 }
 
 var (
@@ -139,8 +106,8 @@ func (im *Importer) addAlone(ctx context.Context, fresh []string, prepare func()
 // that no other process sees or changes anything in between. The transaction ends
 // after the bytes are in place and flushed.
 func (im *Importer) commit(ctx context.Context, batch []*prepared) {
-	replaced := im.newReplacements()
-	if err := im.unstore(ctx, batch, replaced); err != nil {
+	replaced := replacing.NewBatch(im.Now())
+	if err := im.unclaim(ctx, batch, replaced); err != nil {
 		if len(batch) > 1 {
 			err = fmt.Errorf("%w: %w", errBatch, err)
 		}
@@ -174,8 +141,8 @@ func (im *Importer) commit(ctx context.Context, batch []*prepared) {
 			continue
 		}
 		for _, file := range p.moved {
-			if err := file.remove(); err != nil {
-				im.log.Warn("a nar was imported, but its old name could not be removed", "file", path.Join(file.directory, file.name), "error", err)
+			if err := file.Remove(); err != nil {
+				im.log.Warn("a nar was imported, but its old name could not be removed", "file", file, "error", err)
 			}
 		}
 	}
@@ -186,8 +153,8 @@ func (im *Importer) commit(ctx context.Context, batch []*prepared) {
 
 // commitAllIn is the transaction of a batch, in which single items may fail. It returns
 // errAgain, before any bytes are visible, if others depended on items that failed.
-func (im *Importer) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prepared, replaced *replacements) error {
-	replaced.beginAnew()
+func (im *Importer) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prepared, replaced *replacing.Batch) error {
+	replaced.BeginAnew()
 	var late []func(context.Context) error
 	for _, p := range batch {
 		if p.result.Err == nil {
@@ -199,7 +166,7 @@ func (im *Importer) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prep
 			}
 		}
 		if p.result.Err != nil {
-			if err := replaced.restore(tx, &p.Narinfo.StorePath.Hash); err != nil {
+			if err := replaced.Restore(tx, &p.Narinfo.StorePath.Hash); err != nil {
 				return err
 			}
 		}
@@ -208,7 +175,7 @@ func (im *Importer) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prep
 	if err := checkReferences(tx, batch); err != nil {
 		return err
 	}
-	if err := replaced.finish(tx); err != nil {
+	if err := replaced.Finish(tx); err != nil {
 		return err
 	}
 	if im.bytes == nil {
@@ -285,21 +252,21 @@ func failAll(batch []*prepared, err error) {
 	}
 }
 
-// unstore unclaims files that are about to be replaced. It is a transaction of its own: if
+// unclaim unclaims files that are about to be replaced. It is a transaction of its own: if
 // the next one fails halfway, no row claims bytes of another nar.
-func (im *Importer) unstore(ctx context.Context, batch []*prepared, replaced *replacements) error {
-	var replacing []*prepared
+func (im *Importer) unclaim(ctx context.Context, batch []*prepared, replaced *replacing.Batch) error {
+	var affected []*prepared
 	for _, p := range batch {
 		if p.result.Err == nil && p.old != nil && slices.ContainsFunc(p.staged, func(staged bytestore.Staged) bool { return staged != nil }) {
-			replacing = append(replacing, p)
+			affected = append(affected, p)
 		}
 	}
-	if len(replacing) == 0 {
+	if len(affected) == 0 {
 		return nil
 	}
 	return im.index.Update(ctx, func(tx *index.Tx) error {
-		for _, p := range replacing {
-			if err := replaced.unstore(tx, p); err != nil {
+		for _, p := range affected {
+			if err := p.unclaim(tx, replaced); err != nil {
 				return err
 			}
 		}
@@ -309,7 +276,7 @@ func (im *Importer) unstore(ctx context.Context, batch []*prepared, replaced *re
 
 // commitOne decides the outcome of an addition within the transaction. It appends the commits
 // of bytes to late.
-func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, replaced *replacements, late *[]func(context.Context) error) error {
+func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, replaced *replacing.Batch, late *[]func(context.Context) error) error {
 	n := p.Narinfo
 	row, err := tx.Item(n.StorePath.Hash)
 	var damage *index.Damage
@@ -331,7 +298,7 @@ func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, re
 	if err != nil {
 		return err
 	}
-	if p.passed && old.Narinfo.NarHash == n.NarHash || !p.stillClaimed(old) {
+	if p.passed && old.Narinfo.NarHash == n.NarHash || !p.stillClaimed(old) || !p.stillMissing(old) {
 		return storage.ErrChanged
 	}
 	withdrawn := !old.WithdrawnAt.IsZero()
@@ -352,9 +319,11 @@ func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, re
 				return err
 			}
 		}
-		if found := p.entry.Stored & old.Dropped; found != 0 {
-			p.result.Outcome = Completed
-			if err := tx.SetDropped(old.Hash, old.Dropped&^found, im.Now()); err != nil {
+		if err := p.setDropped(tx, old); err != nil {
+			return err
+		}
+		if old.Origin != 0 { // it is this instance's own now
+			if err := tx.SetOrigin(old.Hash, 0, time.Time{}); err != nil {
 				return err
 			}
 		}
@@ -383,7 +352,7 @@ func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, re
 }
 
 // put schedules the commits of an addition's bytes and writes its row.
-func (im *Importer) put(ctx context.Context, tx *index.Tx, p *prepared, old *storage.Item, replaced *replacements, late *[]func(context.Context) error) error {
+func (im *Importer) put(ctx context.Context, tx *index.Tx, p *prepared, old *storage.Item, replaced *replacing.Batch, late *[]func(context.Context) error) error {
 	if err := im.show(ctx, tx, p, old, replaced, late); err != nil {
 		return err
 	}
@@ -406,15 +375,16 @@ func (im *Importer) put(ctx context.Context, tx *index.Tx, p *prepared, old *sto
 	if err := tx.Put(p.entry, row); err != nil {
 		return err
 	}
+	p.result.Missing = bits.OnesCount64(p.entry.Dropped)
 	return tx.AddTags(p.Narinfo.StorePath.Hash, p.Tags)
 }
 
 // show schedules the commit of an addition's staged bytes. It also schedules another look at
 // files that were in the storage before: they may have been removed or replaced since.
 //
-// old is the item's row, nil for none. Bytes that it claims are never replaced: unstore has
+// old is the item's row, nil for none. Bytes that it claims are never replaced: unclaim has
 // unclaimed those that will be.
-func (im *Importer) show(ctx context.Context, tx *index.Tx, p *prepared, old *storage.Item, replaced *replacements, late *[]func(context.Context) error) error {
+func (im *Importer) show(ctx context.Context, tx *index.Tx, p *prepared, old *storage.Item, replaced *replacing.Batch, late *[]func(context.Context) error) error {
 	if p.bytes > 0 {
 		if err := im.CheckIn(tx, p.bytes); err != nil {
 			return err
@@ -432,7 +402,7 @@ func (im *Importer) show(ctx context.Context, tx *index.Tx, p *prepared, old *st
 		if i < 0 {
 			continue
 		}
-		if may, err := replaced.mayReplace(tx, p, n, old, i, name); err != nil {
+		if may, err := p.mayReplace(tx, replaced, n, old, i, name); err != nil {
 			return err
 		} else if !may {
 			return storage.ErrChanged
@@ -444,13 +414,13 @@ func (im *Importer) show(ctx context.Context, tx *index.Tx, p *prepared, old *st
 			if err != nil {
 				return err
 			}
-			replaced.show(name)
+			replaced.Show(name)
 			if early := p.early[n]; early != nil {
 				*late = append(*late, func(ctx context.Context) error { return im.IsUnchanged(ctx, name, *early) })
 				continue
 			}
 			*late = append(*late, func(ctx context.Context) error {
-				replaced.begin(name)
+				replaced.Begin(name)
 				return staged.Commit(ctx)
 			})
 			continue

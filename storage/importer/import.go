@@ -5,10 +5,8 @@ package importer
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"runtime"
-	"strings"
 	"sync"
 	"time"
 
@@ -26,8 +24,8 @@ type Importer struct {
 	index *index.Index
 	bytes bytestore.Store // for nars; nil for none
 	log   *slog.Logger
-	// copiedFrom has the storages and exports that were logged as copied from.
-	copiedFrom sync.Map
+	// logged has the warnings that are logged once.
+	logged sync.Map
 }
 
 // New makes an importer.
@@ -37,8 +35,10 @@ func New(s *storage.Storage) *Importer {
 
 // Options of [Importer.Import]; the fields are as in [Addition].
 type Options struct {
+	Nars           Nars
 	Keep           bool
 	Replace        bool
+	AllowMissing   bool
 	WithReferences bool
 	Tags           []index.Tag
 	Decode         narcheck.Decoder
@@ -96,7 +96,7 @@ func (im *Importer) Import(ctx context.Context, names []string, options Options,
 	} else {
 		go func() {
 			defer close(work)
-			walkErr = narinfofiles.Walk(ctx, names, work)
+			walkErr = narinfofiles.WalkItems(ctx, names, work)
 		}()
 	}
 	var workers sync.WaitGroup
@@ -186,8 +186,8 @@ func (im *Importer) prepareFile(ctx context.Context, file narinfofiles.File, opt
 		return &prepared{result: Result{Outcome: Failed, Err: err}}
 	}
 	return im.prepare(ctx, &Addition{
-		Narinfo: n, Directories: file.Directories(),
-		Keep: options.Keep, Replace: options.Replace, WithReferences: options.WithReferences, Tags: options.Tags,
+		Narinfo: n, Directories: file.Directories(), PublishCache: file.PublishCache(),
+		Nars: options.Nars, Keep: options.Keep, Replace: options.Replace, AllowMissing: options.AllowMissing, WithReferences: options.WithReferences, Tags: options.Tags,
 		Decode: options.Decode, verifying: options.Verifying, planned: planned,
 	})
 }
@@ -236,37 +236,4 @@ func (im *Importer) commitAll(ctx context.Context, ready <-chan importing, plan 
 		clear(plan.coming)
 		commit(plan.ready(ctx, im, nil))
 	}
-}
-
-// Summary counts the outcomes of an import.
-type Summary struct {
-	Outcomes [Replaced + 1]int
-	Bytes    int64
-	// Unsigned counts items without a signature, and Unverified files that were added without
-	// being verified.
-	Unsigned, Unverified int
-}
-
-// Count adds a result.
-func (s *Summary) Count(r Result) {
-	s.Outcomes[r.Outcome]++
-	s.Bytes += r.Bytes
-	if r.Unsigned && r.Outcome != Failed && r.Outcome != Kept {
-		s.Unsigned++
-	}
-	s.Unverified += r.Unverified
-}
-
-// String lists the outcomes that occurred.
-func (s *Summary) String() string {
-	var parts []string
-	for outcome, n := range s.Outcomes {
-		if n > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", n, Outcome(outcome)))
-		}
-	}
-	if len(parts) == 0 {
-		return "no narinfos found"
-	}
-	return strings.Join(parts, ", ")
 }

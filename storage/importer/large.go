@@ -3,6 +3,7 @@ package importer
 import (
 	"context"
 
+	"nar-herder/storage/importer/replacing"
 	"nar-herder/storage/index"
 )
 
@@ -27,7 +28,7 @@ func (p *prepared) stagedSize(n int) int64 {
 // that the batch has unclaimed: the transaction checks that they are unchanged. Another
 // process may be claiming other files that no row claims yet, so these are replaced while
 // the index is locked.
-func (im *Importer) showLarge(ctx context.Context, batch []*prepared, replaced *replacements) {
+func (im *Importer) showLarge(ctx context.Context, batch []*prepared, replaced *replacing.Batch) {
 	if im.bytes == nil || !im.IsRemote() {
 		return
 	}
@@ -43,7 +44,7 @@ func (im *Importer) showLarge(ctx context.Context, batch []*prepared, replaced *
 	}
 }
 
-func (im *Importer) showOne(ctx context.Context, p *prepared, n int, replaced *replacements) error {
+func (im *Importer) showOne(ctx context.Context, p *prepared, n int, replaced *replacing.Batch) error {
 	name, err := p.Narinfo.Files[n].Path()
 	if err != nil {
 		return err
@@ -51,14 +52,14 @@ func (im *Importer) showOne(ctx context.Context, p *prepared, n int, replaced *r
 	if err := im.MayAdd(ctx, p.replaces); err != nil {
 		return err
 	}
-	if replaced.files[name] == nil {
+	if !replaced.Has(name) {
 		p.early[n], err = im.CommitNew(ctx, name, p.staged[n])
 		if p.early[n] != nil {
 			p.fresh = append(p.fresh, name)
 		}
 		return err
 	}
-	replaced.begin(name)
+	replaced.Begin(name)
 	if err := p.staged[n].Commit(ctx); err != nil {
 		return err
 	}

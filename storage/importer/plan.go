@@ -26,7 +26,7 @@ type plan struct {
 func (im *Importer) planImport(ctx context.Context, names []string, report func(Imported)) (*plan, []narinfofiles.File, error) {
 	var files []narinfofiles.File
 	var items []references.Item
-	walkErr := narinfofiles.Find(ctx, names, func(file narinfofiles.File) {
+	walkErr := narinfofiles.FindItems(ctx, names, func(file narinfofiles.File) {
 		var item references.Item // if unreadable, it is reported when it is prepared
 		if n, err := file.Read(); err == nil {
 			if missing, err := im.missingReferences(ctx, n); err == nil {

@@ -1,21 +1,19 @@
 package importer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"path"
-	"slices"
-	"syscall"
 	"time"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/importer/replacing"
+	"nar-herder/storage/importer/source"
 	"nar-herder/storage/index"
 	"nar-herder/storage/narcheck"
 )
@@ -43,7 +41,7 @@ type prepared struct {
 	begun             time.Time
 	seen              []*bytestore.Info
 	// moved are files outside the storage that are removed after the commit.
-	moved []movedFile
+	moved []source.Place
 	// obsolete are names in the storage that may be deleted then.
 	obsolete []string
 	bytes    int64
@@ -52,21 +50,6 @@ type prepared struct {
 	// releases release the room that is reserved for staged bytes.
 	releases []func()
 	result   Result
-}
-
-// movedFile is a file of a directory that an item was imported from.
-type movedFile struct{ directory, name string }
-
-// remove removes the file, but nothing outside its directory, wherever links lead.
-func (f movedFile) remove() error {
-	root, err := os.OpenRoot(f.directory)
-	if err == nil {
-		err = errors.Join(root.Remove(f.name), root.Close())
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }
 
 // prepare does the part of an addition that needs no transaction: it looks for the item's
@@ -116,16 +99,24 @@ func (im *Importer) prepare(ctx context.Context, addition *Addition) *prepared {
 		p.passed = true
 		return p
 	}
+	var lacks error
 	for i, file := range n.Files {
 		name := storage.NarName(file, n.StorePath.Hash)
 		if name == "" {
 			p.result.Note = fmt.Sprintf("URL %.200q has a scheme: nothing is stored for it", file.URL)
 			continue
 		}
-		if err := im.find(ctx, p, i, name); err != nil {
+		err := im.find(ctx, p, i, name)
+		if missing := (*errNoNar)(nil); errors.As(err, &missing) && p.mayLack(name) {
+			p.entry.Dropped |= 1 << i
+			lacks = cmp.Or(lacks, err)
+		} else if err != nil {
 			p.fail(err)
 			return p
 		}
+	}
+	if lacks != nil && p.entry.Stored == 0 {
+		p.fail(lacks)
 	}
 	return p
 }
@@ -205,12 +196,13 @@ func (im *Importer) find(ctx context.Context, p *prepared, n int, name string) e
 	if inStorage && !fits {
 		wrong = fmt.Errorf("%w: %s in storage %s has %d bytes, the narinfo says %d: remove it, or replace it with the complete file", bytestore.ErrWrongSize, name, im.bytes, info.Size, want)
 	}
-	for _, directory := range p.Directories {
-		if fits && im.isStored(ctx, directory, name) {
+	places := p.places(name)
+	for _, place := range places {
+		if fits && im.isStored(ctx, place, name) {
 			continue
 		}
 		p.replaces = p.replaces || inStorage
-		size, err := im.stageFrom(ctx, p, n, name, directory)
+		size, err := im.stageFrom(ctx, p, n, name, place)
 		if err == nil {
 			storage.MarkStored(p.entry, n, size)
 			p.bytes += size
@@ -230,22 +222,23 @@ func (im *Importer) find(ctx context.Context, p *prepared, n int, name string) e
 	if wrong != nil {
 		return wrong
 	}
-	where := "the storage " + im.bytes.String()
-	for _, directory := range p.Directories {
-		where += ", " + directory
-	}
-	return fmt.Errorf("its nar %s was not found: looked in %s: %w", name, where, fs.ErrNotExist)
+	return &errNoNar{name: name, storage: im.bytes.String(), places: places, others: len(p.Narinfo.Files) > 1 && !p.AllowMissing}
 }
 
-// take flushes the Nth file, which is in the storage, and verifies it unless the row claims
-// it.
+// take flushes and verifies the Nth file, which is in the storage, unless the row claims it.
 func (im *Importer) take(ctx context.Context, p *prepared, n int, name string, size int64) error {
 	storage.MarkStored(p.entry, n, size)
-	// Flush before reading, so that the verified bytes are those on the disk.
-	err := im.bytes.Flush(ctx, name)
 	if claims(p.old, p.Narinfo, n, name, size) {
-		p.claimed |= 1 << n
-	} else if err == nil && p.Decode != nil {
+		p.claimed |= 1 << n // it was flushed before its row was written
+		return nil
+	}
+	flushing := ctx
+	if p.nars() == Link {
+		flushing = bytestore.TrustOwners(ctx) // it may have been linked before
+	}
+	// Flush before reading, so that the verified bytes are those on the disk.
+	err := im.bytes.Flush(flushing, name)
+	if err == nil && p.Decode != nil {
 		err = im.verifyStored(ctx, p, n, name)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
@@ -254,10 +247,10 @@ func (im *Importer) take(ctx context.Context, p *prepared, n int, name string, s
 	return err
 }
 
-// isStored reports whether the file in the directory is the very file in the storage,
-// which must not be moved away.
-func (im *Importer) isStored(ctx context.Context, directory, name string) bool {
-	there, err := os.Stat(path.Join(directory, name))
+// isStored reports whether a file is the very file in the storage, which must not be moved
+// away.
+func (im *Importer) isStored(ctx context.Context, place source.Place, name string) bool {
+	there, err := os.Stat(place.String())
 	if err != nil {
 		return false
 	}
@@ -273,96 +266,4 @@ func (im *Importer) isStored(ctx context.Context, directory, name string) bool {
 	file, _ := local.Local()
 	here, err := file.Stat()
 	return err == nil && os.SameFile(here, there)
-}
-
-// isInUse reports whether a directory is a storage or an export. Its nars are copied,
-// since they are served from there.
-func isInUse(directory *os.Root) bool {
-	return slices.ContainsFunc([]string{bytestore.OwnerName, bytestore.IdentityName, bytestore.ExportName}, func(name string) bool {
-		_, err := directory.Lstat(name)
-		return err == nil
-	})
-}
-
-// stageFrom stages the Nth file from a directory. The error is [fs.ErrNotExist] if the
-// directory has no such file.
-func (im *Importer) stageFrom(ctx context.Context, p *prepared, n int, name, directory string) (size int64, err error) {
-	root, err := os.OpenRoot(directory)
-	if err != nil {
-		return 0, err
-	}
-	defer root.Close()
-	info, err := root.Stat(name)
-	if err != nil {
-		return 0, err
-	}
-	source := path.Join(directory, name)
-	if !info.Mode().IsRegular() {
-		return 0, fmt.Errorf("%s is not a regular file", source)
-	}
-	size = info.Size()
-	if want := p.Narinfo.Files[n].Size; want >= 0 && size != want {
-		return 0, fmt.Errorf("%w: %s has %d bytes, the narinfo says %d", bytestore.ErrWrongSize, source, size, want)
-	}
-	if err := im.MayAdd(ctx, p.replaces); err != nil {
-		return 0, err
-	}
-	room, err := im.ReserveBelowLimit(ctx, size)
-	if err != nil {
-		return 0, err
-	}
-	p.releases = append(p.releases, room.Release)
-	file, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer file.Close()
-	opened, err := file.Stat()
-	if err != nil {
-		return 0, err
-	}
-	// Moving a symbolic link would leave its target under the old name.
-	named, err := root.Lstat(name)
-	isItself := err == nil && os.SameFile(named, opened)
-	keep := p.Keep
-	if !keep && isInUse(root) {
-		keep = true
-		if _, logged := im.copiedFrom.LoadOrStore(directory, true); !logged {
-			im.log.Warn(directory + " is a storage or an export: its nars are copied, not moved")
-		}
-	}
-	if !keep && isItself {
-		// A moved file takes no more room, but nothing is added below the minimum.
-		if err := room.Share(ctx); err != nil {
-			return 0, err
-		}
-		p.staged[n], err = im.bytes.StageFile(ctx, name, file, size)
-		if err != nil && !errors.Is(err, bytestore.ErrCantShare) {
-			return 0, err
-		}
-		// Only now, as nobody can write to it any more.
-		if err == nil && p.Decode != nil {
-			if err := p.verify(ctx, n, io.NewSectionReader(file, 0, size), p.Decode); err != nil {
-				return 0, fmt.Errorf("%s: %w", source, err)
-			}
-		}
-	}
-	if p.staged[n] == nil {
-		if err := room.Write(ctx); err != nil {
-			return 0, err
-		}
-		if p.Decode == nil {
-			p.staged[n], err = im.bytes.Stage(ctx, name, file, size)
-		} else if p.staged[n], err = im.stageVerified(ctx, p, n, name, file, size); errors.Is(err, narcheck.ErrWrongNar) || errors.Is(err, narcheck.ErrUnreadable) {
-			err = fmt.Errorf("%s: %w", source, err)
-		}
-		if err != nil {
-			return 0, err
-		}
-		room.SetWritten(size)
-	}
-	if !keep {
-		p.moved = append(p.moved, movedFile{directory, name})
-	}
-	return size, nil
 }

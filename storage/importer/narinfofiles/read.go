@@ -55,11 +55,12 @@ func (f File) Read() (*narinfo.Narinfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Clients request HASH.narinfo, so the name must match the item.
-	if stem, ok := strings.CutSuffix(filepath.Base(name), ".narinfo"); ok {
-		if hash, err := narinfo.ParsePathHash(stem); err == nil && hash != n.StorePath.Hash {
-			return nil, fmt.Errorf("it is named after %s, but describes %s", hash, n.StorePath)
-		}
+	// Clients request HASH.narinfo, so the name must match the item. 'guix publish' names its
+	// files HASH-NAME.narinfo.
+	stem, ok := strings.CutSuffix(filepath.Base(name), ".narinfo")
+	stem, _, _ = strings.Cut(stem, "-")
+	if hash, err := narinfo.ParsePathHash(stem); ok && err == nil && hash != n.StorePath.Hash {
+		return nil, fmt.Errorf("it is named after %s, but describes %s", hash, n.StorePath)
 	}
 	return n, nil
 }
