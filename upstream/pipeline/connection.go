@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"slices"
 	"time"
 )
 
@@ -217,69 +216,77 @@ func (a *allowance) cause(err error) error {
 	return fmt.Errorf("%w: %w", errMalformed, err)
 }
 
-// end decides what becomes of the requests that a connection leaves.
+// end closes a connection, and sends what it leaves unanswered on others.
 func (c *Client) end(x *connection, err error) {
 	x.conn.Close()
 	c.mu.Lock()
 	x.ended = true
 	delete(c.connections, x)
-	unanswered := x.inFlight
-	var rest, failed []*entry
+	if c.closed {
+		err = ErrClosed
+	} else if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = ErrSilent
+	}
+	var again []*entry
 	for _, h := range x.held {
-		rest = append(rest, h.entry)
+		again = append(again, h.entry)
 	}
-	var report error
-	if len(unanswered) > 0 {
-		first := unanswered[0]
-		switch {
-		case c.closed:
-			failed, unanswered, rest, err = append(rest, unanswered...), nil, nil, ErrClosed
-		case errors.Is(err, errOrder):
-			c.limit(1, unlimited)
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			err = ErrSilent
-			switch {
-			case x.fresh > 0: // the other requests may have better luck
-				failed, unanswered = unanswered[:1], unanswered[1:]
-			case x.answered > 0: // the connection may be dead since it was idle
-				first.tries++
-			default:
-				report = err
-				failed, unanswered = unanswered, nil
-			}
-		case errors.Is(err, ErrTooLong):
-			failed, unanswered = unanswered[:1], unanswered[1:]
-		case errors.Is(err, errMalformed):
-			if x.sent == 1 {
-				first.tries = maxTries
-			}
-			c.limit(1, 1)
-		case x.fresh > 0:
-			// It closes after that many.
-			c.limit(unlimited, x.answered)
-		case x.answered > 0:
-			// It has closed the idle connection.
-			first.tries++
-		default:
-			first.tries++
-			c.limit(1, unlimited)
-			if c.barren++; c.barren >= maxTries && len(c.connections) == 0 {
-				report = err
-				failed, unanswered, c.queue = append(unanswered, c.queue...), nil, nil
-			}
+	var failed []*entry
+	isFailure := false // of the server, as a whole
+	if len(x.inFlight) > 0 {
+		n := c.judge(x, err)
+		failed, again = x.inFlight[:n:n], append(again, x.inFlight[n:]...)
+		if x.answered == 0 && x.sent == 1 { // more may have been too many
+			c.barren++
 		}
-		if len(unanswered) > 0 && first == unanswered[0] && first.tries >= maxTries {
-			failed, unanswered = append(failed, first), unanswered[1:]
-		}
+		isFailure = x.answered == 0 && err == ErrSilent
 	}
-	c.queue = slices.Concat(rest, unanswered, c.queue)
+	c.queue = append(again, c.queue...)
+	if c.closed || c.barren >= maxTries && c.dials+len(c.connections) == 0 {
+		isFailure = isFailure || len(c.queue) > 0 && !c.closed
+		failed, c.queue = append(failed, c.queue...), nil
+	}
 	c.grow()
 	c.changed.Broadcast()
 	c.mu.Unlock()
-	if report != nil {
-		c.options.Report(report, time.Since(x.begun))
+	if isFailure {
+		c.options.Report(err, time.Since(x.begun))
 	}
 	fail(failed, err)
+}
+
+// judge learns from the end of a connection with requests in flight. It returns how many of
+// these fail. The caller holds c.mu.
+func (c *Client) judge(x *connection, err error) (failing int) {
+	first := x.inFlight[0]
+	switch {
+	case err == ErrSilent && x.answered == 0:
+		return len(x.inFlight)
+	case err == ErrSilent && x.fresh > 0, errors.Is(err, ErrTooLong):
+		if x.answered == 0 {
+			c.limit(1, unlimited)
+		}
+		return 1 // the other requests may have better luck
+	case errors.Is(err, errOrder):
+		c.limit(1, unlimited)
+		return 0
+	case errors.Is(err, errMalformed):
+		c.limit(1, 1)
+		if x.sent == 1 {
+			return 1
+		}
+	case x.fresh > 0: // it closes after that many
+		c.limit(unlimited, x.answered)
+		return 0
+	case x.answered == 0:
+		c.limit(1, unlimited)
+	}
+	// The first request may be the cause. If the connection was idle before, it may have been
+	// dead.
+	if first.tries++; first.tries >= maxTries {
+		return 1
+	}
+	return 0
 }
 
 // allowance is a connection of which so many bytes may be read.

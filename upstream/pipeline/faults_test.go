@@ -45,60 +45,59 @@ func TestFaults(t *testing.T) {
 		handle func(requests <-chan int, conn net.Conn)
 		want   error // of all
 		within time.Duration
-		bad    bool // it counts as a failure of the server
 	}{
 		"silent": {func(requests <-chan int, conn net.Conn) {
 			for range requests {
 			}
-		}, pipeline.ErrSilent, 6 * time.Second, true},
+		}, pipeline.ErrSilent, 6 * time.Second},
 		"reads nothing": {func(_ <-chan int, conn net.Conn) {
 			time.Sleep(time.Minute)
-		}, pipeline.ErrSilent, 6 * time.Second, true},
-		"one byte a second": {drip, pipeline.ErrSilent, 6 * time.Second, true},
+		}, pipeline.ErrSilent, 6 * time.Second},
+		"one byte a second": {drip, pipeline.ErrSilent, 6 * time.Second},
 		"endless header": {func(_ <-chan int, conn net.Conn) {
 			endless(conn, "HTTP/1.1 200 OK\r\n"+strings.Repeat("A: b\r\n", 100))
-		}, nil, time.Second, false},
+		}, nil, time.Second},
 		"endless line": {func(_ <-chan int, conn net.Conn) {
 			endless(conn, "HTTP/1.1 ")
-		}, pipeline.ErrTooLong, time.Second, false},
+		}, pipeline.ErrTooLong, time.Second},
 		"endless informational": {func(_ <-chan int, conn net.Conn) {
 			endless(conn, "HTTP/1.1 103 Early Hints\r\n\r\n")
-		}, pipeline.ErrTooLong, time.Second, false},
+		}, pipeline.ErrTooLong, time.Second},
 		"endless body": {func(_ <-chan int, conn net.Conn) {
 			io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\n")
 			endless(conn, "x")
-		}, pipeline.ErrTooLong, time.Second, false},
+		}, pipeline.ErrTooLong, time.Second},
 		"endless body of an error": {func(_ <-chan int, conn net.Conn) {
 			io.WriteString(conn, "HTTP/1.1 404 Not Found\r\n\r\n")
 			endless(conn, "x")
-		}, pipeline.ErrTooLong, time.Second, false},
+		}, pipeline.ErrTooLong, time.Second},
 		"endless chunks": {func(_ <-chan int, conn net.Conn) {
 			io.WriteString(conn, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
 			endless(conn, "1\r\nx\r\n")
-		}, pipeline.ErrTooLong, time.Second, false},
+		}, pipeline.ErrTooLong, time.Second},
 		"endless trailer": {func(_ <-chan int, conn net.Conn) {
 			io.WriteString(conn, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
 			endless(conn, "A: b\r\n")
-		}, nil, time.Second, false},
+		}, nil, time.Second},
 		"long body": {func(requests <-chan int, conn net.Conn) {
 			io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n")
 			for range requests {
 			}
-		}, pipeline.ErrTooLong, time.Second, false},
+		}, pipeline.ErrTooLong, time.Second},
 		"not HTTP": {func(requests <-chan int, conn net.Conn) {
 			for range requests {
 				io.WriteString(conn, "SSH-2.0-OpenSSH_9.2\r\n")
 			}
-		}, nil, time.Second, false},
+		}, nil, time.Second},
 		"another protocol": {func(requests <-chan int, conn net.Conn) {
 			for range requests {
 				io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n")
 			}
-		}, nil, time.Second, false},
-		"ends at once": {func(<-chan int, net.Conn) {}, io.EOF, time.Second, true},
+		}, nil, time.Second},
+		"ends at once": {func(<-chan int, net.Conn) {}, io.EOF, time.Second},
 		"ends after each request": {func(requests <-chan int, conn net.Conn) {
 			<-requests
-		}, io.EOF, time.Second, true},
+		}, io.EOF, time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -122,7 +121,7 @@ func TestFaults(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				if took > test.within || (r.bad.Load() > 0) != test.bad || s.dials.Load() > 3*count+10 {
+				if took > test.within || r.bad.Load() == 0 || s.dials.Load() > 20 {
 					t.Errorf("after %s, %d failures reported, %d connections", took, r.bad.Load(), s.dials.Load())
 				}
 			})

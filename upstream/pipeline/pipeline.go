@@ -174,8 +174,11 @@ func (c *Client) grow() {
 			idle++
 		}
 	}
-	share := min(usualShare, c.depth, c.total)
-	for idle*share < len(c.queue) && c.dials+len(c.connections) < c.options.Connections {
+	share, most := min(usualShare, c.depth, c.total), c.options.Connections
+	if c.barren > 0 {
+		most = 1
+	}
+	for idle*share < len(c.queue) && c.dials+len(c.connections) < most {
 		c.dials++
 		idle++
 		go c.connect()

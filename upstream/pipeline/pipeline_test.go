@@ -235,6 +235,16 @@ func TestServers(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 			io.WriteString(conn, answer(n))
 		}, count + 10, 4 * count},
+		// It gives up if it has more than one.
+		"overrun": {func(requests <-chan int, conn net.Conn) {
+			for n := range requests {
+				time.Sleep(10 * time.Millisecond)
+				if len(requests) > 0 {
+					return
+				}
+				io.WriteString(conn, answer(n))
+			}
+		}, 60, 4 * count},
 		"in reverse": {func(requests <-chan int, conn net.Conn) {
 			for first := range requests {
 				time.Sleep(10 * time.Millisecond)
@@ -265,7 +275,7 @@ func TestServers(t *testing.T) {
 				c.Send(o.calls(t, t.Context(), count)...)
 				o.left.Wait()
 				if len(o.wrong) > 0 || len(o.errs) > 0 || o.count != count || r.bad.Load() > 0 || r.good.Load() < count {
-					t.Errorf("%d answers, wrong %q, errors %v, %d reports of success, %d of failures", o.count, o.wrong, o.errs, r.good.Load(), r.bad.Load())
+					t.Errorf("%d answers, wrong %q, errors %v, %d reports of success, %d of failures", o.count, o.wrong, o.errs[:min(len(o.errs), 3)], r.good.Load(), r.bad.Load())
 				}
 				if s.dials.Load() > test.dials || s.asked.Load() > test.asked {
 					t.Errorf("%d connections, %d requests; want up to %d, %d", s.dials.Load(), s.asked.Load(), test.dials, test.asked)
