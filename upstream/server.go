@@ -64,6 +64,7 @@ func newServer(base *url.URL, o *Options, report func(error, time.Duration)) *se
 		DialContext:            dial,
 		TLSClientConfig:        o.tls,
 		TLSHandshakeTimeout:    o.SilenceTimeout,
+		MaxConnsPerHost:        plainRequests, // until one is known to speak HTTP/2
 		MaxIdleConnsPerHost:    plainRequests,
 		IdleConnTimeout:        idleTimeout,
 		MaxResponseHeaderBytes: maxHead,
