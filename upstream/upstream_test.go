@@ -69,7 +69,7 @@ func start(t *testing.T, handler http.HandlerFunc) string {
 }
 
 // options are those of tests with the upstreams.
-func options(t *testing.T, urls ...string) upstream.Options {
+func options(t testing.TB, urls ...string) upstream.Options {
 	t.Helper()
 	o := upstream.Options{Instance: "own"}
 	for _, text := range urls {
