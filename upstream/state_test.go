@@ -211,28 +211,30 @@ func TestLoop(t *testing.T) {
 	}
 }
 
+// certificate makes a certificate, and a pool that trusts it.
+func certificate(t *testing.T, until time.Time) (tls.Certificate, *x509.CertPool) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: until,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"0.example"}, IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(parsed)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, roots
+}
+
 // TestCertificate: the reason for a refused certificate is given.
 func TestCertificate(t *testing.T) {
 	t.Parallel()
-	expired := func(t *testing.T, until time.Time) (tls.Certificate, *x509.CertPool) {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: until,
-			IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true}
-		der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		parsed, err := x509.ParseCertificate(der)
-		if err != nil {
-			t.Fatal(err)
-		}
-		roots := x509.NewCertPool()
-		roots.AddCert(parsed)
-		return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, roots
-	}
 	for name, test := range map[string]struct {
 		until time.Duration
 		known bool
@@ -244,12 +246,12 @@ func TestCertificate(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			certificate, roots := expired(t, time.Now().Add(test.until))
+			cert, roots := certificate(t, time.Now().Add(test.until))
 			if !test.known {
 				roots = x509.NewCertPool()
 			}
 			server := httptest.NewUnstartedServer(has(9, 1))
-			server.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}}
+			server.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
 			server.Config.ErrorLog = quiet
 			server.StartTLS()
 			t.Cleanup(server.Close)
@@ -257,6 +259,60 @@ func TestCertificate(t *testing.T) {
 			a := ask(t, s, hashes(1, 2))[hash(1)]
 			if (a.Err == nil) != (test.want == "") || a.Err != nil && (!errors.Is(a.Err, upstream.ErrUnknown) || !strings.Contains(a.Err.Error(), test.want)) {
 				t.Error(a.Err)
+			}
+		})
+	}
+}
+
+// TestUpgrade: an upstream that redirects everything to https is asked there from then on.
+func TestUpgrade(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		location string
+		want     string
+		isAsked  bool // over http in the second round
+	}{
+		"same":         {"https://0.examplePATH", "version 1 of 0, 1h0m0s", false},
+		"with port":    {"https://0.example:443PATH", "version 1 of 0, 1h0m0s", false},
+		"another path": {"https://0.example/xPATH", "absent, 5m0s", true},
+		"another host": {"https://1.examplePATH", "unknown, unsaid", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cert, roots := certificate(t, time.Now().Add(time.Hour))
+			var asked atomic.Int64
+			insecure := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				asked.Add(1)
+				redirects(301, test.location)(w, r)
+			}))
+			t.Cleanup(insecure.Close)
+			secure := httptest.NewUnstartedServer(has(200, 1))
+			secure.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
+			secure.Config.ErrorLog = quiet
+			secure.StartTLS()
+			t.Cleanup(secure.Close)
+			s := open(t, options(t, "http://0.example").WithTLS(&tls.Config{RootCAs: roots}).WithDial(func(ctx context.Context, network, address string) (net.Conn, error) {
+				host, port, _ := net.SplitHostPort(address)
+				switch to := secure.Listener.Addr(); {
+				case host != "0.example":
+					return nil, errors.New("another host is asked")
+				case port == "80" || port == "http":
+					to = insecure.Listener.Addr()
+					fallthrough
+				default:
+					return new(net.Dialer).DialContext(ctx, network, to.String())
+				}
+			}))
+			for range 2 {
+				asked.Store(0)
+				for _, a := range ask(t, s, hashes(0, 100)) {
+					if got := describe(s, a); got != test.want || a.Narinfo != nil && a.Upstream.String() != "http://0.example" {
+						t.Fatalf("%s (%v), want %s", got, a.Err, test.want)
+					}
+				}
+			}
+			if n := asked.Load(); (n > 0) != test.isAsked {
+				t.Errorf("%d questions over http", n)
 			}
 		})
 	}
