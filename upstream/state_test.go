@@ -275,7 +275,7 @@ func TestUpgrade(t *testing.T) {
 		"same":         {"https://0.examplePATH", "version 1 of 0, 1h0m0s", false},
 		"with port":    {"https://0.example:443PATH", "version 1 of 0, 1h0m0s", false},
 		"another path": {"https://0.example/xPATH", "absent, 5m0s", true},
-		"another host": {"https://1.examplePATH", "unknown, unsaid", true},
+		"another host": {"https://127.0.0.2PATH", "unknown, unsaid", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

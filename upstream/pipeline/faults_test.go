@@ -371,8 +371,7 @@ func TestClose(t *testing.T) {
 	})
 }
 
-// FuzzAnswers: whatever bytes come, each question gets one answer or error, and a narinfo only
-// its own.
+// FuzzAnswers: whatever bytes come, each question gets one answer or error.
 func FuzzAnswers(f *testing.F) {
 	for _, text := range []string{
 		"", answer(1) + answer(2) + answer(3), answer(2) + answer(1), answer(5, "Connection: close"), "HTTP/1.1 101 x\r\n\r\n",
