@@ -22,9 +22,25 @@ func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, lengt
 	if name == "" {
 		return nil, bytestore.Info{}, ErrNotStored
 	}
+	if item.Origin == 0 {
+		return s.openKnown(ctx, item, n, offset, length)
+	}
+	if !s.readers.enter(item.Hash) {
+		return nil, bytestore.Info{}, ErrNotStored
+	}
+	reader, info, err := s.openKnown(ctx, item, n, offset, length)
+	if err != nil {
+		s.readers.leave(item.Hash)
+		return reader, info, err
+	}
+	return s.readers.counted(reader, item.Hash), info, nil
+}
+
+// openKnown opens a file that the row has as stored.
+func (s *Storage) openKnown(ctx context.Context, item *Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	reader, info, err := s.openWhole(ctx, item, n, offset, length)
 	// The row may be newer than a cached copy.
-	if reader == nil && info.Name != "" && s.bytes.Invalidate(name) {
+	if reader == nil && info.Name != "" && s.bytes.Invalidate(item.names[n]) {
 		reader, info, err = s.openWhole(ctx, item, n, offset, length)
 	}
 	return reader, info, err

@@ -50,6 +50,7 @@ type Storage struct {
 	mayWrite   func(context.Context) error // nil: always
 	// checked is when mayWrite allowed it last; nil for never, or no longer.
 	checked atomic.Pointer[time.Time]
+	readers readers
 }
 
 // Options of [New]. The zero value is valid.
@@ -70,7 +71,8 @@ type Options struct {
 // New joins an index and a byte store, which the caller closes. Without a byte store, a
 // Storage knows items but keeps no bytes.
 func New(x *index.Index, bytes bytestore.Store, options Options) *Storage {
-	s := &Storage{index: x, log: options.Log, now: options.Now, mayWrite: options.MayWrite, readOnly: options.ReadOnly, keys: options.Keys}
+	s := &Storage{index: x, log: options.Log, now: options.Now, mayWrite: options.MayWrite, readOnly: options.ReadOnly, keys: options.Keys,
+		readers: readers{open: make(map[narinfo.PathHash]int), leaving: make(map[narinfo.PathHash]struct{})}}
 	if bytes != nil {
 		s.bytes = &itemBytes{bytes}
 	}
