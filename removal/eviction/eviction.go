@@ -75,6 +75,7 @@ type Evictor struct {
 	now     func() time.Time
 	metrics metrics
 	logged  logonce.Filter
+	rest    time.Duration // restShare, except in tests
 
 	// evicting is a semaphore, and guards what follows.
 	evicting chan struct{}
@@ -92,7 +93,7 @@ type Evictor struct {
 
 // New makes an evictor for a storage that this instance owns.
 func New(s *storage.Storage, options Options) *Evictor {
-	e := &Evictor{storage: s, index: s.Index(), options: options, log: options.Log, now: options.Now, evicting: make(chan struct{}, 1)}
+	e := &Evictor{storage: s, index: s.Index(), options: options, log: options.Log, now: options.Now, evicting: make(chan struct{}, 1), rest: restShare}
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)
 	}
@@ -178,17 +179,21 @@ func (e *Evictor) evict(ctx context.Context, bytes int64) (freed storage.Freed, 
 	if e.now().Before(e.stuckUntil) {
 		return freed, fmt.Errorf("%w: files could not be deleted, which is tried again from %s on", ErrNone, e.stuckUntil.UTC().Format(time.RFC3339))
 	}
-	for {
+	for hasListed := false; ; {
 		left := bytes - countedOf(freed)
 		if left <= 0 {
 			return freed, nil
 		}
 		if len(e.least) == 0 {
+			if hasListed && !e.fruitful {
+				return freed, ErrNone
+			}
 			if some, err := e.list(ctx); err != nil {
 				return freed, err
 			} else if !some {
 				return freed, ErrNone
 			}
+			hasListed = true
 		}
 		// As many as suffice, if all of them are still the least recently used.
 		n := 0
@@ -249,7 +254,7 @@ func (e *Evictor) list(ctx context.Context) (some bool, err error) {
 		return false, err
 	}
 	e.complete, e.fruitful = len(e.least) < listed, false
-	e.restUntil = begun.Add(restShare * time.Since(begun))
+	e.restUntil = begun.Add(e.rest * time.Since(begun))
 	return len(e.least) > 0, nil
 }
 

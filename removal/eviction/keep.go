@@ -98,14 +98,22 @@ type forgetting struct {
 // remove removes some items. Those that have changed meanwhile wait for the next pass.
 func (f *forgetting) remove(ctx context.Context, hashes []narinfo.PathHash) error {
 	var items []*storage.Item
-	for _, hash := range hashes {
-		item, err := f.storage.Item(ctx, hash)
-		if errors.Is(err, storage.ErrNotFound) || errors.Is(err, index.ErrDamaged) {
-			continue
-		} else if err != nil {
-			return err
+	err := f.index.View(ctx, func(tx *index.Tx) error {
+		for _, hash := range hashes {
+			row, err := f.unwanted(tx, hash)
+			if errors.Is(err, index.ErrDamaged) || err == nil && row == nil {
+				continue
+			} else if err != nil {
+				return err
+			}
+			if item, err := storage.NewItem(row); err == nil { // others report it
+				items = append(items, item)
+			}
 		}
-		items = append(items, item)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	unread, done := f.storage.Unread(f.deletable(items))
 	defer done()
@@ -121,9 +129,9 @@ func (f *forgetting) remove(ctx context.Context, hashes []narinfo.PathHash) erro
 			return err
 		}
 		for _, hash := range hashes {
-			if unwanted, err := f.isUnwanted(tx, hash); err != nil {
+			if row, err := f.unwanted(tx, hash); err != nil {
 				return err
-			} else if !unwanted {
+			} else if row == nil {
 				return deletion.ErrOutdated
 			}
 		}
@@ -143,18 +151,21 @@ func (f *forgetting) remove(ctx context.Context, hashes []narinfo.PathHash) erro
 	return err
 }
 
-// isUnwanted checks an item again within a transaction.
-func (f *forgetting) isUnwanted(tx *index.Tx, hash narinfo.PathHash) (bool, error) {
+// unwanted returns the row of an item, or nil if the item stays, or was removed.
+func (f *forgetting) unwanted(tx *index.Tx, hash narinfo.PathHash) (*index.Item, error) {
 	row, err := tx.Item(hash)
 	if errors.Is(err, storage.ErrNotFound) {
-		return true, nil // removed meanwhile
+		return nil, nil
 	} else if err != nil {
-		return false, err
+		return nil, err
 	}
 	tags, err := tx.Tags(hash)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	used, err := f.wasUsed(tx, hash, f.since)
-	return !used && len(tags) == 0 && row.WithdrawnAt.IsZero() && slices.Contains(f.origins, row.Origin) && !row.FreshUntil.After(f.since), err
+	wasUsed, err := f.wasUsed(tx, hash, f.since)
+	if err != nil || wasUsed || len(tags) > 0 || !row.WithdrawnAt.IsZero() || !slices.Contains(f.origins, row.Origin) || row.FreshUntil.After(f.since) {
+		return nil, err
+	}
+	return row, nil
 }
