@@ -4,6 +4,7 @@
 // Its sub-packages are the other parts of removal. Only the owner of a storage deletes from
 // it, see [storage.Storage.MayDelete]:
 //   - this package, nars that match a criterion;
+//   - removal/eviction, nars that can be fetched again;
 //   - removal/named, items that an administrator names;
 //   - removal/withdrawal, withdrawn items after their grace period.
 //

@@ -55,7 +55,7 @@ func (f *Fetcher) reserveMaking(ctx context.Context, size int64, onDemand bool) 
 	}
 	if r, err = f.reserve(ctx, size, onDemand); errors.Is(err, space.ErrFreeSpace) {
 		f.vainUntil = f.now().Add(vainPause)
-		f.log.Warn("removing nars has not freed space on the file system of the storage: for a while, clients get nars that are not stored", "file_system_frees_nothing_until", f.vainUntil.Format(time.RFC3339), "error", err)
+		f.log.Warn("removing nars has not freed space on the file system of the storage: for a while, clients get nars that are not stored", "until", f.vainUntil.Format(time.RFC3339), "error", err)
 	}
 	return r, err
 }

@@ -88,7 +88,8 @@ type Evictor struct {
 	// Until restUntil, no other list is made after one that was not fruitful. Until stuckUntil,
 	// nothing is evicted.
 	restUntil, stuckUntil time.Time
-	pinned                *pins.Set // nil if it must be read
+	// pinned is nil only if least is empty.
+	pinned *pins.Set
 }
 
 // New makes an evictor for a storage that this instance owns.
@@ -237,15 +238,14 @@ func (e *Evictor) list(ctx context.Context) (some bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	current := false
 	if e.pinned != nil {
-		if current, err := e.pinned.IsCurrent(ctx, e.index); err != nil {
+		if current, err = e.pinned.IsCurrent(ctx, e.index); err != nil {
 			return false, err
-		} else if !current {
-			e.pinned = nil
 		}
 	}
-	if e.pinned == nil {
-		if e.pinned, err = pins.Read(ctx, e.index); err != nil {
+	if !current {
+		if err := e.readPins(ctx); err != nil {
 			return false, err
 		}
 	}
@@ -258,15 +258,38 @@ func (e *Evictor) list(ctx context.Context) (some bool, err error) {
 	return len(e.least) > 0, nil
 }
 
+// readPins reads the pins. After an error, the next list reads them.
+func (e *Evictor) readPins(ctx context.Context) error {
+	pinned, err := pins.Read(ctx, e.index)
+	if err != nil {
+		e.pinned, e.least = nil, nil
+		return err
+	}
+	e.pinned = pinned
+	return nil
+}
+
 // origins returns the numbers of the upstreams where nars can be fetched again.
 func (e *Evictor) origins(ctx context.Context) (origins []int64, err error) {
 	all, err := e.index.Origins(ctx)
+	if err != nil {
+		return nil, err
+	}
 	for number, url := range all {
 		if e.options.IsUpstream(url) {
 			origins = append(origins, number)
+			continue
+		}
+		if !e.logged.IsDue(url, e.now()) {
+			continue
+		}
+		if some, err := e.index.HasStoredFrom(ctx, number); err != nil {
+			return nil, err
+		} else if some {
+			e.log.Warn("nars of an upstream that --upstream doesn't name are kept, since they can't be fetched again: name it again, or remove their items", "upstream", url)
 		}
 	}
-	return origins, err
+	return origins, nil
 }
 
 // evictBatch evicts those of the items that are still the least recently used.
@@ -274,7 +297,7 @@ func (e *Evictor) evictBatch(ctx context.Context, batch []index.LeastUsed) (free
 	for tries := 1; ; tries++ {
 		freed, err = e.tryBatch(ctx, batch)
 		if errors.Is(err, pins.ErrChanged) {
-			if e.pinned, err = pins.Read(ctx, e.index); err == nil {
+			if err = e.readPins(ctx); err == nil {
 				err = deletion.ErrOutdated
 			}
 		}

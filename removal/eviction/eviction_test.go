@@ -71,6 +71,9 @@ func TestOrder(t *testing.T) {
 	c.wantState(1, 11, "rsrssrsssss")
 	c.evict(e, 100*narSize)
 	c.wantState(1, 11, "rrrrrrsssss")
+	if !strings.Contains(c.log.String(), "https://former.example") {
+		t.Error("the log doesn't name the former upstream")
+	}
 	if got := e.Evicted(); got < 6*narSize || got > 8*narSize {
 		t.Errorf("%d bytes were evicted", got)
 	}

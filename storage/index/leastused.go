@@ -186,6 +186,19 @@ func (x *Index) Unrequested(ctx context.Context, origin int64, since time.Time, 
 	return found, more, nil
 }
 
+// HasStoredFrom reports whether any item of an upstream has stored files.
+func (x *Index) HasStoredFrom(ctx context.Context, origin int64) (some bool, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		found, err := c.integer("SELECT EXISTS (SELECT 1 FROM items INDEXED BY items_of_upstreams WHERE origin = ? AND origin != 0 AND stored_files != 0)", origin)
+		some = found != 0
+		return err
+	})
+	if err != nil {
+		return false, describe("look for stored items of an upstream in "+x.path, err)
+	}
+	return some, nil
+}
+
 // LastAdded returns when the newest item was added; zero if there is none.
 func (x *Index) LastAdded(ctx context.Context) (at time.Time, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
