@@ -8,6 +8,7 @@ import (
 	"io/fs"
 
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/readers"
 )
 
 // OpenFile opens the item's Nth file: length bytes from offset on, or all that follow if
@@ -25,15 +26,16 @@ func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, lengt
 	if item.Origin == 0 {
 		return s.openKnown(ctx, item, n, offset, length)
 	}
-	if !s.readers.enter(item.Hash) {
-		return nil, bytestore.Info{}, ErrNotStored
+	release := s.TryHold(item.Hash)
+	if release == nil {
+		return nil, bytestore.Info{}, ErrNotStored // it is being evicted
 	}
 	reader, info, err := s.openKnown(ctx, item, n, offset, length)
 	if err != nil {
-		s.readers.leave(item.Hash)
+		release()
 		return reader, info, err
 	}
-	return s.readers.counted(reader, item.Hash), info, nil
+	return readers.Releasing(reader, release), info, nil
 }
 
 // openKnown opens a file that the row has as stored.

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"nar-herder/storage"
+	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 	"nar-herder/storage/space"
 )
@@ -139,7 +139,7 @@ func TestReadDownload(t *testing.T) {
 	m.wantStored(item)
 	until(t, "the download ends", func() bool { return f.Status().InFlight == 0 })
 	unread := func() int {
-		unread, done := m.Unread([]*storage.Item{m.item(item)})
+		unread, done := m.Unread([]narinfo.PathHash{item.hash()})
 		done()
 		return len(unread)
 	}

@@ -347,7 +347,7 @@ func (e *Evictor) tryBatch(ctx context.Context, batch []index.LeastUsed) (freed 
 	if err != nil {
 		return freed, err
 	}
-	unread, done := e.storage.Unread(e.deletable(items))
+	unread, done := e.unread(items)
 	defer done()
 	if len(unread) == 0 {
 		return freed, nil
@@ -381,13 +381,17 @@ func (e *Evictor) wasUsed(tx *index.Tx, hash narinfo.PathHash, after time.Time) 
 	return last.After(after) && !stamp.IsWrong(last, e.now()), err
 }
 
-// deletable returns the items without those that have files that can't be deleted.
-func (e *Evictor) deletable(items []*storage.Item) []*storage.Item {
-	return slices.DeleteFunc(items, func(item *storage.Item) bool {
-		err := e.storage.MayDrop(item)
-		if err != nil && e.logged.IsDue("undeletable", e.now()) {
+// unread returns the items that nobody reads, without those that can't be deleted. Until done is
+// called, nobody can open them.
+func (e *Evictor) unread(items []*storage.Item) (unread []*storage.Item, done func()) {
+	var hashes []narinfo.PathHash
+	for _, item := range items {
+		if err := e.storage.MayDrop(item); err == nil {
+			hashes = append(hashes, item.Hash)
+		} else if e.logged.IsDue("undeletable", e.now()) {
 			e.log.Error("the nars of an item can't be evicted, and others are instead", "item", item.Narinfo.StorePath.BaseName(), "error", err)
 		}
-		return err != nil
-	})
+	}
+	hashes, done = e.storage.Unread(hashes)
+	return slices.DeleteFunc(items, func(item *storage.Item) bool { return !slices.Contains(hashes, item.Hash) }), done
 }

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"nar-herder/narinfo"
 	"nar-herder/removal"
 	"nar-herder/removal/deletion"
 	"nar-herder/storage"
@@ -345,30 +344,4 @@ func TestForgetClock(t *testing.T) {
 		t.Error(err)
 	}
 	c.wantState(1, 2, "ss")
-}
-
-// TestUnread: items are protected from two evictions at once.
-func TestUnread(t *testing.T) {
-	t.Parallel()
-	c := newCache(t)
-	c.put(many(1, 2, narSize), upstreamURL, time.Now(), true)
-	items, err := c.ItemsAt(t.Context(), []narinfo.PathHash{nar{n: 1}.hash(), nar{n: 2}.hash()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	first, done := c.Unread(items[:1])
-	second, alsoDone := c.Unread(items)
-	if len(first) != 1 || len(second) != 1 || second[0] != items[1] {
-		t.Errorf("%v, %v", first, second)
-	}
-	if _, err := c.open(1); !errors.Is(err, storage.ErrNotStored) {
-		t.Error(err)
-	}
-	done()
-	alsoDone()
-	if reader, err := c.open(1); err != nil {
-		t.Error(err)
-	} else {
-		reader.Close()
-	}
 }

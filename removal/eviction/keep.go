@@ -115,7 +115,7 @@ func (f *forgetting) remove(ctx context.Context, hashes []narinfo.PathHash) erro
 	if err != nil {
 		return err
 	}
-	unread, done := f.storage.Unread(f.deletable(items))
+	unread, done := f.unread(items)
 	defer done()
 	if len(unread) == 0 {
 		return nil
