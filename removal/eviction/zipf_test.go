@@ -32,7 +32,7 @@ import (
 func TestZipf(t *testing.T) {
 	t.Parallel()
 	const clients = 4
-	total, average, dir := int64(100_000_000), int64(50_000), ""
+	total, average, dir := int64(50_000_000), int64(50_000), ""
 	if text := os.Getenv("NAR_HERDER_EVICTION"); text != "" {
 		var err error
 		if total, err = strconv.ParseInt(text, 10, 64); err != nil {
