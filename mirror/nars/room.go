@@ -37,27 +37,34 @@ func (f *Fetcher) reserveMaking(ctx context.Context, size int64, onDemand bool) 
 	if !onDemand || f.options.MakeRoom == nil || !errors.As(err, &shortage) {
 		return r, err
 	}
-	// One at a time: the others profit from what it removes beyond its need.
+	// One at a time: others use what it removes beyond its need.
 	select {
 	case f.making <- struct{}{}:
 		defer func() { <-f.making }()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	if r, err = f.reserve(ctx, size, onDemand); !errors.As(err, &shortage) {
-		return r, err
+	wasFreeSpace := false
+	for tries := 0; ; tries++ { // once for a limit, and once for the free space
+		if r, err = f.reserve(ctx, size, onDemand); !errors.As(err, &shortage) {
+			return r, err
+		}
+		isFreeSpace := errors.Is(err, space.ErrFreeSpace)
+		switch {
+		case tries > 0 && isFreeSpace && wasFreeSpace:
+			f.vainUntil = f.now().Add(vainPause)
+			f.log.Warn("removing nars has not freed space on the file system of the storage: for a while, clients get nars that are not stored", "until", f.vainUntil.Format(time.RFC3339), "error", err)
+			return nil, err
+		case tries > 0 && isFreeSpace == wasFreeSpace, tries > 1,
+			shortage.Bytes > size+mostBehind,
+			isFreeSpace && f.now().Before(f.vainUntil):
+			return nil, err
+		}
+		if makeErr := f.options.MakeRoom(ctx, shortage.Bytes); makeErr != nil {
+			return nil, fmt.Errorf("%w: %w", err, makeErr)
+		}
+		wasFreeSpace = isFreeSpace
 	}
-	if shortage.Bytes > size+mostBehind || f.now().Before(f.vainUntil) {
-		return nil, err
-	}
-	if makeErr := f.options.MakeRoom(ctx, shortage.Bytes); makeErr != nil {
-		return nil, fmt.Errorf("%w: %w", err, makeErr)
-	}
-	if r, err = f.reserve(ctx, size, onDemand); errors.Is(err, space.ErrFreeSpace) {
-		f.vainUntil = f.now().Add(vainPause)
-		f.log.Warn("removing nars has not freed space on the file system of the storage: for a while, clients get nars that are not stored", "until", f.vainUntil.Format(time.RFC3339), "error", err)
-	}
-	return r, err
 }
 
 // reserve reserves room for size bytes, besides all downloads, until the room is released.

@@ -211,7 +211,7 @@ func TestKilled(t *testing.T) {
 	if err := e.MakeRoom(t.Context(), narSize); !errors.Is(err, storage.ErrNotDeleted) {
 		t.Error(err)
 	}
-	// It doesn't go on with others.
+	// It doesn't try others.
 	if err := e.MakeRoom(t.Context(), narSize); !errors.Is(err, ErrNone) {
 		t.Error(err)
 	}
