@@ -143,9 +143,13 @@ func (r *Remover) lookAtSpace(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	evicted := r.metrics.bytes.Load()
+	if r.options.Evictor != nil {
+		evicted += r.options.Evictor.Evicted()
+	}
 	r.space.observe(r.now(), look{
 		free: free, stored: totals.StoredSize + perNar*totals.StoredNars, pending: pending.Size,
-		evicted: r.metrics.bytes.Load(), linked: r.storage.LinkedRemoved(),
+		evicted: evicted, linked: r.storage.LinkedRemoved(),
 	})
 	r.noteSpace(free < r.space.minimum)
 	return nil

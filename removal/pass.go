@@ -21,6 +21,9 @@ var ages = []time.Duration{365 * 24 * time.Hour, 90 * 24 * time.Hour, 30 * 24 * 
 // free removes nars until the goal is reached, and returns the reason if it isn't. It can
 // take hours, while the limit may change.
 func (r *Remover) free(ctx context.Context, g *goal) (reason string, err error) {
+	if len(r.options.Criteria) == 0 && r.options.Evictor != nil {
+		return "no more nars of upstreams can be evicted, and no --storage-nar-removal-criteria are given", nil
+	}
 	if len(r.options.Criteria) == 0 {
 		return "no --storage-nar-removal-criteria are given, so nothing may be removed", nil
 	}

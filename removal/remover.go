@@ -4,6 +4,7 @@
 // Its sub-packages are the other parts of removal. Only the owner of a storage deletes from
 // it, see [storage.Storage.MayDelete]:
 //   - this package, nars that match a criterion;
+//   - removal/eviction, nars that can be fetched again;
 //   - removal/named, items that an administrator names;
 //   - removal/withdrawal, withdrawn items after their grace period.
 //
@@ -57,6 +58,9 @@ type Options struct {
 	Uses interface {
 		IsPending(hash narinfo.PathHash) bool
 	}
+	// Evictor removes nars that can be fetched again, before others are removed by criteria; nil
+	// for none.
+	Evictor Evictor
 	// Answered is the number of requests answered so far: removals slow down while there are
 	// many. It may be nil.
 	Answered func() int64
@@ -69,6 +73,14 @@ type Options struct {
 	Log *slog.Logger
 	// Now is the clock; nil for the system's.
 	Now func() time.Time
+}
+
+// Evictor removes nars that can be fetched again, such as [nar-herder/removal/eviction.Evictor].
+type Evictor interface {
+	// Evict removes nars until so many bytes are free, or none is left.
+	Evict(ctx context.Context, bytes int64) (storage.Freed, error)
+	// Evicted returns how many bytes were freed so far, including for clients.
+	Evicted() int64
 }
 
 const (
@@ -259,7 +271,8 @@ func (r *Remover) Round(ctx context.Context) error {
 		r.report(g, reason)
 		return nil
 	}
-	if r.now().Before(r.resumeAt) && g.limit == r.passLimit {
+	isResting := r.now().Before(r.resumeAt) && g.limit == r.passLimit
+	if isResting && r.options.Evictor == nil {
 		return nil // as the last round found, nothing may be removed
 	}
 	// If files can't be deleted, rows must stay. On a full disk, they can.
@@ -268,6 +281,20 @@ func (r *Remover) Round(ctx context.Context) error {
 	}
 	if err := r.storage.MayDelete(ctx); err != nil {
 		return err
+	}
+	stuck, err := r.evict(ctx, &g)
+	if err != nil {
+		return err
+	}
+	left = cmp.Or(left, stuck)
+	if g.left() <= 0 {
+		r.resumeAt = time.Time{}
+		r.setStuck(left)
+		r.report(g, reason)
+		return r.lookAtSpace(ctx)
+	}
+	if isResting {
+		return nil
 	}
 	r.passLimit = g.limit
 	begun, before := r.now(), r.metrics.counts()
@@ -294,6 +321,25 @@ func (r *Remover) Round(ctx context.Context) error {
 	r.setStuck(cmp.Or(left, r.undeletable))
 	r.report(g, cmp.Or(kept, reason))
 	return r.lookAtSpace(ctx) // before other programs take the freed space
+}
+
+// evict removes nars that can be fetched again. stuck is the error about files that can't be
+// deleted; others may be removed.
+func (r *Remover) evict(ctx context.Context, g *goal) (stuck, err error) {
+	if r.options.Evictor == nil {
+		return nil, nil
+	}
+	begun := r.now()
+	freed, err := r.options.Evictor.Evict(ctx, g.left())
+	g.freed(freed.Usage)
+	r.counted -= freed.Usage
+	if freed.Items > 0 {
+		r.log.Info("evicted nars that can be fetched again from upstreams", "items", freed.Items, "bytes", freed.Usage, "took", r.now().Sub(begun).Round(time.Millisecond).String())
+	}
+	if errors.Is(err, storage.ErrNotDeleted) && ctx.Err() == nil {
+		return err, nil
+	}
+	return nil, err
 }
 
 // notDeleted is the reason for removing nothing more: items would lose their nars without

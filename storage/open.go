@@ -8,6 +8,7 @@ import (
 	"io/fs"
 
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/readers"
 )
 
 // OpenFile opens the item's Nth file: length bytes from offset on, or all that follow if
@@ -22,9 +23,26 @@ func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, lengt
 	if name == "" {
 		return nil, bytestore.Info{}, ErrNotStored
 	}
+	if item.Origin == 0 {
+		return s.openKnown(ctx, item, n, offset, length)
+	}
+	release := s.TryHold(item.Hash)
+	if release == nil {
+		return nil, bytestore.Info{}, ErrNotStored // it is being evicted
+	}
+	reader, info, err := s.openKnown(ctx, item, n, offset, length)
+	if err != nil {
+		release()
+		return reader, info, err
+	}
+	return readers.Releasing(reader, release), info, nil
+}
+
+// openKnown opens a file that the row has as stored.
+func (s *Storage) openKnown(ctx context.Context, item *Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	reader, info, err := s.openWhole(ctx, item, n, offset, length)
 	// The row may be newer than a cached copy.
-	if reader == nil && info.Name != "" && s.bytes.Invalidate(name) {
+	if reader == nil && info.Name != "" && s.bytes.Invalidate(item.names[n]) {
 		reader, info, err = s.openWhole(ctx, item, n, offset, length)
 	}
 	return reader, info, err

@@ -17,6 +17,7 @@ import (
 	"nar-herder/narinfo/signing"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
+	"nar-herder/storage/readers"
 	"nar-herder/storage/space"
 )
 
@@ -37,6 +38,8 @@ var ErrMismatch = errors.New("index and storage disagree")
 // Storage is an index and the bytes that belong to it.
 type Storage struct {
 	*space.Space
+	// Readers knows who reads the files of items that came from upstreams.
+	*readers.Readers
 	index *index.Index
 	bytes *itemBytes // nil: nars are kept elsewhere
 	log   *slog.Logger
@@ -70,7 +73,8 @@ type Options struct {
 // New joins an index and a byte store, which the caller closes. Without a byte store, a
 // Storage knows items but keeps no bytes.
 func New(x *index.Index, bytes bytestore.Store, options Options) *Storage {
-	s := &Storage{index: x, log: options.Log, now: options.Now, mayWrite: options.MayWrite, readOnly: options.ReadOnly, keys: options.Keys}
+	s := &Storage{index: x, log: options.Log, now: options.Now, mayWrite: options.MayWrite, readOnly: options.ReadOnly, keys: options.Keys,
+		Readers: readers.New()}
 	if bytes != nil {
 		s.bytes = &itemBytes{bytes}
 	}

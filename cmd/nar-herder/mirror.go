@@ -13,6 +13,7 @@ import (
 	"nar-herder/narinfo/signing"
 	"nar-herder/peer"
 	"nar-herder/peer/passing"
+	"nar-herder/removal/eviction"
 	"nar-herder/removal/pins"
 	"nar-herder/storage/index"
 )
@@ -61,14 +62,18 @@ func (c *serverCommand) newFollower(store *opened, keys *signing.Keys, peers pee
 
 // newFetcher returns the fetcher that stores nars of the mirrored instance, or nil if they
 // are only streamed through.
-func (c *serverCommand) newFetcher(store *opened, peers peer.Peers, source *passing.Source, log *slog.Logger) (*nars.Fetcher, error) {
+func (c *serverCommand) newFetcher(store *opened, peers peer.Peers, source *passing.Source, evictor *eviction.Evictor, log *slog.Logger) (*nars.Fetcher, error) {
 	if c.Mirror == nil || c.Storage == "" || c.MirrorNars == "none" || c.StorageReadOnly {
 		return nil, nil
+	}
+	var makeRoom func(context.Context, int64) error
+	if evictor != nil {
+		makeRoom = evictor.MakeRoom
 	}
 	return nars.New(store.Storage, peers, nars.Options{
 		All: c.MirrorNars == "all", AtOnce: int(c.MirrorFetchers), Bandwidth: max(int64(c.MirrorBandwidth), 0),
 		Limit: int64(c.StorageLimit), Decode: decodeNar, Log: log,
-		Passing: source,
-		Spool:   c.Database + ".spool", // downloads for a bucket, which has no partial files
+		Passing: source, MakeRoom: makeRoom,
+		Spool: c.Database + ".spool", // downloads for a bucket, which has no partial files
 	})
 }

@@ -14,6 +14,7 @@ import (
 	"nar-herder/removal"
 	"nar-herder/removal/criteria"
 	"nar-herder/removal/dependence"
+	"nar-herder/removal/eviction"
 	"nar-herder/storage/uses"
 )
 
@@ -105,7 +106,7 @@ func newPassing(peers peer.Peers, log *slog.Logger) *passing.Source {
 
 // newRemover returns the remover of the storage, or nil without a storage that this
 // instance may remove from. answered returns how many requests the server has answered.
-func (c *serverCommand) newRemover(store *opened, peers peer.Peers, counter *uses.Counter, answered func() int64, log *slog.Logger) *removal.Remover {
+func (c *serverCommand) newRemover(store *opened, peers peer.Peers, counter *uses.Counter, evictor *eviction.Evictor, answered func() int64, log *slog.Logger) *removal.Remover {
 	if c.Storage == "" {
 		return nil
 	}
@@ -116,6 +117,9 @@ func (c *serverCommand) newRemover(store *opened, peers peer.Peers, counter *use
 	options := c.removal(c.criteria(), peers)
 	options.Uses, options.Answered, options.Decode = counter, answered, decodeNar
 	options.Interval, options.Log = time.Duration(c.StorageCheckInterval), log
+	if evictor != nil {
+		options.Evictor = evictor
+	}
 	return removal.New(store.Storage, options)
 }
 
@@ -128,10 +132,11 @@ func (c *serverCommand) warnAboutRemoval(log *slog.Logger) {
 		}
 		return
 	}
-	if hasLimit && !hasCriteria {
+	mayEvict := len(c.Upstream) > 0
+	if hasLimit && !hasCriteria && !mayEvict {
 		log.Warn("--storage-limit is given, but no --storage-nar-removal-criteria: nothing may be removed, so the limit can't be kept")
 	}
-	if hasMinimum && !hasCriteria {
+	if hasMinimum && !hasCriteria && !mayEvict {
 		log.Warn("--storage-minimum-free-space is given, but no --storage-nar-removal-criteria: imports and mirroring are refused below it, but nothing is removed")
 	}
 	if !hasLimit && !hasMinimum && hasCriteria {

@@ -22,6 +22,7 @@ import (
 	"nar-herder/peer"
 	"nar-herder/peer/passing"
 	"nar-herder/removal"
+	"nar-herder/removal/eviction"
 	"nar-herder/removal/withdrawal"
 	"nar-herder/storage/checksums"
 	"nar-herder/storage/dbspace"
@@ -41,7 +42,8 @@ type subsystems struct {
 	peers     peer.Peers
 	withdrawn *withdrawal.Remover
 	cache     *cached.Cache
-	passing   *passing.Source // nil without peers
+	passing   *passing.Source   // nil without peers
+	evictor   *eviction.Evictor // nil without upstreams
 	remover   *removal.Remover
 	fetcher   *nars.Fetcher
 	follower  *mirror.Mirror
@@ -99,8 +101,9 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 		return err
 	}
 	s.passing = newPassing(s.peers, log)
-	s.remover = c.newRemover(store, s.peers, s.uses, func() int64 { return s.server.Answered() }, log)
-	if s.fetcher, err = c.newFetcher(store, s.peers, s.passing, log); err != nil {
+	s.evictor = c.newEvictor(store, s.uses, log)
+	s.remover = c.newRemover(store, s.peers, s.uses, s.evictor, func() int64 { return s.server.Answered() }, log)
+	if s.fetcher, err = c.newFetcher(store, s.peers, s.passing, s.evictor, log); err != nil {
 		return err
 	}
 	s.follower = c.newFollower(store, config.keys.mirror, s.peers, s.fetcher, log)
@@ -192,6 +195,9 @@ func (s *subsystems) collectors() []prometheus.Collector {
 	if s.remover != nil {
 		all = append(all, s.remover)
 	}
+	if s.evictor != nil {
+		all = append(all, s.evictor)
+	}
 	if s.scrubber != nil {
 		all = append(all, s.scrubber)
 	}
@@ -229,6 +235,9 @@ func (s *subsystems) start(ctx context.Context, running *tasks) {
 	start("making dumps", s.dumps.Run)
 	if s.remover != nil {
 		start("keeping the storage limit", s.remover.Run)
+	}
+	if s.evictor != nil {
+		start("forgetting items of upstreams", s.evictor.Run)
 	}
 	if s.scrubber != nil {
 		start("scrubbing", s.scrubber.Run)

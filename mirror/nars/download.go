@@ -20,6 +20,8 @@ type download struct {
 	// download was wrong.
 	onDemand, again bool
 	room            *room
+	// release ends the protection of the item's stored files, one of which this becomes.
+	release func()
 	// done is closed at the end, when result is set.
 	done   chan struct{}
 	result error
@@ -107,10 +109,14 @@ func (d *download) end() {
 
 // closeUnused closes the file after its last user. The mutex is held.
 func (d *download) closeUnused() {
-	if d.ended && d.readers == 0 && d.file != nil {
+	if !d.ended || d.readers > 0 {
+		return
+	}
+	if d.file != nil {
 		_ = d.file.Close() // what counts was flushed
 		d.file = nil
 	}
+	d.release()
 }
 
 // begun waits until the status line of an answer can be sent: the source has answered, and a

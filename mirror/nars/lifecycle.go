@@ -27,7 +27,7 @@ func (f *Fetcher) begin(ctx context.Context, item *storage.Item, n int, onDemand
 			f.spool.Retain(ctx, key, left) // or else the next DropStale removes it
 		}
 	}()
-	room, err := f.reserve(ctx, max(sizeOf(item, n), 0), onDemand)
+	room, err := f.reserveMaking(ctx, max(sizeOf(item, n), 0), onDemand)
 	if err != nil {
 		return nil, err
 	}
@@ -69,6 +69,7 @@ func (f *Fetcher) join(key string) *download {
 
 // start starts a download. The mutex is held.
 func (f *Fetcher) start(d *download) {
+	d.release = f.storage.Hold(d.item.Hash)
 	f.downloads[d.key] = d
 	if d.onDemand {
 		f.onDemand++

@@ -51,6 +51,9 @@ type Options struct {
 	// Limit is the size in bytes on the disk below which downloads keep the storage;
 	// negative for none.
 	Limit int64
+	// MakeRoom removes nars from the storage until so many bytes are free; nil if there are none
+	// that may be removed for a client. Its error says why there is no room.
+	MakeRoom func(ctx context.Context, bytes int64) error
 	// Usage returns the current size of the storage; nil for [storage.Storage.Usage].
 	Usage func(ctx context.Context) (int64, error)
 	// Passing serves nars that can't be stored; nil makes one.
@@ -130,6 +133,9 @@ type Fetcher struct {
 	missing atomic.Int64
 	// coming is how many bytes all downloads will take.
 	coming atomic.Int64
+	// making is a semaphore for MakeRoom, and guards vainUntil, until which it isn't called.
+	making    chan struct{}
+	vainUntil time.Time
 
 	mu        sync.Mutex
 	closed    bool
@@ -156,7 +162,7 @@ func New(s *storage.Storage, source Source, options Options) (*Fetcher, error) {
 	}
 	f := &Fetcher{
 		storage: s, index: s.Index(), source: source, options: options, log: options.Log, now: options.Now, timing: usualTiming, queue: queue.New(),
-		wake: make(chan struct{}, 1), downloads: make(map[string]*download),
+		wake: make(chan struct{}, 1), making: make(chan struct{}, 1), downloads: make(map[string]*download),
 		unfitUsage: -1,
 	}
 	if f.log == nil {

@@ -5,11 +5,21 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"nar-herder/internal/disk"
 	"nar-herder/storage/index"
 	"nar-herder/storage/space"
 )
+
+// mostBehind bounds how much more than a nar's own size is removed for it while a client waits.
+// A larger shortage, as after the limit was lowered or when another program fills the file
+// system, is left to the rounds of the remover.
+const mostBehind = 256 << 20
+
+// vainPause is how long nothing is removed on demand after that has not made room, as when the
+// file system frees nothing because of snapshots or other hard links.
+const vainPause = 10 * time.Minute
 
 // block is the largest difference between the length of a file and its size on the disk.
 const block = 4 << 10
@@ -19,6 +29,43 @@ const block = 4 << 10
 // remover remove nars that were just fetched, and what it removes makes no room for a
 // download: it stops as soon as the storage is below its limit.
 const margin = 50
+
+// reserveMaking is reserve, and removes other nars if a client waits and there is no room.
+func (f *Fetcher) reserveMaking(ctx context.Context, size int64, onDemand bool) (*room, error) {
+	r, err := f.reserve(ctx, size, onDemand)
+	var shortage *space.Shortage
+	if !onDemand || f.options.MakeRoom == nil || !errors.As(err, &shortage) {
+		return r, err
+	}
+	// One at a time: others use what it removes beyond its need.
+	select {
+	case f.making <- struct{}{}:
+		defer func() { <-f.making }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	wasFreeSpace := false
+	for tries := 0; ; tries++ { // once for a limit, and once for the free space
+		if r, err = f.reserve(ctx, size, onDemand); !errors.As(err, &shortage) {
+			return r, err
+		}
+		isFreeSpace := errors.Is(err, space.ErrFreeSpace)
+		switch {
+		case tries > 0 && isFreeSpace && wasFreeSpace:
+			f.vainUntil = f.now().Add(vainPause)
+			f.log.Warn("removing nars has not freed space on the file system of the storage: for a while, clients get nars that are not stored", "until", f.vainUntil.Format(time.RFC3339), "error", err)
+			return nil, err
+		case tries > 0 && isFreeSpace == wasFreeSpace, tries > 1,
+			shortage.Bytes > size+mostBehind,
+			isFreeSpace && f.now().Before(f.vainUntil):
+			return nil, err
+		}
+		if makeErr := f.options.MakeRoom(ctx, shortage.Bytes); makeErr != nil {
+			return nil, fmt.Errorf("%w: %w", err, makeErr)
+		}
+		wasFreeSpace = isFreeSpace
+	}
+}
 
 // reserve reserves room for size bytes, besides all downloads, until the room is released.
 // The error is errNoRoom if they would exceed the limit, or leave less than the minimum of
@@ -43,7 +90,7 @@ func (f *Fetcher) reserve(ctx context.Context, size int64, onDemand bool) (_ *ro
 			return nil, localError{fmt.Errorf("find out what the storage takes: %w", err)}
 		}
 		if usage+coming > limit {
-			return nil, fmt.Errorf("%w: of %d bytes, %d are taken and %d are coming with this nar", errNoRoom, limit, usage, coming)
+			return nil, &space.Shortage{Bytes: usage + coming - limit, Err: fmt.Errorf("%w: of %d bytes, %d are taken and %d are coming with this nar", errNoRoom, limit, usage, coming)}
 		}
 	}
 	if !onDemand {
@@ -63,7 +110,7 @@ func (f *Fetcher) reserve(ctx context.Context, size int64, onDemand bool) (_ *ro
 
 // grow enlarges the room of a download once the source has sent the file's length.
 func (f *Fetcher) grow(ctx context.Context, d *download, size int64) error {
-	room, err := f.reserve(ctx, size, d.onDemand)
+	room, err := f.reserveMaking(ctx, size, d.onDemand)
 	if err != nil {
 		if errors.Is(err, errNoRoom) {
 			err = localError{err}

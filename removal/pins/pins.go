@@ -49,6 +49,9 @@ func (p *Set) By(hash narinfo.PathHash) (pin narinfo.PathHash, kept bool) {
 	return p.closure.Root(hash)
 }
 
+// Closure returns the pinned items and all items that they refer to.
+func (p *Set) Closure() *index.Closure { return p.closure }
+
 // Withdrawn returns the items that pins keep and that are withdrawn.
 func (p *Set) Withdrawn() []narinfo.PathHash { return p.closure.Withdrawn() }
 

@@ -232,9 +232,10 @@ func (tx *Tx) CountUses(uses []Uses, least int64) (popular []Used, err error) {
 		} else if err != nil {
 			return nil, err
 		}
+		// A time that is far ahead is from a wrong clock, and would stay for long.
 		count, err := tx.conn.integer(`INSERT INTO uses VALUES (?, ?, ?)
-			ON CONFLICT DO UPDATE SET count = count + excluded.count, last_used = max(last_used, excluded.last_used) RETURNING count`,
-			id, u.Count, u.Last.UnixMilli())
+			ON CONFLICT DO UPDATE SET count = count + excluded.count, last_used = iif(last_used > excluded.last_used + ?, excluded.last_used, max(last_used, excluded.last_used)) RETURNING count`,
+			id, u.Count, u.Last.UnixMilli(), stamp.Slack.Milliseconds())
 		if err != nil {
 			return nil, err
 		}

@@ -69,8 +69,8 @@ func (s *Space) staysFree(minimum, unwritten int64) error {
 	if free-unwritten >= minimum {
 		return nil
 	}
-	return fmt.Errorf("%w: %s has %d bytes free, %d must still be written, and %d must stay free: make room there, remove items, or lower --storage-minimum-free-space",
-		ErrFreeSpace, s.bytes, free, unwritten, minimum)
+	return &Shortage{minimum + unwritten - free, fmt.Errorf("%w: %s has %d bytes free, %d must still be written, and %d must stay free: make room there, remove items, or lower --storage-minimum-free-space",
+		ErrFreeSpace, s.bytes, free, unwritten, minimum)}
 }
 
 // staysFreeWith is staysFree within a transaction, for bytes that are on the file system

@@ -53,6 +53,16 @@ func New(x *index.Index, bytes bytestore.Store, log *slog.Logger, now func() tim
 // storage.
 var ErrLimit = errors.New("the storage is at its hard limit")
 
+// Shortage is an error that says how much room is missing.
+type Shortage struct {
+	// Bytes would fit if so many others were removed.
+	Bytes int64
+	Err   error
+}
+
+func (s *Shortage) Error() string { return s.Err.Error() }
+func (s *Shortage) Unwrap() error { return s.Err }
+
 // Scan adds up the disk space of all files in the byte store, including temporary ones, and
 // saves the sum for [Space.Usage]. Millions of files take minutes.
 func (s *Space) Scan(ctx context.Context) error {
@@ -210,5 +220,5 @@ func (s *Space) fits(usage, limit int64) error {
 	if usage <= limit {
 		return nil
 	}
-	return fmt.Errorf("%w: with the bytes being written, it would take %d bytes of %s, and %d are allowed: remove items, or raise --storage-hard-limit", ErrLimit, usage, s.bytes, limit)
+	return &Shortage{usage - limit, fmt.Errorf("%w: with the bytes being written, it would take %d bytes of %s, and %d are allowed: remove items, or raise --storage-hard-limit", ErrLimit, usage, s.bytes, limit)}
 }

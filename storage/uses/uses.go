@@ -80,6 +80,31 @@ func (c *Counter) IsPending(hash narinfo.PathHash) bool {
 	return c.pending[hash] != nil || c.flushing[hash] != nil
 }
 
+// LastUse returns the last use of the item that is not written yet, or the zero time.
+func (c *Counter) LastUse(hash narinfo.PathHash) (at time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, counts := range []map[narinfo.PathHash]*index.Uses{c.flushing, c.pending} {
+		if u := counts[hash]; u != nil {
+			at = u.Last
+		}
+	}
+	return at
+}
+
+// Pending returns the last use of each item that has uses that are not written yet.
+func (c *Counter) Pending() map[narinfo.PathHash]time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	last := make(map[narinfo.PathHash]time.Time, len(c.flushing)+len(c.pending))
+	for _, counts := range []map[narinfo.PathHash]*index.Uses{c.flushing, c.pending} {
+		for hash, u := range counts {
+			last[hash] = u.Last
+		}
+	}
+	return last
+}
+
 // sinceSetting is the setting with the time when counting began.
 const sinceSetting = "uses_since"
 
