@@ -236,6 +236,9 @@ func (f *Fetcher) copy(ctx context.Context, d *download, body io.Reader) error {
 				f.limiter.Consume(n)
 			}
 			d.mu.Set(func() { d.have = have })
+			if f.options.Received != nil {
+				f.options.Received(int64(n))
+			}
 		}
 		if err == io.EOF && have < d.size {
 			err = io.ErrUnexpectedEOF

@@ -56,6 +56,9 @@ type Options struct {
 	// Passing serves nars that can't be stored; nil makes one.
 	Passing *passing.Source
 	Decode  narcheck.Decoder
+	// Received is called, by several goroutines at a time, for bytes that have arrived; may
+	// be nil.
+	Received func(bytes int64)
 	// Spool is a directory for partial downloads, if the byte store has none of its own.
 	Spool string
 	// Log may be nil.

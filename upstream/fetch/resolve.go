@@ -1,0 +1,166 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+	"nar-herder/upstream"
+)
+
+// resolveAll finds out what is stored, and the narinfos of all other items, and sends a job for
+// each of these.
+func (r *run) resolveAll(ctx context.Context, jobs chan<- *job) error {
+	for len(r.wanted) > 0 {
+		items := r.wanted[:min(chunk, len(r.wanted))]
+		r.wanted = r.wanted[len(items):]
+		found, err := r.resolve(ctx, items)
+		if err != nil {
+			return err
+		}
+		for _, job := range found {
+			select {
+			case jobs <- job:
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}
+	return nil
+}
+
+// resolve returns the jobs for a chunk of items.
+func (r *run) resolve(ctx context.Context, items []Item) (jobs []*job, err error) {
+	var unknown, stored []Item
+	var hashes []narinfo.PathHash
+	for _, item := range items {
+		hashes = append(hashes, item.Hash)
+	}
+	var referred []Item
+	now := r.Storage.Now()
+	err = r.index.EachAt(ctx, hashes, func(i int, row *index.Item, _ error) error {
+		if row == nil || !isUsable(row, now) { // asking repairs a damaged row
+			unknown = append(unknown, items[i])
+			return nil
+		}
+		item, err := storage.NewItem(row)
+		if err != nil {
+			return err
+		}
+		referred = r.appendReferences(referred, item.Narinfo)
+		if row.Stored != 0 {
+			stored = append(stored, items[i])
+			return nil
+		}
+		jobs = append(jobs, r.newJob(items[i], item, nil))
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := r.markStored(ctx, stored); err != nil {
+		return nil, err
+	}
+	for _, answered := range r.ask(ctx, unknown) {
+		n := answered.Narinfo
+		item, err := storage.NewItem(&index.Item{Hash: answered.item.Hash, Text: n.Text})
+		if err != nil {
+			return nil, err
+		}
+		answered.item.Name = n.StorePath.String()
+		referred = r.appendReferences(referred, n)
+		jobs = append(jobs, r.newJob(answered.item, item, &answered.Answer))
+	}
+	r.want(referred)
+	return jobs, nil
+}
+
+// isUsable reports whether no source has to be asked for the narinfo in a row.
+func isUsable(row *index.Item, now time.Time) bool {
+	if !row.WithdrawnAt.IsZero() {
+		return false
+	}
+	return row.Stored != 0 || row.Origin == 0 || now.Before(row.FreshUntil)
+}
+
+func (r *run) appendReferences(to []Item, n *narinfo.Narinfo) []Item {
+	if r.Closure {
+		for _, path := range n.OtherReferences() {
+			if _, seen := r.seen[path.Hash]; !seen {
+				to = append(to, Item{path.Hash, path.String()})
+			}
+		}
+	}
+	return to
+}
+
+// answered is an item that a source has.
+type answered struct {
+	item Item
+	upstream.Answer
+}
+
+// ask returns the items that a source has, and reports the others.
+func (r *run) ask(ctx context.Context, items []Item) (has []answered) {
+	if len(items) == 0 {
+		return nil
+	}
+	byHash := make(map[narinfo.PathHash]Item, len(items))
+	hashes := make([]narinfo.PathHash, len(items))
+	for i, item := range items {
+		byHash[item.Hash], hashes[i] = item, item.Hash
+	}
+	var mu sync.Mutex
+	r.Narinfos.Ask(ctx, hashes, nil, func(hash narinfo.PathHash, answer upstream.Answer) {
+		item := byHash[hash]
+		if answer.Err == nil {
+			mu.Lock()
+			defer mu.Unlock()
+			has = append(has, answered{item, answer})
+			return
+		}
+		notFound := errors.Is(answer.Err, storage.ErrNotFound)
+		if notFound {
+			answer.Err = errNoSource
+		}
+		r.report(ctx, Result{Item: item, Err: answer.Err}, !notFound)
+	})
+	return has
+}
+
+// markStored tags and pins items that are stored, and reports them.
+func (r *run) markStored(ctx context.Context, items []Item) error {
+	if len(r.Tags) > 0 || len(r.pinned) > 0 {
+		err := r.index.Update(ctx, func(tx *index.Tx) error {
+			for _, item := range items {
+				if err := r.mark(tx, item.Hash); err != nil && !errors.Is(err, storage.ErrNotFound) {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for _, item := range items {
+		r.report(ctx, Result{Item: item}, false)
+	}
+	return nil
+}
+
+// mark tags and pins an item.
+func (r *run) mark(tx *index.Tx, hash narinfo.PathHash) error {
+	if err := tx.AddTags(hash, r.Tags); err != nil {
+		return err
+	}
+	if _, pin := r.pinned[hash]; !pin {
+		return nil
+	}
+	_, err := tx.Pin(hash, r.Storage.Now())
+	return err
+}
