@@ -19,22 +19,19 @@ const knownAtMost = 100_000
 
 // CheckClosures finds items that refer to others without a narinfo, so that a client can't
 // get a complete closure. Withdrawn items count as missing, and are not checked
-// themselves. Errors are as in [Checker.Compare]; looked is called after each item, and
+// themselves, nor are those of an upstream, which has the others, too. Errors are as in [Checker.Compare]; looked is called after each item, and
 // may be nil.
 func (c *Checker) CheckClosures(ctx context.Context, looked func()) iter.Seq2[Finding, error] {
 	if looked == nil {
 		looked = func() {}
 	}
 	return func(yield func(Finding, error) bool) {
-		known, err := lru.NewLRU[narinfo.PathHash, struct{}](knownAtMost, nil)
-		if err != nil {
-			panic(err) // the size is positive
-		}
+		known := newKnown()
 		for item, err := range c.Items(ctx) {
 			switch {
 			case errors.Is(err, index.ErrDamaged):
 				err = nil // CheckIndex reports it
-			case err == nil:
+			case err == nil && item.Origin == 0:
 				err = c.checkClosure(ctx, known, item, yield)
 			}
 			switch {
@@ -49,6 +46,15 @@ func (c *Checker) CheckClosures(ctx context.Context, looked func()) iter.Seq2[Fi
 			looked()
 		}
 	}
+}
+
+// newKnown returns the memory for references that exist.
+func newKnown() *lru.LRU[narinfo.PathHash, struct{}] {
+	known, err := lru.NewLRU[narinfo.PathHash, struct{}](knownAtMost, nil)
+	if err != nil {
+		panic(err) // the size is positive
+	}
+	return known
 }
 
 // errStop says that the caller wants no more findings.

@@ -33,8 +33,6 @@ type Options struct {
 	Storage  *storage.Storage
 	Narinfos Narinfos
 	Nars     Nars
-	// Sources is how many sources Nars has: a nar that is wrong at one may be right at another.
-	Sources int
 	// Closure also fetches everything that the items refer to.
 	Closure bool
 	// Tags are added to all items, and Pin pins those that were named.
@@ -44,22 +42,23 @@ type Options struct {
 	Expect func(items int)
 	// Report is called for each item by one goroutine at a time.
 	Report func(Result)
-}
 
-// Item is an item to fetch. Name is for messages.
-type Item struct {
-	Hash narinfo.PathHash
-	Name string
+	// inUsePause is the pause before a nar is tried again that another process is fetching; 0
+	// for the constant.
+	inUsePause time.Duration
 }
 
 // Result is the outcome for one item.
 type Result struct {
-	Item
+	// Path is that of the item; its name is empty if it is not known.
+	Path narinfo.StorePath
 	// Fetched says that its nar was stored now, and not before.
 	Fetched bool
 	// Bytes is the length of the nar as it was stored now.
 	Bytes int64
-	Err   error
+	// Pinned says that it is pinned.
+	Pinned bool
+	Err    error
 }
 
 const (
@@ -69,8 +68,7 @@ const (
 	downloads = 4
 	// maxInRow is how many failures in a row end a run, if the sources or this machine caused
 	// them.
-	maxInRow = 20
-	// inUsePause is the pause before a nar is tried again that another process is fetching.
+	maxInRow   = 20
 	inUsePause = time.Second
 )
 
@@ -83,12 +81,12 @@ var (
 	errWithdrawn = errors.New("another nar of this item is withdrawn: try again when it has been removed")
 )
 
-// Run fetches items. A failure of one doesn't stop the others. The error is the context's,
+// Run fetches items, of which the names may be empty. A failure of one doesn't stop the others. The error is the context's,
 // [nars.ErrFull] if there is no room, or says why the sources or the index can't be used.
-func Run(ctx context.Context, items []Item, options Options) error {
+func Run(ctx context.Context, items []narinfo.StorePath, options Options) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	r := &run{Options: options, index: options.Storage.Index(), stop: cancel, seen: make(map[narinfo.PathHash]struct{})}
+	r := &run{Options: options, index: options.Storage.Index(), stop: cancel, seen: make(map[narinfo.PathHash]struct{}), origins: make(map[string]int64)}
 	r.want(items)
 	if options.Pin {
 		r.pinned = make(map[narinfo.PathHash]struct{}, len(items))
@@ -122,17 +120,18 @@ type run struct {
 	index  *index.Index
 	stop   context.CancelCauseFunc
 	pinned map[narinfo.PathHash]struct{}
-	// seen are all items that were ever wanted, and wanted those that come next. Only
-	// resolveAll uses them.
-	seen   map[narinfo.PathHash]struct{}
-	wanted []Item
+	// seen are all items that were ever wanted, wanted those that come next, and origins the
+	// numbers of upstreams. Only resolveAll uses them.
+	seen    map[narinfo.PathHash]struct{}
+	wanted  []narinfo.StorePath
+	origins map[string]int64
 
 	mu    sync.Mutex // of what follows, and of Report
 	inRow int
 }
 
 // want adds items that are new.
-func (r *run) want(items []Item) {
+func (r *run) want(items []narinfo.StorePath) {
 	for _, item := range items {
 		if _, seen := r.seen[item.Hash]; !seen {
 			r.seen[item.Hash] = struct{}{}

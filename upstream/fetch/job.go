@@ -15,43 +15,38 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 	"nar-herder/storage/narcheck"
-	"nar-herder/upstream"
 )
 
 // job is an item without a stored nar.
 type job struct {
-	Item
-	item *storage.Item
-	// entry is its new row, and origin the source of that; nil and "" for a row that stays.
-	entry  *index.Entry
-	origin string
+	*storage.Item
+	// entry is its new row; nil for a row that stays.
+	entry *index.Entry
 	// written says that the last attempt wrote the row, and refused why it could not.
 	written bool
 	refused error
 }
 
-// newJob makes a job. answer is nil for an item of the index.
-func (r *run) newJob(named Item, item *storage.Item, answer *upstream.Answer) *job {
-	j := &job{Item: named, item: item}
-	if answer != nil {
-		j.entry, j.origin = r.index.Prepare(item.Narinfo), answer.Upstream.String()
-		j.entry.AddedAt = r.Storage.Now()
-		j.entry.FreshUntil = j.entry.AddedAt.Add(max(answer.MaxAge, 0))
+// newJob makes a job. entry is nil for an item of the index.
+func (r *run) newJob(item *storage.Item, entry *index.Entry) *job {
+	j := &job{Item: item, entry: entry}
+	if entry != nil {
+		entry.AddedAt, entry.Origin, entry.FreshUntil = item.AddedAt, item.Origin, item.FreshUntil
 	}
-	j.item.Write = func(tx *index.Tx) error { return r.write(tx, j) }
+	item.Write = func(tx *index.Tx) error { return r.write(tx, j) }
 	return j
 }
 
 // fetch stores the nar of an item with its row, and reports the result.
 func (r *run) fetch(ctx context.Context, j *job) {
-	result := Result{Item: j.Item}
+	result := Result{Path: j.Narinfo.StorePath}
 	n, err := r.fetchAny(ctx, j)
 	if err == nil && j.written {
-		result.Fetched, result.Bytes = true, max(j.item.StoredSize(n), 0)
+		result.Fetched, result.Bytes = true, max(j.StoredSize(n), 0)
 	} else if err == nil { // another process has stored it
-		err = r.index.Update(ctx, j.item.Write)
+		err = r.index.Update(ctx, j.Write)
 	}
-	result.Err = err
+	result.Err, result.Pinned = err, err == nil && r.isPinned(j.Hash)
 	switch {
 	case errors.Is(err, nars.ErrFull):
 		r.stop(err)
@@ -78,7 +73,7 @@ func concernsAll(err error) bool {
 // if no source has that.
 func (r *run) fetchAny(ctx context.Context, j *job) (n int, err error) {
 	err = errNoFile
-	for _, n := range smallestFirst(j.item) {
+	for _, n := range smallestFirst(j.Item) {
 		err = r.fetchFile(ctx, j, n)
 		if !errors.Is(err, storage.ErrNotStored) && !errors.Is(err, narcheck.ErrWrongNar) && !errors.Is(err, narcheck.ErrUnreadable) {
 			return n, err
@@ -99,19 +94,15 @@ func smallestFirst(item *storage.Item) (files []int) {
 	return files
 }
 
-// fetchFile stores one file of an item. If it is wrong, another source may have the right one.
+// fetchFile stores one file of an item.
 func (r *run) fetchFile(ctx context.Context, j *job, n int) error {
-	for wrong := 1; ; {
+	for {
 		j.written, j.refused = false, nil
-		err := r.Nars.Fetch(ctx, j.item, n)
-		switch {
-		case errors.Is(err, narcheck.ErrWrongNar) && wrong < r.Sources:
-			wrong++
-		case errors.Is(err, spool.ErrInUse):
-			if err := pace.Sleep(ctx, inUsePause); err != nil {
-				return err
-			}
-		default:
+		err := r.Nars.Fetch(ctx, j.Item, n)
+		if !errors.Is(err, spool.ErrInUse) {
+			return err
+		}
+		if err := pace.Sleep(ctx, cmp.Or(r.inUsePause, inUsePause)); err != nil {
 			return err
 		}
 	}
@@ -134,10 +125,7 @@ func (r *run) write(tx *index.Tx, j *job) error {
 
 // writeRow writes the row of an item. An item that was imported or mirrored meanwhile stays as
 // it is.
-func (r *run) writeRow(tx *index.Tx, j *job) (err error) {
-	if j.entry.Origin, err = tx.Origin(j.origin); err != nil {
-		return err
-	}
+func (r *run) writeRow(tx *index.Tx, j *job) error {
 	row, err := tx.Item(j.Hash)
 	var damage *index.Damage
 	if errors.As(err, &damage) {

@@ -3,6 +3,7 @@ package fetch
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,13 +35,13 @@ func (r *run) resolveAll(ctx context.Context, jobs chan<- *job) error {
 }
 
 // resolve returns the jobs for a chunk of items.
-func (r *run) resolve(ctx context.Context, items []Item) (jobs []*job, err error) {
-	var unknown, stored []Item
+func (r *run) resolve(ctx context.Context, items []narinfo.StorePath) (jobs []*job, err error) {
+	var unknown, stored []narinfo.StorePath
 	var hashes []narinfo.PathHash
 	for _, item := range items {
 		hashes = append(hashes, item.Hash)
 	}
-	var referred []Item
+	var referred []narinfo.StorePath
 	now := r.Storage.Now()
 	err = r.index.EachAt(ctx, hashes, func(i int, row *index.Item, _ error) error {
 		if row == nil || !isUsable(row, now) { // asking repairs a damaged row
@@ -56,7 +57,7 @@ func (r *run) resolve(ctx context.Context, items []Item) (jobs []*job, err error
 			stored = append(stored, items[i])
 			return nil
 		}
-		jobs = append(jobs, r.newJob(items[i], item, nil))
+		jobs = append(jobs, r.newJob(item, nil))
 		return nil
 	})
 	if err != nil {
@@ -65,18 +66,35 @@ func (r *run) resolve(ctx context.Context, items []Item) (jobs []*job, err error
 	if err := r.markStored(ctx, stored); err != nil {
 		return nil, err
 	}
-	for _, answered := range r.ask(ctx, unknown) {
-		n := answered.Narinfo
-		item, err := storage.NewItem(&index.Item{Hash: answered.item.Hash, Text: n.Text})
+	for _, answer := range r.ask(ctx, unknown) {
+		n := answer.Narinfo
+		origin, err := r.origin(ctx, answer.Upstream.String())
 		if err != nil {
 			return nil, err
 		}
-		answered.item.Name = n.StorePath.String()
+		item, err := storage.NewItem(&index.Item{
+			Hash: n.StorePath.Hash, Text: n.Text, AddedAt: now, Origin: origin, FreshUntil: now.Add(max(answer.MaxAge, 0)),
+		})
+		if err != nil {
+			return nil, err
+		}
 		referred = r.appendReferences(referred, n)
-		jobs = append(jobs, r.newJob(answered.item, item, &answered.Answer))
+		jobs = append(jobs, r.newJob(item, r.index.Prepare(item.Narinfo)))
 	}
 	r.want(referred)
 	return jobs, nil
+}
+
+// origin returns the number of an upstream.
+func (r *run) origin(ctx context.Context, name string) (int64, error) {
+	if number, known := r.origins[name]; known {
+		return number, nil
+	}
+	err := r.index.Update(ctx, func(tx *index.Tx) (err error) {
+		r.origins[name], err = tx.Origin(name)
+		return err
+	})
+	return r.origins[name], err
 }
 
 // isUsable reports whether no source has to be asked for the narinfo in a row.
@@ -87,53 +105,47 @@ func isUsable(row *index.Item, now time.Time) bool {
 	return row.Stored != 0 || row.Origin == 0 || now.Before(row.FreshUntil)
 }
 
-func (r *run) appendReferences(to []Item, n *narinfo.Narinfo) []Item {
+func (r *run) appendReferences(to []narinfo.StorePath, n *narinfo.Narinfo) []narinfo.StorePath {
 	if r.Closure {
 		for _, path := range n.OtherReferences() {
 			if _, seen := r.seen[path.Hash]; !seen {
-				to = append(to, Item{path.Hash, path.String()})
+				path.Name = strings.Clone(path.Name) // it is a part of the text
+				to = append(to, path)
 			}
 		}
 	}
 	return to
 }
 
-// answered is an item that a source has.
-type answered struct {
-	item Item
-	upstream.Answer
-}
-
-// ask returns the items that a source has, and reports the others.
-func (r *run) ask(ctx context.Context, items []Item) (has []answered) {
+// ask returns the answers for items that a source has, and reports the others.
+func (r *run) ask(ctx context.Context, items []narinfo.StorePath) (has []upstream.Answer) {
 	if len(items) == 0 {
 		return nil
 	}
-	byHash := make(map[narinfo.PathHash]Item, len(items))
+	byHash := make(map[narinfo.PathHash]narinfo.StorePath, len(items))
 	hashes := make([]narinfo.PathHash, len(items))
 	for i, item := range items {
 		byHash[item.Hash], hashes[i] = item, item.Hash
 	}
 	var mu sync.Mutex
 	r.Narinfos.Ask(ctx, hashes, nil, func(hash narinfo.PathHash, answer upstream.Answer) {
-		item := byHash[hash]
 		if answer.Err == nil {
 			mu.Lock()
 			defer mu.Unlock()
-			has = append(has, answered{item, answer})
+			has = append(has, answer)
 			return
 		}
 		notFound := errors.Is(answer.Err, storage.ErrNotFound)
 		if notFound {
 			answer.Err = errNoSource
 		}
-		r.report(ctx, Result{Item: item, Err: answer.Err}, !notFound)
+		r.report(ctx, Result{Path: byHash[hash], Err: answer.Err}, !notFound)
 	})
 	return has
 }
 
 // markStored tags and pins items that are stored, and reports them.
-func (r *run) markStored(ctx context.Context, items []Item) error {
+func (r *run) markStored(ctx context.Context, items []narinfo.StorePath) error {
 	if len(r.Tags) > 0 || len(r.pinned) > 0 {
 		err := r.index.Update(ctx, func(tx *index.Tx) error {
 			for _, item := range items {
@@ -148,18 +160,21 @@ func (r *run) markStored(ctx context.Context, items []Item) error {
 		}
 	}
 	for _, item := range items {
-		r.report(ctx, Result{Item: item}, false)
+		r.report(ctx, Result{Path: item, Pinned: r.isPinned(item.Hash)}, false)
 	}
 	return nil
 }
 
+// isPinned reports whether an item is to be pinned.
+func (r *run) isPinned(hash narinfo.PathHash) bool {
+	_, is := r.pinned[hash]
+	return is
+}
+
 // mark tags and pins an item.
 func (r *run) mark(tx *index.Tx, hash narinfo.PathHash) error {
-	if err := tx.AddTags(hash, r.Tags); err != nil {
+	if err := tx.AddTags(hash, r.Tags); err != nil || !r.isPinned(hash) {
 		return err
-	}
-	if _, pin := r.pinned[hash]; !pin {
-		return nil
 	}
 	_, err := tx.Pin(hash, r.Storage.Now())
 	return err
