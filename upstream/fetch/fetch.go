@@ -76,7 +76,7 @@ var (
 	errNoSource  = errors.New("no source has it")
 	errNoNar     = errors.New("no source has its nar")
 	errAnother   = errors.New("another nar of this item is being served from here, and stays")
-	errNoFile    = errors.New("its narinfo names no file that can be stored")
+	errDropped   = errors.New("all its files were dropped here")
 	errGivenUp   = fmt.Errorf("%d failures in a row", maxInRow)
 	errWithdrawn = errors.New("another nar of this item is withdrawn: try again when it has been removed")
 )

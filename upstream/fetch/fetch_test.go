@@ -39,9 +39,8 @@ type item struct {
 	references []int
 	// kinds are the compressions of its files, which are as long as the names of the kinds.
 	kinds []string
-	// unsized omits FileSize, and scheme precedes the URLs.
+	// unsized omits FileSize.
 	unsized bool
-	scheme  string
 }
 
 func (i item) text() string {
@@ -53,7 +52,7 @@ func (i item) text() string {
 	text := fmt.Sprintf("StorePath: /gnu/store/%s\nNarHash: %s\nNarSize: 10\nReferences: %s\n", base,
 		narinfo.NarHash(sha256.Sum256([]byte{byte(i.version)})), strings.Join(references, " "))
 	for _, kind := range i.kinds {
-		text += fmt.Sprintf("URL: %snar/%s/%s\nCompression: %[2]s\n", i.scheme, kind, base)
+		text += fmt.Sprintf("URL: nar/%s/%s\nCompression: %[1]s\n", kind, base)
 		if !i.unsized {
 			text += fmt.Sprintf("FileSize: %d\n", len(kind))
 		}
@@ -357,7 +356,6 @@ func TestChoice(t *testing.T) {
 		"unreadable":         {item{kinds: kinds}, map[string]error{"zstd": narcheck.ErrUnreadable}, 0b100, "1 fetched 5"},
 		"all dropped":        {item{kinds: kinds[:2]}, map[string]error{"zstd": storage.ErrNotStored, "gzip-9": storage.ErrNotStored}, 0, "1 no source has its nar"},
 		"the source is down": {item{kinds: kinds}, map[string]error{"zstd": errors.New("it is down")}, 0, "1 it is down"},
-		"elsewhere":          {item{kinds: kinds, scheme: "https://cdn.example/"}, nil, 0, "1 its narinfo names no file that can be stored"},
 	} {
 		test.item.n = 1
 		s := newSite(t, test.item)

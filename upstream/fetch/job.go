@@ -61,7 +61,7 @@ func (r *run) fetch(ctx context.Context, j *job) {
 // concernsAll reports whether an error is about the sources or this machine, and not about one
 // item.
 func concernsAll(err error) bool {
-	for _, ofItem := range []error{storage.ErrNotStored, storage.ErrNotWanted, narcheck.ErrWrongNar, narcheck.ErrUnreadable, errNoFile} {
+	for _, ofItem := range []error{storage.ErrNotStored, storage.ErrNotWanted, narcheck.ErrWrongNar, narcheck.ErrUnreadable, errDropped} {
 		if errors.Is(err, ofItem) {
 			return false
 		}
@@ -72,7 +72,7 @@ func concernsAll(err error) bool {
 // fetchAny stores one file of an item: the smallest, as Guix's client would choose, or another
 // if no source has that.
 func (r *run) fetchAny(ctx context.Context, j *job) (n int, err error) {
-	err = errNoFile
+	err = errDropped
 	for _, n := range smallestFirst(j.Item) {
 		err = r.fetchFile(ctx, j, n)
 		if !errors.Is(err, storage.ErrNotStored) && !errors.Is(err, narcheck.ErrWrongNar) && !errors.Is(err, narcheck.ErrUnreadable) {
