@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
+	"time"
 
 	"golang.org/x/term"
 
@@ -163,14 +165,25 @@ func readList(ctx context.Context, from io.Reader, list *fetch.List) error {
 	}
 }
 
+// fetchAnswerTimeout is how long many narinfos may take. No client waits for them.
+const fetchAnswerTimeout = 5 * time.Minute
+
 // fetch fetches the items.
 func (c *fetchCommand) fetch(ctx context.Context, store *opened, from []upstreamValue, paths []narinfo.StorePath, report *fetchReport) error {
-	options := upstream.Options{Keys: store.Keys(), Instance: store.index.Instance(), AllowPrivateRedirects: c.AllowPrivateRedirects, Log: store.log}
+	options := upstream.Options{
+		Keys: store.Keys(), Instance: store.index.Instance(), AllowPrivateRedirects: c.AllowPrivateRedirects,
+		AnswerTimeout: fetchAnswerTimeout,
+	}
 	for _, server := range from {
 		options.URLs = append(options.URLs, server.url)
 	}
 	set := upstream.New(options)
 	defer set.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	var probing sync.WaitGroup
+	probing.Go(func() { set.Run(ctx) })
+	defer probing.Wait()
+	defer cancel()
 	self := peer.Self{Instance: options.Instance, AllowPrivateRedirects: c.AllowPrivateRedirects}
 	fetcher, err := nars.New(store.Storage, files.New(files.Options{Upstreams: set.Upstreams(), Self: self, Origins: store.index.Origins}), nars.Options{
 		Limit: -1, Decode: decodeNar, Received: report.progress.moved,
