@@ -48,7 +48,7 @@ Findings, one per line:
     wrong size     likewise
     corrupt        a stored nar with a wrong hash (with --verify)
     unrecorded     a file that an item names and the index does not record as stored
-    unstored       an item without a stored nar that no mirrored or stored-on instance has
+    unstored       an item without a stored nar that no mirrored or stored-on instance or upstream has
     incomplete     an item without a narinfo, or one that refers to such items
     bad signature  a narinfo that its signature doesn't match
     unsigned       a narinfo without a signature (with keys)
@@ -232,7 +232,7 @@ func (c *checkCommand) roots(ctx context.Context, s *streams) ([]narinfo.StorePa
 		return nil, fmt.Errorf("check: %q on standard input is not a store item", list.Invalid[0])
 	}
 	if len(list.Paths) == 0 {
-		return nil, errNoPaths
+		return nil, errors.New("check: there is no store path on standard input, so there is nothing to check")
 	}
 	return list.Paths, nil
 }

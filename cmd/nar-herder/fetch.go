@@ -120,13 +120,9 @@ func (c *fetchCommand) paths(ctx context.Context, s *streams, report *fetchRepor
 	}
 	if list.Derivations > 0 {
 		printf(s.out, "skipped %s: substitute servers have only what these build\n", countOf(list.Derivations, "derivation"))
-	} else if len(list.Paths) == 0 && len(list.Invalid) == 0 {
-		return nil, errNoPaths
 	}
 	return list.Paths, nil
 }
-
-var errNoPaths = errors.New("there is no store path on standard input; 'guix build --dry-run' prints them to standard error: add 2>&1")
 
 // readPaths returns the items that the command line names, where - stands for a text with store
 // paths on standard input.
@@ -136,6 +132,9 @@ func readPaths(ctx context.Context, s *streams, names []string) (*fetch.List, er
 		if name == "-" {
 			if err := readList(ctx, s.in, list); err != nil {
 				return nil, fmt.Errorf("read the list of store paths: %w", err)
+			}
+			if !list.HasText {
+				return nil, errors.New("standard input is empty; 'guix build --dry-run' prints its list to standard error: add 2>&1")
 			}
 			continue
 		}

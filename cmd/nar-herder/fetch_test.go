@@ -138,9 +138,18 @@ func TestFetchList(t *testing.T) {
 	}
 	p.check(t, "--closure-of="+greet).want(t, 0)
 	// Without anything to fetch.
-	r = input("guix build: nothing to do\n", p.fetchArgs(from, "-")...)
+	r = input("3 rows and files compared: nothing is wrong\n", p.fetchArgs(from, "-")...)
+	if r.status != 0 || r.out != "0 fetched, 0 known; 0 B of nars added to the storage\n" {
+		t.Errorf("status %d, %q, %q", r.status, r.out, r.err)
+	}
+	r = input("", p.fetchArgs(from, "-")...)
 	if r.status != 1 || !strings.Contains(r.err, "add 2>&1") {
 		t.Errorf("status %d, %q, %q", r.status, r.out, r.err)
+	}
+	for text, want := range map[string]string{"": "standard input is empty", "no path": "nothing to check", "/gnu/store/cut": "/gnu/store/cut"} {
+		if r := input(text, p.args("check", "--closure-of=-")...); r.status != 2 || r.out != "" || !strings.Contains(r.err, want) {
+			t.Errorf("%q: status %d, %q, %q", text, r.status, r.out, r.err)
+		}
 	}
 	r = input("/gnu/store/cut-name\n/gnu/store/"+greet, p.fetchArgs(from)...)
 	if r.status != 1 || r.err != "nar-herder: fetch /gnu/store/cut-name: not a store item\n" || !strings.HasPrefix(r.out, "1 failed, 0 fetched, 1 known; ") {

@@ -17,6 +17,8 @@ type List struct {
 	Derivations int
 	// Invalid are paths that look like store items.
 	Invalid []string
+	// HasText says that a text was not empty.
+	HasText bool
 
 	known map[narinfo.PathHash]struct{}
 }
@@ -31,6 +33,7 @@ func (l *List) Read(from io.Reader) error {
 	scanner.Buffer(nil, longestWord)
 	scanner.Split(scanWord)
 	for scanner.Scan() {
+		l.HasText = true
 		// Words can have = before a path.
 		for word := scanner.Text(); ; {
 			_, rest, found := strings.Cut(word, narinfo.StoreDir+"/")
