@@ -77,7 +77,6 @@ var (
 	errNoNar     = errors.New("no source has its nar")
 	errAnother   = errors.New("another nar of this item is being served from here, and stays")
 	errDropped   = errors.New("all its files were dropped here")
-	errGivenUp   = fmt.Errorf("%d failures in a row", maxInRow)
 	errWithdrawn = errors.New("another nar of this item is withdrawn: try again when it has been removed")
 )
 
@@ -155,6 +154,6 @@ func (r *run) report(ctx context.Context, result Result, all bool) {
 	if !all {
 		r.inRow = 0
 	} else if r.inRow++; r.inRow == maxInRow {
-		r.stop(fmt.Errorf("%w, the last: %w", errGivenUp, result.Err))
+		r.stop(fmt.Errorf("%d failures in a row, the last: %w", maxInRow, result.Err))
 	}
 }

@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -39,8 +40,9 @@ type item struct {
 	references []int
 	// kinds are the compressions of its files, which are as long as the names of the kinds.
 	kinds []string
-	// unsized omits FileSize.
+	// unsized omits FileSize, and url replaces the URLs.
 	unsized bool
+	url     string
 }
 
 func (i item) text() string {
@@ -52,7 +54,7 @@ func (i item) text() string {
 	text := fmt.Sprintf("StorePath: /gnu/store/%s\nNarHash: %s\nNarSize: 10\nReferences: %s\n", base,
 		narinfo.NarHash(sha256.Sum256([]byte{byte(i.version)})), strings.Join(references, " "))
 	for _, kind := range i.kinds {
-		text += fmt.Sprintf("URL: nar/%s/%s\nCompression: %[1]s\n", kind, base)
+		text += fmt.Sprintf("URL: %s\nCompression: %s\n", cmp.Or(i.url, "nar/"+kind+"/"+base), kind)
 		if !i.unsized {
 			text += fmt.Sprintf("FileSize: %d\n", len(kind))
 		}
@@ -110,7 +112,7 @@ func (s *site) Ask(_ context.Context, hashes []narinfo.PathHash, _ []string, del
 	for _, hash := range hashes {
 		delivering.Go(func() {
 			if i, ok := s.items[hash]; ok {
-				n, err := storage.Admit([]byte(i.text()))
+				n, err := narinfo.Parse([]byte(i.text()))
 				if err != nil {
 					panic(err)
 				}
@@ -355,6 +357,8 @@ func TestChoice(t *testing.T) {
 		"wrong there":        {item{kinds: kinds}, map[string]error{"zstd": narcheck.ErrWrongNar, "lzip+": storage.ErrNotStored}, 0b001, "1 fetched 6"},
 		"unreadable":         {item{kinds: kinds}, map[string]error{"zstd": narcheck.ErrUnreadable}, 0b100, "1 fetched 5"},
 		"all dropped":        {item{kinds: kinds[:2]}, map[string]error{"zstd": storage.ErrNotStored, "gzip-9": storage.ErrNotStored}, 0, "1 no source has its nar"},
+		"stored elsewhere":   {item{kinds: kinds[:1], url: "https://cdn.example/nar"}, nil, 0, `1 it names no file that could be in a storage: URL "https://cdn.example/nar" has a scheme, and it has no other`},
+		"another item's":     {item{kinds: kinds[:1], url: "nar/gzip/" + path(2).BaseName()}, nil, 0, `1 its nar "nar/gzip/00000000000000000000000000000002-item-2" is named after another item: it must be 00000000000000000000000000000001-item-1`},
 		"the source is down": {item{kinds: kinds}, map[string]error{"zstd": errors.New("it is down")}, 0, "1 it is down"},
 	} {
 		test.item.n = 1

@@ -68,6 +68,10 @@ func (r *run) resolve(ctx context.Context, items []narinfo.StorePath) (jobs []*j
 	}
 	for _, answer := range r.ask(ctx, unknown) {
 		n := answer.Narinfo
+		if err := storage.CheckNarinfo(n); err != nil {
+			r.report(ctx, Result{Path: n.StorePath, Err: err}, false)
+			continue
+		}
 		origin, err := r.origin(ctx, answer.Upstream.String())
 		if err != nil {
 			return nil, err
