@@ -6,6 +6,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,8 +44,8 @@ type Options struct {
 	// Report is called for each item by one goroutine at a time.
 	Report func(Result)
 
-	// inUsePause is the pause before a nar is tried again that another process is fetching; 0
-	// for the constant.
+	// Tests set these; 0 for the constants.
+	chunk      int
 	inUsePause time.Duration
 }
 
@@ -62,14 +63,16 @@ type Result struct {
 }
 
 const (
-	// chunk is how many narinfos are asked for at a time.
-	chunk = 1000
+	// defaultChunk is how many narinfos are asked for at a time.
+	defaultChunk = 1000
 	// downloads is how many nars are downloaded at a time.
 	downloads = 4
 	// maxInRow is how many failures in a row end a run, if the sources or this machine caused
 	// them.
-	maxInRow   = 20
-	inUsePause = time.Second
+	maxInRow = 20
+	// defaultInUsePause is the pause before a nar is tried again that another process is
+	// fetching.
+	defaultInUsePause = time.Second
 )
 
 var (
@@ -86,6 +89,7 @@ func Run(ctx context.Context, items []narinfo.StorePath, options Options) error 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	r := &run{Options: options, index: options.Storage.Index(), stop: cancel, seen: make(map[narinfo.PathHash]struct{}), origins: make(map[string]int64)}
+	r.chunk, r.inUsePause = cmp.Or(r.chunk, defaultChunk), cmp.Or(r.inUsePause, defaultInUsePause)
 	r.want(items)
 	if options.Pin {
 		r.pinned = make(map[narinfo.PathHash]struct{}, len(items))
@@ -93,7 +97,7 @@ func Run(ctx context.Context, items []narinfo.StorePath, options Options) error 
 			r.pinned[item.Hash] = struct{}{}
 		}
 	}
-	jobs := make(chan *job, chunk)
+	jobs := make(chan *job, r.chunk)
 	var working sync.WaitGroup
 	for range downloads {
 		working.Go(func() {

@@ -79,14 +79,29 @@ type site struct {
 	files []string // that were fetched
 }
 
+// memoryDir is a directory in memory, if possible: on a disk, most of the time is for
+// flushing.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "nar-herder-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
 func newSite(t *testing.T, items ...item) *site {
 	t.Helper()
-	dir := t.TempDir()
-	bytes, err := directory.Open(dir)
+	bytes, err := directory.Open(memoryDir(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	x, err := index.Open(t.Context(), filepath.Join(t.TempDir(), "index.db"), index.Options{})
+	x, err := index.Open(t.Context(), filepath.Join(memoryDir(t), "index.db"), index.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,7 +300,7 @@ func TestNoMaxAge(t *testing.T) {
 // TestMany: a large list is asked for in parts, and narinfos don't wait for nars.
 func TestMany(t *testing.T) {
 	t.Parallel()
-	const count = 2*chunk + 10
+	const count = 210
 	var items []item
 	var wanted []int
 	for n := range count {
@@ -303,12 +318,12 @@ func TestMany(t *testing.T) {
 		}
 		return storage.ErrNotStored // storing them takes long
 	}
-	results, err := s.runWatched(Options{}, func(asked int) {
+	results, err := s.runWatched(Options{chunk: 100}, func(asked int) {
 		if asked == 2 {
 			once.Do(func() { close(begin) })
 		}
 	}, wanted...)
-	if err != nil || len(results) != count || len(s.asked) != 3 || len(s.asked[0]) != chunk {
+	if err != nil || len(results) != count || len(s.asked) != 3 || len(s.asked[0]) != 100 {
 		t.Errorf("%d results, %d questions, %v", len(results), len(s.asked), err)
 	}
 	for _, r := range results {
@@ -345,30 +360,33 @@ func (w *watched) Ask(ctx context.Context, hashes []narinfo.PathHash, via []stri
 func TestChoice(t *testing.T) {
 	t.Parallel()
 	kinds := []string{"gzip-9", "zstd", "lzip+"}
+	s := newSite(t)
+	n := 0
 	for what, test := range map[string]struct {
 		item   item
 		errors map[string]error
 		stored uint64
 		want   string
 	}{
-		"smallest":           {item{kinds: kinds}, nil, 0b010, "1 fetched 4"},
-		"without sizes":      {item{kinds: kinds, unsized: true}, nil, 0b001, "1 fetched 0"},
-		"dropped there":      {item{kinds: kinds}, map[string]error{"zstd": storage.ErrNotStored}, 0b100, "1 fetched 5"},
-		"wrong there":        {item{kinds: kinds}, map[string]error{"zstd": narcheck.ErrWrongNar, "lzip+": storage.ErrNotStored}, 0b001, "1 fetched 6"},
-		"unreadable":         {item{kinds: kinds}, map[string]error{"zstd": narcheck.ErrUnreadable}, 0b100, "1 fetched 5"},
-		"all dropped":        {item{kinds: kinds[:2]}, map[string]error{"zstd": storage.ErrNotStored, "gzip-9": storage.ErrNotStored}, 0, "1 no source has its nar"},
-		"stored elsewhere":   {item{kinds: kinds[:1], url: "https://cdn.example/nar"}, nil, 0, `1 it names no file that could be in a storage: URL "https://cdn.example/nar" has a scheme, and it has no other`},
-		"another item's":     {item{kinds: kinds[:1], url: "nar/gzip/" + path(2).BaseName()}, nil, 0, `1 its nar "nar/gzip/00000000000000000000000000000002-item-2" is named after another item: it must be 00000000000000000000000000000001-item-1`},
-		"the source is down": {item{kinds: kinds}, map[string]error{"zstd": errors.New("it is down")}, 0, "1 it is down"},
+		"smallest":           {item{kinds: kinds}, nil, 0b010, "fetched 4"},
+		"without sizes":      {item{kinds: kinds, unsized: true}, nil, 0b001, "fetched 0"},
+		"dropped there":      {item{kinds: kinds}, map[string]error{"zstd": storage.ErrNotStored}, 0b100, "fetched 5"},
+		"wrong there":        {item{kinds: kinds}, map[string]error{"zstd": narcheck.ErrWrongNar, "lzip+": storage.ErrNotStored}, 0b001, "fetched 6"},
+		"unreadable":         {item{kinds: kinds}, map[string]error{"zstd": narcheck.ErrUnreadable}, 0b100, "fetched 5"},
+		"all dropped":        {item{kinds: kinds[:2]}, map[string]error{"zstd": storage.ErrNotStored, "gzip-9": storage.ErrNotStored}, 0, "no source has its nar"},
+		"stored elsewhere":   {item{kinds: kinds[:1], url: "https://cdn.example/nar"}, nil, 0, `it names no file that could be in a storage: URL "https://cdn.example/nar" has a scheme, and it has no other`},
+		"another item's":     {item{kinds: kinds[:1], url: "nar/gzip/" + path(0).BaseName()}, nil, 0, `its nar "nar/gzip/00000000000000000000000000000000-item-0" is named after another item: it must be `},
+		"the source is down": {item{kinds: kinds}, map[string]error{"zstd": errors.New("it is down")}, 0, "it is down"},
 	} {
-		test.item.n = 1
-		s := newSite(t, test.item)
+		n++
+		test.item.n = n
+		s.items[path(n).Hash] = test.item
 		s.before = func(_ context.Context, name string) error { return test.errors[strings.Split(name, "/")[1]] }
-		results, err := s.run(Options{}, 1)
-		if got := describe(results); got != test.want || err != nil {
+		results, err := s.run(Options{}, n)
+		if got := describe(results); !strings.HasPrefix(got, fmt.Sprintf("%d %s", n, test.want)) || err != nil {
 			t.Errorf("%s: %s, %v", what, got, err)
 		}
-		row, err := s.Index().Item(t.Context(), path(1).Hash)
+		row, err := s.Index().Item(t.Context(), path(n).Hash)
 		if test.stored == 0 {
 			if !errors.Is(err, storage.ErrNotFound) {
 				t.Errorf("%s: the row: %v", what, err)
@@ -383,79 +401,82 @@ func TestChoice(t *testing.T) {
 func TestKnownRows(t *testing.T) {
 	t.Parallel()
 	lzip := []string{"lzip"}
+	s := newSite(t)
+	n := 0
 	future, past := time.Now().Add(time.Hour), time.Now().Add(-time.Hour)
-	withdraw := func(s *site) {
+	withdraw := func() {
 		s.update(func(tx *index.Tx) error {
-			_, err := tx.Withdraw(path(1).Hash, time.Now())
+			_, err := tx.Withdraw(path(n).Hash, time.Now())
 			return err
 		})
 	}
 	for what, test := range map[string]struct {
-		before func(s *site)
+		before func()
 		asked  bool
 		want   string
 		origin bool // of the row
 		kinds  []string
 	}{
-		"mirrored, without its nar": {func(s *site) {
-			s.put(item{n: 1, kinds: lzip}, func(e *index.Entry) { e.Mirrored = true })
-		}, false, "1 fetched 4", false, lzip},
-		"fresh": {func(s *site) {
-			s.put(item{n: 1, kinds: lzip}, func(e *index.Entry) { e.Origin, e.FreshUntil = 1, future })
-		}, false, "1 fetched 4", true, lzip},
-		"stale": {func(s *site) {
-			s.put(item{n: 1, kinds: lzip}, func(e *index.Entry) { e.Origin, e.FreshUntil = 1, past })
-		}, true, "1 fetched 4", true, lzip},
-		"stale, replaced there": {func(s *site) {
-			s.put(item{n: 1, version: 7, kinds: []string{"zstd"}}, func(e *index.Entry) { e.Origin, e.FreshUntil = 1, past })
-		}, true, "1 fetched 4", true, lzip},
-		"stale, in another compression there": {func(s *site) {
-			s.put(item{n: 1, kinds: []string{"zstd"}}, func(e *index.Entry) { e.Origin, e.FreshUntil = 1, past })
-		}, true, "1 fetched 4", true, lzip},
-		"withdrawn": {func(s *site) {
-			s.put(item{n: 1, kinds: lzip}, nil)
-			withdraw(s)
-		}, true, "1 fetched 4", true, lzip},
-		"withdrawn, of another nar": {func(s *site) {
-			s.put(item{n: 1, version: 7, kinds: []string{"zstd"}}, nil)
-			withdraw(s)
-		}, true, "1 another nar of this item is withdrawn: try again when it has been removed", false, nil},
-		"imported meanwhile": {func(s *site) {
+		"mirrored, without its nar": {func() {
+			s.put(item{n: n, kinds: lzip}, func(e *index.Entry) { e.Mirrored = true })
+		}, false, "fetched 4", false, lzip},
+		"fresh": {func() {
+			s.put(item{n: n, kinds: lzip}, func(e *index.Entry) { e.Origin, e.FreshUntil = 1, future })
+		}, false, "fetched 4", true, lzip},
+		"stale": {func() {
+			s.put(item{n: n, kinds: lzip}, func(e *index.Entry) { e.Origin, e.FreshUntil = 1, past })
+		}, true, "fetched 4", true, lzip},
+		"stale, replaced there": {func() {
+			s.put(item{n: n, version: 7, kinds: []string{"zstd"}}, func(e *index.Entry) { e.Origin, e.FreshUntil = 1, past })
+		}, true, "fetched 4", true, lzip},
+		"stale, in another compression there": {func() {
+			s.put(item{n: n, kinds: []string{"zstd"}}, func(e *index.Entry) { e.Origin, e.FreshUntil = 1, past })
+		}, true, "fetched 4", true, lzip},
+		"withdrawn": {func() {
+			s.put(item{n: n, kinds: lzip}, nil)
+			withdraw()
+		}, true, "fetched 4", true, lzip},
+		"withdrawn, of another nar": {func() {
+			s.put(item{n: n, version: 7, kinds: []string{"zstd"}}, nil)
+			withdraw()
+		}, true, "another nar of this item is withdrawn: try again when it has been removed", false, nil},
+		"imported meanwhile": {func() {
 			s.before = func(context.Context, string) error {
-				s.put(item{n: 1, kinds: lzip}, nil)
+				s.put(item{n: n, kinds: lzip}, nil)
 				return nil
 			}
-		}, true, "1 fetched 4", false, lzip},
-		"another imported meanwhile": {func(s *site) {
+		}, true, "fetched 4", false, lzip},
+		"another imported meanwhile": {func() {
 			s.before = func(context.Context, string) error {
-				s.put(item{n: 1, version: 7, kinds: []string{"zstd"}}, nil)
+				s.put(item{n: n, version: 7, kinds: []string{"zstd"}}, nil)
 				return nil
 			}
-		}, true, "1 another nar of this item is being served from here, and stays", false, []string{"zstd"}},
+		}, true, "another nar of this item is being served from here, and stays", false, []string{"zstd"}},
 	} {
-		s := newSite(t, item{n: 1, kinds: lzip})
-		test.before(s)
-		results, err := s.run(Options{Tags: []index.Tag{{Key: "a", Value: "b"}}, Pin: true}, 1)
-		if got := describe(results); got != test.want || err != nil || len(s.asked) > 0 != test.asked {
+		n++
+		s.items[path(n).Hash], s.before = item{n: n, kinds: lzip}, nil
+		test.before()
+		results, err := s.run(Options{Tags: []index.Tag{{Key: "a", Value: "b"}}, Pin: true}, n)
+		if got := describe(results); got != fmt.Sprintf("%d %s", n, test.want) || err != nil || len(s.asked) > 0 != test.asked {
 			t.Errorf("%s: %s, %v, asked %v", what, got, err, s.asked)
 		}
 		if test.kinds == nil {
 			continue
 		}
-		row := s.row(1)
-		n, err := narinfo.Parse(row.Text)
+		row := s.row(n)
+		info, err := narinfo.Parse(row.Text)
 		if err != nil {
 			t.Fatal(err)
 		}
 		fetched := strings.Contains(test.want, "fetched")
-		if row.Origin != 0 != test.origin || n.Files[0].Compression != test.kinds[0] || !row.WithdrawnAt.IsZero() || fetched != (row.Stored != 0) {
+		if row.Origin != 0 != test.origin || info.Files[0].Compression != test.kinds[0] || !row.WithdrawnAt.IsZero() || fetched != (row.Stored != 0) {
 			t.Errorf("%s: %+v", what, row)
 		}
 		pins, err := s.Index().Pins(t.Context())
-		if err != nil || fetched != (len(pins) == 1) || fetched != results[0].Pinned {
+		if err != nil || fetched != slices.ContainsFunc(pins, func(p index.Pin) bool { return p.Hash == path(n).Hash }) || fetched != results[0].Pinned {
 			t.Errorf("%s: pins %v, %v, %+v", what, pins, err, results)
 		}
-		s.wantTagged(what, fetched, 1)
+		s.wantTagged(what, fetched, n)
 	}
 }
 
@@ -529,8 +550,8 @@ func TestEnds(t *testing.T) {
 		items = append(items, item{n: n, kinds: []string{"lzip"}})
 		wanted = append(wanted, n)
 	}
+	s := newSite(t, items...)
 	t.Run("no room", func(t *testing.T) {
-		s := newSite(t, items...)
 		full := fmt.Errorf("%w: the disk is full", nars.ErrFull)
 		s.before = func(context.Context, string) error { return full }
 		results, err := s.run(Options{}, wanted...)
@@ -539,25 +560,13 @@ func TestEnds(t *testing.T) {
 		}
 	})
 	t.Run("the sources fail", func(t *testing.T) {
-		s := newSite(t, items...)
 		s.before = func(context.Context, string) error { return errors.New("connection refused") }
 		results, err := s.run(Options{}, wanted...)
 		if err == nil || err.Error() != "20 failures in a row, the last: connection refused" || len(results) < maxInRow || len(results) > maxInRow+downloads {
 			t.Errorf("%d results, %v", len(results), err)
 		}
 	})
-	t.Run("the sources can't be asked", func(t *testing.T) {
-		s := newSite(t)
-		for n := range 100 {
-			s.answers[path(n).Hash] = fmt.Errorf("%w: connection refused", upstream.ErrUnknown)
-		}
-		results, err := s.run(Options{}, wanted...)
-		if err == nil || !strings.HasPrefix(err.Error(), "20 failures in a row, the last: no upstream could be asked") || len(results) != maxInRow {
-			t.Errorf("%d results, %v", len(results), err)
-		}
-	})
 	t.Run("single items fail", func(t *testing.T) {
-		s := newSite(t, items...)
 		var mu sync.Mutex
 		count := 0
 		s.before = func(context.Context, string) error {
@@ -571,7 +580,6 @@ func TestEnds(t *testing.T) {
 		}
 	})
 	t.Run("interrupted", func(t *testing.T) {
-		s := newSite(t, items...)
 		ctx, cancel := context.WithCancel(t.Context())
 		s.before = func(ctx context.Context, _ string) error {
 			cancel()
@@ -585,6 +593,16 @@ func TestEnds(t *testing.T) {
 		err := Run(ctx, paths, Options{Storage: s.Storage, Narinfos: s, Nars: s, Report: func(r Result) { t.Errorf("%+v", r) }})
 		if !errors.Is(err, context.Canceled) {
 			t.Error(err)
+		}
+	})
+	t.Run("the sources can't be asked", func(t *testing.T) {
+		clear(s.items)
+		for n := range 100 {
+			s.answers[path(n).Hash] = fmt.Errorf("%w: connection refused", upstream.ErrUnknown)
+		}
+		results, err := s.run(Options{}, wanted...)
+		if err == nil || !strings.HasPrefix(err.Error(), "20 failures in a row, the last: no upstream could be asked") || len(results) != maxInRow {
+			t.Errorf("%d results, %v", len(results), err)
 		}
 	})
 }

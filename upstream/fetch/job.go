@@ -102,7 +102,7 @@ func (r *run) fetchFile(ctx context.Context, j *job, n int) error {
 		if !errors.Is(err, spool.ErrInUse) {
 			return err
 		}
-		if err := pace.Sleep(ctx, cmp.Or(r.inUsePause, inUsePause)); err != nil {
+		if err := pace.Sleep(ctx, r.inUsePause); err != nil {
 			return err
 		}
 	}

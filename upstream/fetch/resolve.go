@@ -17,7 +17,7 @@ import (
 // each of these.
 func (r *run) resolveAll(ctx context.Context, jobs chan<- *job) error {
 	for len(r.wanted) > 0 {
-		items := r.wanted[:min(chunk, len(r.wanted))]
+		items := r.wanted[:min(r.chunk, len(r.wanted))]
 		r.wanted = r.wanted[len(items):]
 		found, err := r.resolve(ctx, items)
 		if err != nil {
