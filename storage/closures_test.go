@@ -13,6 +13,7 @@ import (
 	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/check"
+	"nar-herder/storage/check/closures"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
@@ -30,7 +31,7 @@ func TestCheckClosures(t *testing.T) {
 		t.Helper()
 		looked := 0
 		found := map[int][]int{}
-		for finding, err := range check.New(s).CheckClosures(t.Context(), func() { looked++ }) {
+		for finding, err := range closures.All(t.Context(), s, func() { looked++ }) {
 			if err != nil || finding.Kind != check.Incomplete || finding.Name != "" {
 				t.Fatalf("%+v, %v", finding, err)
 			}
@@ -92,7 +93,7 @@ func TestCheckClosureOf(t *testing.T) {
 		t.Helper()
 		var found []string
 		looked := 0
-		for finding, err := range check.New(s).CheckClosureOf(t.Context(), roots, func() { looked++ }) {
+		for finding, err := range closures.Of(t.Context(), s, roots, func() { looked++ }) {
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -130,7 +131,7 @@ func TestCheckClosureOf(t *testing.T) {
 	}
 	want("complete", s, []narinfo.StorePath{path(2), path(4)})
 	want("of an upstream", s, []narinfo.StorePath{path(1)}, "unstored item-3", "incomplete item-3 -> item-5")
-	want("unknown roots", s, []narinfo.StorePath{path(7), {Hash: path(6).Hash}, path(2)}, "incomplete -> item-7", "incomplete -> ")
+	want("unknown roots", s, []narinfo.StorePath{path(7), {Hash: path(6).Hash}, path(2)}, "incomplete -> item-7", "incomplete")
 	// Files that the row doesn't claim, or that are gone.
 	layNars(t, p.store, upstream)
 	if err := os.Remove(filepath.Join(p.store, fake{n: 2}.name())); err != nil {
@@ -149,7 +150,7 @@ func TestCheckClosureOf(t *testing.T) {
 	// Without a lock of the index.
 	want("for reading", reader(), []narinfo.StorePath{path(1)}, "unrecorded item-3", "incomplete item-3 -> item-5", "missing item-2", "wrong size item-1")
 	// The check of all items leaves out what upstreams have.
-	for finding, err := range check.New(s).CheckClosures(t.Context(), nil) {
+	for finding, err := range closures.All(t.Context(), s, nil) {
 		if err != nil || finding.Item.Hash != path(9).Hash {
 			t.Errorf("%+v, %v", finding, err)
 		}

@@ -15,6 +15,7 @@ import (
 	"nar-herder/removal/dependence"
 	"nar-herder/storage"
 	"nar-herder/storage/check"
+	"nar-herder/storage/check/closures"
 	"nar-herder/storage/index"
 	"nar-herder/storage/narcheck"
 )
@@ -165,7 +166,7 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 	}
 	if roots != nil {
 		shown := newProgress(s.err, "checking", "items", 0)
-		pass(shown, checker.CheckClosureOf(ctx, roots, func() { shown.add(0); report.totals.Looked++ }))
+		pass(shown, closures.Of(ctx, store.Storage, roots, func() { shown.add(0); report.totals.Looked++ }))
 		return c.end(ctx, report)
 	}
 	shown := newProgress(s.err, "checking the index", "items", totals.Items)
@@ -181,7 +182,7 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 	}
 	if c.Closures && ctx.Err() == nil {
 		shown := newProgress(s.err, "checking closures", "items", totals.Items)
-		pass(shown, checker.CheckClosures(ctx, func() { shown.add(0) }))
+		pass(shown, closures.All(ctx, store.Storage, func() { shown.add(0) }))
 	}
 	if ctx.Err() == nil {
 		shown := newProgress(s.err, "verifying signatures", "items", totals.Items)

@@ -18,7 +18,8 @@ type Finding struct {
 	Note string
 	// Damage describes the damage of a [Damaged] finding.
 	Damage *index.Damage
-	// References are those of an [Incomplete] item without a narinfo, or that item if it is nil.
+	// References are those of an [Incomplete] item without a narinfo. If Item is nil, it is that
+	// item.
 	References []narinfo.StorePath
 
 	// Partial says that an [Unstored] item has other nars in the storage, so that nothing

@@ -1,4 +1,6 @@
-package check
+// Package closures finds what a storage lacks of closures: of items and everything that they
+// refer to.
+package closures
 
 import (
 	"context"
@@ -10,6 +12,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/check"
 	"nar-herder/storage/index"
 )
 
@@ -17,30 +20,30 @@ import (
 // each. Nearly all items refer to the same few thousand.
 const knownAtMost = 100_000
 
-// CheckClosures finds items that refer to others without a narinfo, so that a client can't
-// get a complete closure. Withdrawn items count as missing, and are not checked
-// themselves, nor are those of an upstream, which has the others, too. Errors are as in [Checker.Compare]; looked is called after each item, and
-// may be nil.
-func (c *Checker) CheckClosures(ctx context.Context, looked func()) iter.Seq2[Finding, error] {
+// All finds items that refer to others without a narinfo, so that a client can't get a
+// complete closure. Withdrawn items count as missing. They are not checked themselves, nor are
+// items of an upstream, which has the others, too. Errors are as in [check.Checker.Compare];
+// looked is called after each item, and may be nil.
+func All(ctx context.Context, s *storage.Storage, looked func()) iter.Seq2[check.Finding, error] {
 	if looked == nil {
 		looked = func() {}
 	}
-	return func(yield func(Finding, error) bool) {
+	return func(yield func(check.Finding, error) bool) {
 		known := newKnown()
-		for item, err := range c.Items(ctx) {
+		for item, err := range s.Items(ctx) {
 			switch {
 			case errors.Is(err, index.ErrDamaged):
 				err = nil // CheckIndex reports it
 			case err == nil && item.Origin == 0:
-				err = c.checkClosure(ctx, known, item, yield)
+				err = checkReferences(ctx, s, known, item, yield)
 			}
 			switch {
 			case errors.Is(err, errStop):
 				return
 			case ctx.Err() != nil:
-				yield(Finding{}, ctx.Err())
+				yield(check.Finding{}, ctx.Err())
 				return
-			case err != nil && !yield(Finding{Item: item}, err):
+			case err != nil && !yield(check.Finding{Item: item}, err):
 				return
 			}
 			looked()
@@ -48,8 +51,10 @@ func (c *Checker) CheckClosures(ctx context.Context, looked func()) iter.Seq2[Fi
 	}
 }
 
-// newKnown returns the memory for references that exist.
-func newKnown() *lru.LRU[narinfo.PathHash, struct{}] {
+// known are references that exist.
+type known = *lru.LRU[narinfo.PathHash, struct{}]
+
+func newKnown() known {
 	known, err := lru.NewLRU[narinfo.PathHash, struct{}](knownAtMost, nil)
 	if err != nil {
 		panic(err) // the size is positive
@@ -60,7 +65,9 @@ func newKnown() *lru.LRU[narinfo.PathHash, struct{}] {
 // errStop says that the caller wants no more findings.
 var errStop = errors.New("the caller has stopped")
 
-func (c *Checker) checkClosure(ctx context.Context, known *lru.LRU[narinfo.PathHash, struct{}], item *storage.Item, yield func(Finding, error) bool) error {
+// checkReferences yields that an item refers to items without a narinfo. The error is [errStop]
+// when the check is over.
+func checkReferences(ctx context.Context, s *storage.Storage, known known, item *storage.Item, yield func(check.Finding, error) bool) error {
 	if !item.WithdrawnAt.IsZero() {
 		return nil
 	}
@@ -74,13 +81,13 @@ func (c *Checker) checkClosure(ctx context.Context, known *lru.LRU[narinfo.PathH
 	if len(asked.References) == 0 {
 		return nil
 	}
-	missing, err := c.index.MissingReferences(ctx, &asked)
+	missing, err := s.Index().MissingReferences(ctx, &asked)
 	if err != nil {
 		return err
 	}
 	if len(missing) > 0 {
 		// The item may have been removed or replaced since it was read.
-		now, err := c.Item(ctx, item.Hash)
+		now, err := s.Item(ctx, item.Hash)
 		if errors.Is(err, storage.ErrNotFound) {
 			return nil
 		} else if err != nil {
@@ -89,7 +96,7 @@ func (c *Checker) checkClosure(ctx context.Context, known *lru.LRU[narinfo.PathH
 		if !now.WithdrawnAt.IsZero() {
 			return nil
 		}
-		if missing, err = c.index.MissingReferences(ctx, &narinfo.Narinfo{StorePath: now.Narinfo.StorePath, References: now.Narinfo.OtherReferences()}); err != nil {
+		if missing, err = s.Index().MissingReferences(ctx, &narinfo.Narinfo{StorePath: now.Narinfo.StorePath, References: now.Narinfo.OtherReferences()}); err != nil {
 			return err
 		}
 		if len(missing) == 0 {
@@ -99,7 +106,7 @@ func (c *Checker) checkClosure(ctx context.Context, known *lru.LRU[narinfo.PathH
 		for i, path := range missing {
 			names[i] = path.String()
 		}
-		if !yield(Finding{Kind: Incomplete, Item: now, References: missing, Note: "no narinfo for " + strings.Join(names, " ")}, nil) {
+		if !yield(check.Finding{Kind: check.Incomplete, Item: now, References: missing, Note: "no narinfo for " + strings.Join(names, " ")}, nil) {
 			return errStop
 		}
 		return nil
