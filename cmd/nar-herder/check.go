@@ -233,7 +233,7 @@ func (c *checkCommand) roots(ctx context.Context, s *streams) ([]narinfo.StorePa
 		return nil, fmt.Errorf("check: %q on standard input is not a store item", list.Invalid[0])
 	}
 	if len(list.Paths) == 0 {
-		return nil, errors.New("check: there is no store path on standard input, so there is nothing to check")
+		return nil, errors.New("check: no store item is named, so there is nothing to check")
 	}
 	return list.Paths, nil
 }

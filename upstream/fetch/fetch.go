@@ -24,7 +24,7 @@ type Narinfos interface {
 	Ask(ctx context.Context, hashes []narinfo.PathHash, via []string, deliver func(narinfo.PathHash, upstream.Answer))
 }
 
-// Nars stores nars, as [nars.Fetcher] does.
+// Nars stores nars, as [nar-herder/mirror/nars.Fetcher] does.
 type Nars interface {
 	Fetch(ctx context.Context, item *storage.Item, n int) error
 }
@@ -83,8 +83,9 @@ var (
 	errWithdrawn = errors.New("another nar of this item is withdrawn: try again when it has been removed")
 )
 
-// Run fetches items, of which the names may be empty. A failure of one doesn't stop the others. The error is the context's,
-// [nars.ErrFull] if there is no room, or says why the sources or the index can't be used.
+// Run fetches items, of which the names may be empty. A failure of one doesn't stop the others.
+// The error is the context's, [nar-herder/mirror/nars.ErrFull] if there is no room, or says why
+// the sources or the index can't be used.
 func Run(ctx context.Context, items []narinfo.StorePath, options Options) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
