@@ -107,9 +107,15 @@ func (s *Storage) stageOwn(ctx context.Context, name string, file *os.File, size
 	return s.bytes.Stage(ctx, name, io.NewSectionReader(file, 0, size), size)
 }
 
-// wanted returns the item within a transaction, and which of its files has the name. The
-// error is [ErrNotWanted] unless that is still a file of the same nar.
+// wanted returns the item within a transaction, and which of its files has the name. It
+// writes the row of a new item before. The error is [ErrNotWanted] unless that is still a
+// file of the same nar.
 func wanted(tx *index.Tx, item *Item, name string, size int64) (*Item, int, error) {
+	if item.Write != nil {
+		if err := item.Write(tx); err != nil {
+			return nil, 0, err
+		}
+	}
 	row, err := tx.Item(item.Hash)
 	if errors.Is(err, ErrNotFound) {
 		return nil, 0, ErrNotWanted

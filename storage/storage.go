@@ -133,6 +133,10 @@ func (s *Storage) Concurrency() int {
 type Item struct {
 	*index.Item
 	Narinfo *narinfo.Narinfo
+	// Write writes the row of an item that is not in the index yet, in the transaction that
+	// records its first stored file, so that no client gets the narinfo before; nil for an
+	// item of the index. It may be called twice.
+	Write func(*index.Tx) error
 	// names are those of its files in the storage, "" for files that can't be in one.
 	names []string
 }

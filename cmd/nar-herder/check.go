@@ -15,6 +15,7 @@ import (
 	"nar-herder/removal/dependence"
 	"nar-herder/storage"
 	"nar-herder/storage/check"
+	"nar-herder/storage/check/closures"
 	"nar-herder/storage/index"
 	"nar-herder/storage/narcheck"
 )
@@ -30,6 +31,7 @@ type checkCommand struct {
 	Closures   bool            `default:"true" negatable:"" help:"Report items that refer to items without a narinfo (default: on)."`
 	Repair     bool            `argumentsonly:"" help:"Fetch missing and wrong nars again, quarantine wrong files, and correct the index."`
 	From       []instanceValue `sep:"none" placeholder:"URL" help:"With --repair: instance to fetch nars from. May be repeated."`
+	ClosureOf  []string        `argumentsonly:"" sep:"none" placeholder:"STORE-PATH" help:"Only check that this item, and everything that it refers to, is in the index and the storage; - reads a text with store paths from standard input. May be repeated."`
 
 	redirectsOption `embed:""`
 
@@ -47,8 +49,8 @@ Findings, one per line:
     wrong size     likewise
     corrupt        a stored nar with a wrong hash (with --verify)
     unrecorded     a file that an item names and the index does not record as stored
-    unstored       an item without a stored nar that no mirrored or stored-on instance has
-    incomplete     an item that refers to items without a narinfo
+    unstored       an item without a stored nar that no mirrored or stored-on instance or upstream has
+    incomplete     an item without a narinfo, or one that refers to such items
     bad signature  a narinfo that its signature doesn't match
     unsigned       a narinfo without a signature (with keys)
     unauthorized   a narinfo that none of the keys has signed (with keys)
@@ -56,6 +58,8 @@ Findings, one per line:
     stranger       only a notice: a file that no item names
     temporary      only a notice: an unfinished file
     quarantined    only a notice: a file in quarantine
+
+With --closure-of, items without a stored nar are findings even if another instance or an upstream has it. 'fetch' reads the findings, and fetches what is missing.
 
 With --repair, a damaged narinfo is restored from what is left of it or from --from, if the checksum confirms the text; otherwise import it again. Missing and unstored nars are fetched from --from and compared with their NarHash before they are stored. Wrong files are moved to the directory "quarantine" of the storage. Files that no instance has are no longer recorded as stored, but they stay recorded while an instance does not answer. Unrecorded files are recorded if they are correct. Signatures can't be repaired: import a narinfo with a good one, or remove the item. Temporary files older than a day are removed; in a bucket, the owner's server removes them too. Strangers stay.
 
@@ -68,6 +72,8 @@ func (c *checkCommand) validate() error {
 		return errors.New("--verify and --repair need the stored nars: add --storage")
 	case c.Restart && !c.Verify:
 		return errors.New("--restart needs --verify")
+	case len(c.ClosureOf) > 0 && (c.Verify || c.Repair || !c.Closures):
+		return errors.New("--closure-of excludes --verify, --repair and --no-closures")
 	case len(c.From) > 0 && !c.Repair:
 		return errors.New("--from needs --repair")
 	case c.VerifyRate == 0:
@@ -90,6 +96,12 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 	keys, err := c.keys()
 	if err != nil {
 		return err
+	}
+	var roots []narinfo.StorePath
+	if len(c.ClosureOf) > 0 {
+		if roots, err = c.roots(ctx, s); err != nil {
+			return err
+		}
 	}
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	access := index.Read
@@ -152,6 +164,11 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 		}
 		shown.end()
 	}
+	if roots != nil {
+		shown := newProgress(s.err, "checking", "items", 0)
+		pass(shown, closures.Of(ctx, store.Storage, roots, func() { shown.add(0); report.totals.Looked++ }))
+		return c.end(ctx, report)
+	}
 	shown := newProgress(s.err, "checking the index", "items", totals.Items)
 	pass(shown, checker.CheckIndex(ctx, func() { shown.add(0) }))
 	if c.Storage != "" && ctx.Err() == nil {
@@ -165,7 +182,7 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 	}
 	if c.Closures && ctx.Err() == nil {
 		shown := newProgress(s.err, "checking closures", "items", totals.Items)
-		pass(shown, checker.CheckClosures(ctx, func() { shown.add(0) }))
+		pass(shown, closures.All(ctx, store.Storage, func() { shown.add(0) }))
 	}
 	if ctx.Err() == nil {
 		shown := newProgress(s.err, "verifying signatures", "items", totals.Items)
@@ -186,6 +203,11 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 			},
 		}))
 	}
+	return c.end(ctx, report)
+}
+
+// end prints the totals, and returns the exit status as an error.
+func (c *checkCommand) end(ctx context.Context, report *checkReport) error {
 	report.totals.Complete = report.totals.Unknown == 0 && ctx.Err() == nil
 	status := report.end()
 	if ctx.Err() != nil {
@@ -199,6 +221,21 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 		return status
 	}
 	return nil
+}
+
+// roots returns the items of --closure-of.
+func (c *checkCommand) roots(ctx context.Context, s *streams) ([]narinfo.StorePath, error) {
+	list, err := readPaths(ctx, s, c.ClosureOf)
+	if err != nil {
+		return nil, err
+	}
+	if len(list.Invalid) > 0 {
+		return nil, fmt.Errorf("check: %q on standard input is not a store item", list.Invalid[0])
+	}
+	if len(list.Paths) == 0 {
+		return nil, errors.New("check: no store item is named, so there is nothing to check")
+	}
+	return list.Paths, nil
 }
 
 // verifyPosition returns where verification starts, and reports that it resumes.

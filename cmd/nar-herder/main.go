@@ -42,6 +42,7 @@ type subcommand struct {
 var subcommands = []subcommand{
 	{"run-server", "Serve narinfos and nars over HTTP.", fresh[serverCommand]},
 	{"import", "Add narinfos and their nars to the index and the storage.", fresh[importCommand]},
+	{"fetch", "Fetch items from substitute servers before clients request them.", fresh[fetchCommand]},
 	{"remove", "Remove items, with their narinfos and nars.", fresh[removeCommand]},
 	{"drop-files", "Remove the nars of one compression from items that keep another.", fresh[dropFilesCommand]},
 	{"plan-removal", "Show what run-server would remove to keep the storage limit, and why.", fresh[planRemovalCommand]},

@@ -38,7 +38,7 @@ func (c *pinCommand) Run(ctx context.Context, s *streams) error {
 		if err != nil {
 			return err
 		}
-		stay, err := restore(ctx, store, hash)
+		stay, err := restore(ctx, store, []narinfo.PathHash{hash})
 		if err != nil {
 			return fmt.Errorf("it is pinned, but items that it refers to may still be removed: %w", err)
 		}
@@ -54,9 +54,9 @@ func (c *pinCommand) Run(ctx context.Context, s *streams) error {
 	})
 }
 
-// restore cancels the withdrawal of the items that a pin keeps, and counts them.
-func restore(ctx context.Context, store *opened, pin narinfo.PathHash) (restored int, err error) {
-	closure, err := store.index.Closure(ctx, []narinfo.PathHash{pin})
+// restore cancels the withdrawal of the items that pins keep, and counts them.
+func restore(ctx context.Context, store *opened, pins []narinfo.PathHash) (restored int, err error) {
+	closure, err := store.index.Closure(ctx, pins)
 	if err != nil {
 		return 0, err
 	}

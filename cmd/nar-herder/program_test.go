@@ -231,7 +231,7 @@ func (p *process) wait(t testing.TB) int {
 	return p.status
 }
 
-var progressLine = regexp.MustCompile(`^(importing|converting|exporting|sweeping|checking|checking closures|looking for items without nars|verifying|copying|listing|signing): [0-9]+ `)
+var progressLine = regexp.MustCompile(`^(importing|fetching|converting|exporting|sweeping|checking|checking closures|looking for items without nars|verifying|copying|listing|signing): [0-9]+ `)
 
 // result is the result of a run.
 type result struct {

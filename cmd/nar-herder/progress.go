@@ -67,6 +67,16 @@ func (p *progress) moved(bytes int64) {
 	p.show()
 }
 
+// expect sets the number of items that there are.
+func (p *progress) expect(items int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.all = int64(items)
+	if p.bar != nil {
+		p.bar.ChangeMax64(p.all)
+	}
+}
+
 // reach sets the number of items that are done.
 func (p *progress) reach(items int64) {
 	p.mu.Lock()

@@ -32,6 +32,7 @@ import (
 	"nar-herder/storage/scrub"
 	"nar-herder/storage/unfinished"
 	"nar-herder/storage/uses"
+	"nar-herder/upstream"
 )
 
 // subsystems are the parts of a server. Those that the options do not ask for are nil.
@@ -40,9 +41,10 @@ type subsystems struct {
 	ownership *ownership
 	uses      *uses.Counter
 	peers     peer.Peers
+	upstreams *upstream.Set
 	withdrawn *withdrawal.Remover
 	cache     *cached.Cache
-	passing   *passing.Source   // nil without peers
+	passing   *passing.Source   // nil without peers and upstreams
 	evictor   *eviction.Evictor // nil without upstreams
 	remover   *removal.Remover
 	fetcher   *nars.Fetcher
@@ -89,6 +91,8 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	if s.peers, err = c.instances(ctx, store, log); err != nil {
 		return err
 	}
+	s.upstreams = c.newUpstreams(store, config.keys.all(), log)
+	from := s.newFiles(c, log)
 	caching, err := advertise(ctx, store.index, config.cached, log)
 	if err != nil {
 		return err
@@ -97,13 +101,13 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 		return err
 	}
 	s.withdrawn = withdrawal.New(store.Storage, log)
-	if s.cache, err = openCache(store, caching, s.peers, s.uses, log); err != nil {
+	if s.cache, err = openCache(store, caching, from, s.uses, log); err != nil {
 		return err
 	}
-	s.passing = newPassing(s.peers, log)
+	s.passing = newPassing(from, log)
 	s.evictor = c.newEvictor(store, s.uses, log)
 	s.remover = c.newRemover(store, s.peers, s.uses, s.evictor, func() int64 { return s.server.Answered() }, log)
-	if s.fetcher, err = c.newFetcher(store, s.peers, s.passing, s.evictor, log); err != nil {
+	if s.fetcher, err = s.newFetcher(c, from, log); err != nil {
 		return err
 	}
 	s.follower = c.newFollower(store, config.keys.mirror, s.peers, s.fetcher, log)
@@ -189,6 +193,9 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 // collectors returns the metrics of the subsystems.
 func (s *subsystems) collectors() []prometheus.Collector {
 	all := []prometheus.Collector{s.room, damageMetric(s.store.index), s.unstored.metric(), s.dumps}
+	if s.upstreams != nil {
+		all = append(all, s.upstreams)
+	}
 	if s.passing != nil {
 		all = append(all, s.passing.Unchecked)
 	}
@@ -233,6 +240,9 @@ func (s *subsystems) start(ctx context.Context, running *tasks) {
 	start("removing withdrawn items", s.withdrawn.Run)
 	start("removing unfinished uploads", func(ctx context.Context) { unfinished.Run(ctx, s.store.Storage) })
 	start("making dumps", s.dumps.Run)
+	if s.upstreams != nil {
+		start("watching the upstreams", s.upstreams.Run)
+	}
 	if s.remover != nil {
 		start("keeping the storage limit", s.remover.Run)
 	}
@@ -274,6 +284,9 @@ func (s *subsystems) close(running *tasks) (err error) {
 	}
 	if s.fetcher != nil {
 		s.fetcher.Close()
+	}
+	if s.upstreams != nil {
+		s.upstreams.Close()
 	}
 	if s.cache != nil {
 		err = errors.Join(err, running.Do("closing the cache", s.cache.Close))

@@ -20,7 +20,7 @@ type Source interface {
 
 var errNoFile = errors.New("the item has no file there in a supported compression")
 
-// Remote opens nars at other instances; see [peer.Peers.OpenFile].
+// Remote opens nars at other instances; see [peer.Peer.OpenFile].
 type Remote interface {
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error)
 }
@@ -66,7 +66,7 @@ func NewSource(name string, self peer.Self) (Source, error) {
 		if err != nil {
 			return nil, err
 		}
-		return peerSource{peer.Peers{peer.New(base, self)}}, nil
+		return peerSource{peer.New(base, self)}, nil
 	}
 	bytes, err := directory.Open(name)
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"nar-herder/internal/pace"
-	"nar-herder/peer"
+	"nar-herder/peer/failover"
 	"nar-herder/storage"
 	"nar-herder/storage/narcheck"
 )
@@ -44,6 +44,9 @@ func (f *Fetcher) attempt(ctx context.Context, d *download) error {
 		cancel(receiveErr)
 	}
 	checkErr := <-verdict
+	if errors.Is(checkErr, narcheck.ErrWrongNar) && !d.isResumed() {
+		d.wrongFrom, d.others = failover.Reject(body)
+	}
 	if receiveErr == nil || errors.Is(context.Cause(ctx), checkErr) {
 		return checkErr
 	}
@@ -123,15 +126,7 @@ var errUnsized = errors.New("the source does not say how long the file is")
 
 // openAt opens the rest of the file at the source.
 func (f *Fetcher) openAt(ctx context.Context, d *download, offset int64) (io.ReadCloser, int64, error) {
-	body, size, err := f.source.OpenFile(ctx, d.item, d.n, offset, -1, d.via)
-	if errors.Is(err, peer.ErrNoRange) {
-		// Skip what is here already.
-		if body, size, err = f.source.OpenFile(ctx, d.item, d.n, 0, -1, d.via); err == nil {
-			if _, err = io.CopyN(io.Discard, body, offset); err != nil {
-				body.Close()
-			}
-		}
-	}
+	body, size, err := f.source.Resume(ctx, d.item, d.n, d.file, offset, d.via)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -236,6 +231,9 @@ func (f *Fetcher) copy(ctx context.Context, d *download, body io.Reader) error {
 				f.limiter.Consume(n)
 			}
 			d.mu.Set(func() { d.have = have })
+			if f.options.Received != nil {
+				f.options.Received(int64(n))
+			}
 		}
 		if err == io.EOF && have < d.size {
 			err = io.ErrUnexpectedEOF

@@ -12,14 +12,18 @@ import (
 
 // download brings one file from the source into the storage.
 type download struct {
-	item *storage.Item
-	n    int
-	key  string
-	via  []string // of the client's request
-	// onDemand says that it began for a client, and again that it began because a partial
-	// download was wrong.
-	onDemand, again bool
-	room            *room
+	item     *storage.Item
+	n        int
+	key      string
+	via      []string // of the client's request
+	onDemand bool     // it began for a client
+	// again is how many downloads of this file were wrong right before.
+	again int
+	room  *room
+	// wrongFrom is the server that sent a wrong file, and others says that there are other
+	// servers.
+	wrongFrom string
+	others    bool
 	// release ends the protection of the item's stored files, one of which this becomes.
 	release func()
 	// done is closed at the end, when result is set.
@@ -78,6 +82,13 @@ func (d *download) position() (have int64, flowing bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.have, d.flowing || d.verified
+}
+
+// isResumed reports whether the bytes are from several answers.
+func (d *download) isResumed() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.resumed
 }
 
 // hasReaders reports whether clients wait for it.

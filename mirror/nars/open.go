@@ -81,7 +81,7 @@ func (f *Fetcher) joinOrBegin(ctx context.Context, item *storage.Item, n int, of
 			}
 			return direct()
 		}
-		if !now.WithdrawnAt.IsZero() || now.IsUnwanted(i) || f.isFull() {
+		if !now.WithdrawnAt.IsZero() || now.IsUnwanted(i) || f.isFull() || f.options.OnlyUpstreams && now.Origin == 0 {
 			return direct()
 		}
 		has, err := f.hasUnrecorded(ctx, now, i)

@@ -31,8 +31,7 @@ func (r *reader) Read(p []byte) (int, error) {
 			return n, err
 		}
 		// The file of the download has what was read so far: it is verified with the rest.
-		before := io.NewSectionReader(r.download.file, 0, r.off)
-		if r.direct, err = r.f.options.Passing.Resume(r.ctx, r.download.item, r.download.n, before, r.off, r.via); err != nil {
+		if r.direct, err = r.f.options.Passing.Resume(r.ctx, r.download.item, r.download.n, r.download.file, r.off, r.via); err != nil {
 			return 0, err
 		}
 	}

@@ -99,7 +99,8 @@ func (f *Fetcher) pausedFor(now time.Time) time.Duration {
 }
 
 // fetchItem fetches all nars that an item lacks, the last one first: see
-// [index.Index.Lacking].
+// [index.Index.Lacking]. Of an item of an upstream, it only records those that are in the byte
+// store already.
 func (f *Fetcher) fetchItem(ctx context.Context, hash narinfo.PathHash) {
 	item, err := f.storage.Item(ctx, hash)
 	if errors.Is(err, storage.ErrNotFound) || err == nil && !item.WithdrawnAt.IsZero() {
@@ -119,7 +120,12 @@ func (f *Fetcher) fetchItem(ctx context.Context, hash narinfo.PathHash) {
 		if item.HasStored(n) || item.HasDropped(n) || item.FileName(n) == "" {
 			continue
 		}
-		err := f.fetchFile(ctx, item, n)
+		var err error
+		if item.Origin != 0 {
+			_, err = f.adopt(ctx, item, n)
+		} else {
+			err = f.fetchFile(ctx, item, n)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -140,7 +146,9 @@ func (f *Fetcher) fetchItem(ctx context.Context, hash narinfo.PathHash) {
 		return
 	}
 	f.queue.Done(hash)
-	f.missing.Add(-1)
+	if item.Origin == 0 {
+		f.missing.Add(-1)
+	}
 }
 
 // dropAbsent gives up the files of an item that the source doesn't have, if another one is

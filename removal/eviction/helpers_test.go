@@ -277,6 +277,10 @@ func (s *source) OpenFile(_ context.Context, item *storage.Item, _ int, offset, 
 	return io.NopCloser(reader), size, nil
 }
 
+func (s *source) Resume(ctx context.Context, item *storage.Item, n int, _ io.ReaderAt, offset int64, via []string) (io.ReadCloser, int64, error) {
+	return s.OpenFile(ctx, item, n, offset, -1, via)
+}
+
 func (s *source) Locate(context.Context, *storage.Item, int, []string) (string, [16]byte, error) {
 	return "", [16]byte{}, storage.ErrNotStored
 }

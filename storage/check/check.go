@@ -49,17 +49,23 @@ func (c *Checker) Compare(ctx context.Context, looked func()) iter.Seq2[Finding,
 			yield(Finding{}, err)
 			return
 		}
-		report := func(hash narinfo.PathHash, name string) bool { return c.report(ctx, hash, name, yield) }
-		end := func() bool { return true }
-		if c.index.IsReadOnly() {
-			later := &suspects{c: c, yield: yield}
-			report = func(hash narinfo.PathHash, name string) bool { return later.report(ctx, hash, name) }
-			end = func() bool { return later.flush(ctx) }
-		}
+		report, end := c.reporter(ctx, yield)
 		if c.checkItems(ctx, looked, report, yield) && end() && c.checkFiles(ctx, looked, report, yield) {
 			end()
 		}
 	}
+}
+
+// reporter returns a function that looks again at a file that seems wrong and yields the finding,
+// and one that ends this. Both return false when the check is over.
+func (c *Checker) reporter(ctx context.Context, yield func(Finding, error) bool) (report func(narinfo.PathHash, string) bool, end func() bool) {
+	if c.index.IsReadOnly() {
+		later := &suspects{c: c, yield: yield}
+		return func(hash narinfo.PathHash, name string) bool { return later.report(ctx, hash, name) },
+			func() bool { return later.flush(ctx) }
+	}
+	return func(hash narinfo.PathHash, name string) bool { return c.report(ctx, hash, name, yield) },
+		func() bool { return true }
 }
 
 // CheckIndex finds damage in the index: in dictionaries, texts and lookup columns. Errors

@@ -12,13 +12,14 @@ type Finding struct {
 	Kind FindingKind
 	// Name is the file's name in the storage, "" if the finding is not about a file.
 	Name string
-	// Item is nil for an unreferenced file.
+	// Item is nil for an unreferenced file, and for an item without a narinfo.
 	Item *storage.Item
 	// Note has details.
 	Note string
 	// Damage describes the damage of a [Damaged] finding.
 	Damage *index.Damage
-	// References are those of an [Incomplete] item without a narinfo.
+	// References are those of an [Incomplete] item without a narinfo. If Item is nil, it is that
+	// item.
 	References []narinfo.StorePath
 
 	// Partial says that an [Unstored] item has other nars in the storage, so that nothing
@@ -45,7 +46,8 @@ const (
 	Unrecorded
 	// Damaged: a part of the index differs from what was written.
 	Damaged
-	// Unstored: neither the storage nor another instance has a nar of the item.
+	// Unstored: neither the storage nor another instance, if that suffices, has a nar of the
+	// item.
 	Unstored
 	// Incomplete: the item refers to others that have no narinfo or are withdrawn.
 	Incomplete

@@ -21,8 +21,8 @@ type UnstoredOptions struct {
 }
 
 // CheckUnstored finds items without a nar in the storage: clients get 404 for the URLs in
-// their narinfos. It skips withdrawn items, those that the mirrored instance has, and
-// unrecorded files, which [Checker.Compare] finds. Errors are as there; looked is called
+// their narinfos. It skips withdrawn items, those that the mirrored instance or an upstream
+// has, and unrecorded files, which [Checker.Compare] finds. Errors are as there; looked is called
 // after each item, and may be nil.
 func (c *Checker) CheckUnstored(ctx context.Context, options UnstoredOptions, looked func()) iter.Seq2[Finding, error] {
 	if looked == nil {
@@ -55,9 +55,14 @@ func (c *Checker) CheckUnstored(ctx context.Context, options UnstoredOptions, lo
 // reported.
 func (c *Checker) unstored(ctx context.Context, item *storage.Item, options UnstoredOptions) (Finding, error) {
 	partial := item.Stored != 0
-	if !item.WithdrawnAt.IsZero() || partial && !options.Partial || !partial && (item.Mirrored || options.Elsewhere) {
+	if !item.WithdrawnAt.IsZero() || item.Origin != 0 || partial && !options.Partial || !partial && (item.Mirrored || options.Elsewhere) {
 		return Finding{}, nil
 	}
+	return c.notStored(ctx, item)
+}
+
+// notStored returns the finding that nars of an item are not stored, if that is so.
+func (c *Checker) notStored(ctx context.Context, item *storage.Item) (Finding, error) {
 	var names []string
 	for n, name := range item.FileNames() {
 		if name == "" || item.HasStored(n) || item.IsUnwanted(n) {
@@ -82,7 +87,7 @@ func (c *Checker) unstored(ctx context.Context, item *storage.Item, options Unst
 	} else if err != nil {
 		return Finding{Item: item}, err
 	}
-	return Finding{Kind: Unstored, Item: item, Partial: partial, Note: "not in the storage: " + strings.Join(names, " ")}, nil
+	return Finding{Kind: Unstored, Item: item, Partial: item.Stored != 0, Note: "not in the storage: " + strings.Join(names, " ")}, nil
 }
 
 // unstored fetches an item's nars that are not in the storage, as far as the sources have

@@ -207,7 +207,7 @@ func (s *Spool) Release(key string) (size int64) {
 }
 
 // DropStale removes files that no download will resume: those of items that are stored or
-// removed, old ones, and those without room.
+// withdrawn, old ones, and those without room.
 func (s *Spool) DropStale(ctx context.Context) error {
 	if _, err := s.Storage.Identity(ctx); err != nil {
 		return err // perhaps it isn't mounted
@@ -278,7 +278,7 @@ func (s *Spool) isStale(ctx context.Context, directory, name string) (bool, erro
 	}
 	item, err := s.Storage.Item(ctx, hash)
 	if errors.Is(err, storage.ErrNotFound) {
-		return true, nil
+		return false, nil // its row may be written when it is complete
 	} else if err != nil {
 		return false, err
 	}
