@@ -39,6 +39,16 @@ func CanPass(via []string, instance string) bool {
 	return true
 }
 
+// AddVia adds the header Via to a request that the instance forwards; "" for no instance.
+func AddVia(header http.Header, via []string, instance string) {
+	for _, line := range via {
+		header.Add(ViaHeader, line)
+	}
+	if instance != "" {
+		header.Add(ViaHeader, "1.1 "+pseudonym(instance))
+	}
+}
+
 // HasPassed reports whether a request has come through another instance.
 func HasPassed(via []string) bool {
 	for range instances(via) {
@@ -185,12 +195,7 @@ func (p *Peer) narRequest(ctx context.Context, method string, item *storage.Item
 	if err != nil {
 		return nil, err
 	}
-	for _, line := range via {
-		request.Header.Add(ViaHeader, line)
-	}
-	if p.self.Instance != "" {
-		request.Header.Add(ViaHeader, "1.1 "+pseudonym(p.self.Instance))
-	}
+	AddVia(request.Header, via, p.self.Instance)
 	return request, nil
 }
 

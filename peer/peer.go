@@ -204,7 +204,7 @@ func (p *Peer) Self() Self { return p.self }
 func (p *Peer) NewRequest(ctx context.Context, method, path string) (*http.Request, error) {
 	request, err := http.NewRequestWithContext(ctx, method, p.base+path, nil)
 	if err != nil {
-		return nil, explain(err)
+		return nil, Explain(err)
 	}
 	return request, nil
 }
@@ -213,7 +213,7 @@ func (p *Peer) NewRequest(ctx context.Context, method, path string) (*http.Reque
 func (p *Peer) Do(request *http.Request) (*http.Response, error) {
 	response, err := p.client.Do(request)
 	if err != nil {
-		return nil, explain(err)
+		return nil, Explain(err)
 	}
 	return response, nil
 }

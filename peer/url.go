@@ -35,10 +35,10 @@ func Name(base *url.URL) string { return strings.TrimSuffix(redact.URL(base), "/
 // SameURL reports whether two URLs are one peer.
 func SameURL(a, b *url.URL) bool { return Name(a) == Name(b) }
 
-// explain removes the URL from an error, since callers name it, and any password, which
+// Explain removes the URL from an error, since callers name it, and any password, which
 // [net/http.Client] quotes from a redirect that it can't parse. It adds advice about
 // certificates.
-func explain(err error) error {
+func Explain(err error) error {
 	var request *url.Error
 	if errors.As(err, &request) {
 		err = request.Err
