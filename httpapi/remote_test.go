@@ -19,6 +19,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/peer/failover"
 	"nar-herder/peer/passing"
 	"nar-herder/removal/deletion"
 	"nar-herder/storage"
@@ -70,7 +71,7 @@ func remoteAt(t *testing.T, s *store, addresses ...string) Options {
 			Instance: s.Instance(), Storage: s.Identity, AnswerTimeout: patience, ProgressTimeout: 200 * time.Millisecond,
 		}))
 	}
-	opts.Remote = passing.New(peers, 0)
+	opts.Remote = passing.New(failover.Of(peers...), 0)
 	return opts
 }
 

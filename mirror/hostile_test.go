@@ -21,6 +21,7 @@ import (
 	"nar-herder/mirror/nars"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/peer/failover"
 	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
@@ -106,7 +107,7 @@ func victimWith(t *testing.T, x *index.Index, source string) *victim {
 // all other files are unchanged.
 func (v *victim) wantUnharmed(t *testing.T) {
 	t.Helper()
-	fetcher, err := nars.New(v.Storage, v.Source, nars.Options{All: true, Limit: -1, Decode: plain, Log: slog.New(slog.NewTextHandler(v.log, nil))})
+	fetcher, err := nars.New(v.Storage, failover.Of(v.Source), nars.Options{All: true, Limit: -1, Decode: plain, Log: slog.New(slog.NewTextHandler(v.log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,9 @@ type Body struct {
 	timer   *time.Timer
 	left    int64 // to come; negative if unknown
 	fileSum [16]byte
+	// failed is called with the first failure, after waiting for it for some time; it may be
+	// nil.
+	failed func(waited time.Duration, err error)
 	// least is how many bytes must come in each timeout. Of those, come have come after
 	// waiting for waited.
 	least, come int64
@@ -67,6 +70,10 @@ func (b *Body) Read(p []byte) (int, error) {
 			err = io.ErrUnexpectedEOF
 		}
 		b.left = max(b.left, 0)
+	}
+	if err != nil && err != io.EOF && b.failed != nil {
+		b.failed(b.waited, err)
+		b.failed = nil
 	}
 	return n, err
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
@@ -141,6 +142,7 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 	}
 	body := p.Watch(response.Body, want, cancel)
 	body.fileSum = parseSumTag(response.Header.Get("ETag"))
+	body.failed = func(waited time.Duration, err error) { p.record(outer, &p.nars, p.now().Add(-waited), err) }
 	if size < 0 && !partial {
 		size = response.ContentLength
 	}

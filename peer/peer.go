@@ -134,6 +134,9 @@ type Peer struct {
 	plain         time.Time // when it was found to know only the original's query
 }
 
+// Peers are other instances, in the order of preference for nars.
+type Peers []*Peer
+
 // record is the outcome of requests of one kind.
 type record struct {
 	failures int // since the last success
@@ -225,12 +228,19 @@ func (p *Peer) Pause() time.Duration {
 	return max(0, p.queries.until.Sub(p.now()))
 }
 
-// isResting reports whether the peer has failed so recently and slowly that clients should not
+// IsResting reports whether the peer has failed so recently and slowly that clients should not
 // wait for it. One that refuses connections costs no time, and may just be restarting.
-func (p *Peer) isResting() bool {
+func (p *Peer) IsResting() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.nars.failures > 0 && p.nars.slow && p.now().Sub(p.nars.failedAt) < restAfter
+}
+
+// HasFailed reports whether the last nar that was requested failed, or was cut.
+func (p *Peer) HasFailed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.nars.failures > 0
 }
 
 // record records the outcome of a request that began at the given time. The end of the

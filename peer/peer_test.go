@@ -496,7 +496,7 @@ func TestPause(t *testing.T) {
 			if got := p.Pause(); got < pause/2 || got >= 3*pause/2 {
 				t.Errorf("%s, want about %s", got, pause)
 			}
-			if p.isResting() {
+			if p.IsResting() {
 				t.Error("it rests after a failure that took no time")
 			}
 			pause = min(2*pause, backoff.Last)
@@ -507,11 +507,11 @@ func TestPause(t *testing.T) {
 			t.Errorf("%s are left", p.Pause())
 		}
 		settle(begun, fail)
-		if !p.isResting() {
+		if !p.IsResting() {
 			t.Error("it does not rest after a slow failure")
 		}
 		time.Sleep(restAfter)
-		if p.isResting() {
+		if p.IsResting() {
 			t.Error("it rests for ever")
 		}
 		settle(time.Now(), nil)
@@ -575,22 +575,22 @@ func TestRecords(t *testing.T) {
 	}
 	slowly.Store(true)
 	locate(errAny)
-	if !p.isResting() {
+	if !p.IsResting() {
 		t.Error("a slow answer of 500 to Locate does not count as a failure")
 	}
 	wantVerdicts(t, p, items, "y", nil)
-	if !p.isResting() {
+	if !p.IsResting() {
 		t.Error("an answer ends the rest after a slow failure to send a nar")
 	}
 
 	answers.Store(false)
 	sendsNars.Store(true)
 	fetch(nil)
-	if p.isResting() {
+	if p.IsResting() {
 		t.Error("it rests after a nar has come")
 	}
 	wantVerdicts(t, p, items, "", nil)
-	if p.isResting() {
+	if p.IsResting() {
 		t.Error("clients don't get nars as questions fail")
 	}
 	slowly.Store(false)

@@ -16,6 +16,7 @@ import (
 	"nar-herder/internal/redact"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/peer/failover"
 	"nar-herder/storage/index"
 	"nar-herder/storage/location"
 	"nar-herder/storage/uses"
@@ -31,13 +32,13 @@ func cacheDirectory(database string) string {
 }
 
 // openCache opens the cache of nars in further compressions, or returns nil if none is enabled.
-func openCache(store *opened, options cached.Options, peers peer.Peers, counter *uses.Counter, log *slog.Logger) (*cached.Cache, error) {
+func openCache(store *opened, options cached.Options, from *failover.Source, counter *uses.Counter, log *slog.Logger) (*cached.Cache, error) {
 	if len(options.Types) == 0 {
 		return nil, nil
 	}
 	options.Log, options.Uses = log, counter
-	if len(peers) > 0 {
-		options.Remote = peers
+	if from != nil {
+		options.Remote = from
 	}
 	cache, err := cached.New(store.Storage, options)
 	if err != nil {
@@ -97,11 +98,7 @@ func (c *serverCommand) cacheOptions() (cached.Options, error) {
 		}
 		return options, nil
 	}
-	source := c.CachedCompressionNarSource
-	if source == "" && c.Storage == "" {
-		source = c.Mirror.String() // the only source of nars
-	}
-	if source != "" {
+	if source := c.CachedCompressionNarSource; source != "" {
 		if options.Source, err = cached.NewSource(source, peer.Self{AllowPrivateRedirects: c.AllowPrivateRedirects}); err != nil {
 			err = fmt.Errorf("--cached-compression-nar-source=%s: %w", redact.Text(source), err)
 			if strings.Contains(source, "://") { // URLs are only parsed here

@@ -49,9 +49,10 @@ func (s *subsystems) health(directory string) (parts []health.Part) {
 		{"storage_space", s.remover != nil, false, warns(s.remover.Warnings)},
 		{"scrub", s.scrubber != nil, false, warns(s.scrubber.Warnings)},
 		{"withdrawn_items", true, false, warns(s.withdrawn.Warnings)},
-		{"items_without_nars", true, false, warns(s.unstored.warnings(s.peers))},
+		{"items_without_nars", true, false, warns(s.unstored.warnings(s.passing != nil))},
 		{"dumps", true, false, warns(s.dumps.Warnings)},
 		{"mirror", s.follower != nil, false, warns(s.follower.Warnings)},
+		{"upstreams", s.upstreams != nil, false, warns(s.upstreamWarnings)},
 		{"mirror_nars", s.fetcher != nil, false, warns(s.fetcher.Warnings)},
 	} {
 		if part.exists {

@@ -12,7 +12,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/narinfo/signing"
 	"nar-herder/peer"
-	"nar-herder/peer/passing"
+	"nar-herder/peer/failover"
 	"nar-herder/removal/pins"
 	"nar-herder/storage/index"
 )
@@ -59,16 +59,18 @@ func (c *serverCommand) newFollower(store *opened, keys *signing.Keys, peers pee
 	})
 }
 
-// newFetcher returns the fetcher that stores nars of the mirrored instance, or nil if they
-// are only streamed through.
-func (c *serverCommand) newFetcher(store *opened, peers peer.Peers, source *passing.Source, log *slog.Logger) (*nars.Fetcher, error) {
-	if c.Mirror == nil || c.Storage == "" || c.MirrorNars == "none" || c.StorageReadOnly {
+// newFetcher returns the fetcher that stores nars of the mirrored instance and of upstreams, or
+// nil if they are only streamed through.
+func (s *subsystems) newFetcher(c *serverCommand, from *failover.Source, log *slog.Logger) (*nars.Fetcher, error) {
+	storesMirrored := c.Mirror != nil && c.MirrorNars != "none"
+	if c.Storage == "" || c.StorageReadOnly || !storesMirrored && s.upstreams == nil {
 		return nil, nil
 	}
-	return nars.New(store.Storage, peers, nars.Options{
-		All: c.MirrorNars == "all", AtOnce: int(c.MirrorFetchers), Bandwidth: max(int64(c.MirrorBandwidth), 0),
+	return nars.New(s.store.Storage, from, nars.Options{
+		All: storesMirrored && c.MirrorNars == "all", OnlyUpstreams: !storesMirrored,
+		AtOnce: int(c.MirrorFetchers), Bandwidth: max(int64(c.MirrorBandwidth), 0),
 		Limit: int64(c.StorageLimit), Decode: decodeNar, Log: log,
-		Passing: source,
+		Passing: s.passing,
 		Spool:   c.Database + ".spool", // downloads for a bucket, which has no partial files
 	})
 }

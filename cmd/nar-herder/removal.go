@@ -10,6 +10,7 @@ import (
 
 	"nar-herder/internal/disk"
 	"nar-herder/peer"
+	"nar-herder/peer/failover"
 	"nar-herder/peer/passing"
 	"nar-herder/removal"
 	"nar-herder/removal/criteria"
@@ -47,7 +48,6 @@ func (c *removalOptions) criteria() []criteria.Criterion {
 // instances returns clients for the mirrored instance, for those that the criteria name, and
 // for those that earlier removals depend on. They are asked for nars in that order.
 func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.Logger) (peers peer.Peers, err error) {
-	self := peer.Self{Instance: store.Instance(), Storage: store.Identity, AllowPrivateRedirects: c.AllowPrivateRedirects}
 	var urls []*url.URL
 	if c.Mirror != nil {
 		urls = append(urls, c.Mirror.URL)
@@ -70,9 +70,14 @@ func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.
 		}
 	}
 	for _, u := range urls {
-		peers = append(peers, peer.New(u, self))
+		peers = append(peers, peer.New(u, c.self(store)))
 	}
 	return peers, nil
+}
+
+// self describes this instance to other servers.
+func (c *serverCommand) self(store *opened) peer.Self {
+	return peer.Self{Instance: store.Instance(), Storage: store.Identity, AllowPrivateRedirects: c.AllowPrivateRedirects}
 }
 
 // checkMinimumFree returns an error for a minimum of free space above the size of the file
@@ -93,12 +98,12 @@ func containsURL(urls []*url.URL, u *url.URL) bool {
 	return slices.ContainsFunc(urls, func(other *url.URL) bool { return peer.SameURL(other, u) })
 }
 
-// newPassing returns the source that streams nars of the peers, or nil without any.
-func newPassing(peers peer.Peers, log *slog.Logger) *passing.Source {
-	if len(peers) == 0 {
+// newPassing returns the source that streams nars of other servers, or nil without any.
+func newPassing(from *failover.Source, log *slog.Logger) *passing.Source {
+	if from == nil {
 		return nil
 	}
-	source := passing.New(peers, decoderBudget().Total()/passingShare)
+	source := passing.New(from, decoderBudget().Total()/passingShare)
 	source.Log = log
 	return source
 }

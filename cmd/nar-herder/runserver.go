@@ -78,7 +78,7 @@ func (c *serverCommand) validate() error {
 	if c.Storage == "" && c.Mirror == nil && len(c.Upstream) == 0 {
 		return errors.New("run-server needs --storage=DIR, --mirror=URL, or --upstream=URL")
 	}
-	if err := c.upstreamOptions.validate(); err != nil {
+	if err := c.validateUpstreams(); err != nil {
 		return err
 	}
 	if err := validateStorage("--storage", c.Storage); err != nil {

@@ -37,8 +37,7 @@ func (c *serverCommand) newScrubber(store *opened, peers peer.Peers, log *slog.L
 		options.Sources = append(options.Sources, peerSource{p})
 	}
 	for _, from := range c.RepairFrom {
-		self := peer.Self{Instance: store.Instance(), Storage: store.Identity, AllowPrivateRedirects: c.AllowPrivateRedirects}
-		options.Sources = append(options.Sources, check.Source(peerSource{peer.New(from.url.URL, self)}))
+		options.Sources = append(options.Sources, check.Source(peerSource{peer.New(from.url.URL, c.self(store))}))
 	}
 	return scrub.New(store.Storage, options)
 }

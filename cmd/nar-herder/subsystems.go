@@ -30,6 +30,7 @@ import (
 	"nar-herder/storage/scrub"
 	"nar-herder/storage/unfinished"
 	"nar-herder/storage/uses"
+	"nar-herder/upstream"
 )
 
 // subsystems are the parts of a server. Those that the options do not ask for are nil.
@@ -38,9 +39,10 @@ type subsystems struct {
 	ownership *ownership
 	uses      *uses.Counter
 	peers     peer.Peers
+	upstreams *upstream.Set
 	withdrawn *withdrawal.Remover
 	cache     *cached.Cache
-	passing   *passing.Source // nil without peers
+	passing   *passing.Source // nil without peers and upstreams
 	remover   *removal.Remover
 	fetcher   *nars.Fetcher
 	follower  *mirror.Mirror
@@ -85,6 +87,8 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	if s.peers, err = c.instances(ctx, store, log); err != nil {
 		return err
 	}
+	s.upstreams = c.newUpstreams(store, config.keys.all(), log)
+	from := s.newFiles(c, log)
 	caching, err := advertise(ctx, store.index, config.cached, log)
 	if err != nil {
 		return err
@@ -93,12 +97,12 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 		return err
 	}
 	s.withdrawn = withdrawal.New(store.Storage, log)
-	if s.cache, err = openCache(store, caching, s.peers, s.uses, log); err != nil {
+	if s.cache, err = openCache(store, caching, from, s.uses, log); err != nil {
 		return err
 	}
-	s.passing = newPassing(s.peers, log)
+	s.passing = newPassing(from, log)
 	s.remover = c.newRemover(store, s.peers, s.uses, func() int64 { return s.server.Answered() }, log)
-	if s.fetcher, err = c.newFetcher(store, s.peers, s.passing, log); err != nil {
+	if s.fetcher, err = s.newFetcher(c, from, log); err != nil {
 		return err
 	}
 	s.follower = c.newFollower(store, config.keys.mirror, s.peers, s.fetcher, log)
@@ -184,6 +188,9 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 // collectors returns the metrics of the subsystems.
 func (s *subsystems) collectors() []prometheus.Collector {
 	all := []prometheus.Collector{s.room, damageMetric(s.store.index), s.unstored.metric(), s.dumps}
+	if s.upstreams != nil {
+		all = append(all, s.upstreams)
+	}
 	if s.passing != nil {
 		all = append(all, s.passing.Unchecked)
 	}
@@ -225,6 +232,9 @@ func (s *subsystems) start(ctx context.Context, running *tasks) {
 	start("removing withdrawn items", s.withdrawn.Run)
 	start("removing unfinished uploads", func(ctx context.Context) { unfinished.Run(ctx, s.store.Storage) })
 	start("making dumps", s.dumps.Run)
+	if s.upstreams != nil {
+		start("watching the upstreams", s.upstreams.Run)
+	}
 	if s.remover != nil {
 		start("keeping the storage limit", s.remover.Run)
 	}
@@ -263,6 +273,9 @@ func (s *subsystems) close(running *tasks) (err error) {
 	}
 	if s.fetcher != nil {
 		s.fetcher.Close()
+	}
+	if s.upstreams != nil {
+		s.upstreams.Close()
 	}
 	if s.cache != nil {
 		err = errors.Join(err, running.Do("closing the cache", s.cache.Close))

@@ -9,7 +9,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"nar-herder/peer"
 	"nar-herder/storage/index"
 )
 
@@ -59,13 +58,13 @@ func (u *unstoredCount) metric() prometheus.Collector {
 	}, func() float64 { return float64(u.count.Load()) })
 }
 
-// warnings returns the warnings of a server without peers that may have these nars.
-func (u *unstoredCount) warnings(peers peer.Peers) func() []string {
+// warnings returns the warnings of a server without other servers that may have these nars.
+func (u *unstoredCount) warnings(hasOthers bool) func() []string {
 	return func() []string {
 		count := u.count.Load()
-		if count == 0 || len(peers) > 0 {
+		if count == 0 || hasOthers {
 			return nil
 		}
-		return []string{fmt.Sprintf("%s without a nar in the storage, and no --mirror or stored-on criterion to get it from, so clients get 404: import the nars, or run 'nar-herder check --repair --from=URL'", countOf(int(count), "item"))}
+		return []string{fmt.Sprintf("%s without a nar in the storage, and no --mirror, --upstream or stored-on criterion to get it from, so clients get 404: import the nars, or run 'nar-herder check --repair --from=URL'", countOf(int(count), "item"))}
 	}
 }

@@ -3,11 +3,20 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
+	"net/netip"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"nar-herder/internal/redact"
+	"nar-herder/narinfo/signing"
 	"nar-herder/peer"
+	"nar-herder/peer/failover"
+	"nar-herder/upstream"
+	"nar-herder/upstream/files"
 )
 
 // upstreamOptions are the options about upstreams.
@@ -32,9 +41,83 @@ func (u *upstreamValue) UnmarshalText(text []byte) (err error) {
 	return nil
 }
 
-func (o *upstreamOptions) validate() error {
-	if len(o.Upstream) == 0 && (o.UpstreamKeep != 0 || o.UpstreamDown != "error") {
+func (c *serverCommand) validateUpstreams() error {
+	if len(c.Upstream) == 0 && (c.UpstreamKeep != 0 || c.UpstreamDown != "error") {
 		return errors.New("--upstream-keep and --upstream-down need --upstream")
 	}
+	for i, u := range c.Upstream {
+		name := peer.Name(u.url)
+		switch {
+		case slices.ContainsFunc(c.Upstream[:i], func(other upstreamValue) bool { return peer.SameURL(other.url, u.url) }):
+			return fmt.Errorf("--upstream=%s is given twice: leave one of them out", name)
+		case c.Mirror != nil && peer.SameURL(c.Mirror.URL, u.url):
+			return fmt.Errorf("--upstream=%s is also --mirror, which has all of its items already: leave one of them out", name)
+		case c.isOwnAddress(u.url):
+			return fmt.Errorf("--upstream=%s is where this server itself listens (--host, --port): name another server", name)
+		}
+	}
 	return nil
+}
+
+// isOwnAddress reports whether a URL has the address and port that the server listens on.
+func (c *serverCommand) isOwnAddress(u *url.URL) bool {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	if port != strconv.Itoa(int(c.Port)) {
+		return false
+	}
+	host := strings.Trim(c.Host, "[]")
+	own, there := localAddress(host), localAddress(u.Hostname())
+	return strings.EqualFold(host, u.Hostname()) ||
+		own.IsValid() && there.IsValid() && (own == there || own.IsUnspecified() && there.IsLoopback())
+}
+
+// localAddress parses an address, or localhost; it is invalid for other names.
+func localAddress(host string) netip.Addr {
+	if host == "localhost" {
+		host = "127.0.0.1"
+	}
+	address, _ := netip.ParseAddr(host) // invalid after an error
+	return address.Unmap()
+}
+
+// newUpstreams returns the upstreams, or nil without any.
+func (c *serverCommand) newUpstreams(store *opened, keys *signing.Keys, log *slog.Logger) *upstream.Set {
+	if len(c.Upstream) == 0 {
+		return nil
+	}
+	options := upstream.Options{Keys: keys, Instance: store.Instance(), AllowPrivateRedirects: c.AllowPrivateRedirects, Log: log}
+	for _, u := range c.Upstream {
+		options.URLs = append(options.URLs, u.url)
+	}
+	return upstream.New(options)
+}
+
+// newFiles returns the source of the nars that are not stored here, or nil without upstreams
+// and peers.
+func (s *subsystems) newFiles(c *serverCommand, log *slog.Logger) *failover.Source {
+	if s.upstreams == nil && len(s.peers) == 0 {
+		return nil
+	}
+	options := files.Options{Peers: s.peers, Origins: s.store.index.Origins, Self: c.self(s.store), Log: log}
+	if s.upstreams != nil {
+		options.Upstreams = s.upstreams.Upstreams()
+	}
+	return files.New(options)
+}
+
+// upstreamWarnings returns the warnings for the health. Known items are served in any case.
+func (s *subsystems) upstreamWarnings() (warnings []string) {
+	all := s.upstreams.Status()
+	for _, status := range all {
+		if !status.Up {
+			warnings = append(warnings, fmt.Sprintf("the upstream %s can't be reached since %s: %v", status.URL, status.Since.UTC().Format(time.RFC3339), status.Err))
+		}
+	}
+	if len(warnings) == len(all) {
+		warnings = append(warnings, "no upstream can be reached: only known items are served")
+	}
+	return warnings
 }

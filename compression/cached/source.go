@@ -20,7 +20,7 @@ type Source interface {
 
 var errNoFile = errors.New("the item has no file there in a supported compression")
 
-// Remote opens nars at other instances; see [peer.Peers.OpenFile].
+// Remote opens nars at other instances; see [peer.Peer.OpenFile].
 type Remote interface {
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error)
 }
@@ -66,7 +66,7 @@ func NewSource(name string, self peer.Self) (Source, error) {
 		if err != nil {
 			return nil, err
 		}
-		return peerSource{peer.Peers{peer.New(base, self)}}, nil
+		return peerSource{peer.New(base, self)}, nil
 	}
 	bytes, err := directory.Open(name)
 	if err != nil {
@@ -104,11 +104,16 @@ func (s directorySource) Open(ctx context.Context, item *storage.Item) (io.ReadC
 // peerSource reads from other instances.
 type peerSource struct{ peers Remote }
 
-func (s peerSource) Open(ctx context.Context, item *storage.Item) (io.ReadCloser, string, error) {
-	n := item.EasiestFile(func(n int) bool { return item.FileName(n) != "" })
-	if n < 0 {
-		return nil, "", errNoFile
+func (s peerSource) Open(ctx context.Context, item *storage.Item) (body io.ReadCloser, how string, err error) {
+	err = errNoFile
+	for tried := uint64(0); ; {
+		n := item.EasiestFile(func(n int) bool { return n < 64 && tried&(1<<n) == 0 && item.FileName(n) != "" })
+		if n < 0 {
+			return nil, "", err
+		}
+		if body, _, err = s.peers.OpenFile(ctx, item, n, 0, -1, nil); err == nil {
+			return body, item.Narinfo.Files[n].Compression, nil
+		}
+		tried |= 1 << n // another file may be available
 	}
-	body, _, err := s.peers.OpenFile(ctx, item, n, 0, -1, nil)
-	return body, item.Narinfo.Files[n].Compression, err
 }

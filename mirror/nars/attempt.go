@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"nar-herder/internal/pace"
-	"nar-herder/peer"
+	"nar-herder/peer/failover"
 	"nar-herder/storage"
 	"nar-herder/storage/narcheck"
 )
@@ -44,6 +44,9 @@ func (f *Fetcher) attempt(ctx context.Context, d *download) error {
 		cancel(receiveErr)
 	}
 	checkErr := <-verdict
+	if errors.Is(checkErr, narcheck.ErrWrongNar) && !d.isResumed() {
+		d.wrongFrom, d.others = failover.Reject(body)
+	}
 	if receiveErr == nil || errors.Is(context.Cause(ctx), checkErr) {
 		return checkErr
 	}
@@ -119,19 +122,11 @@ func sizeOf(item *storage.Item, n int) int64 {
 	return item.Narinfo.NarSize
 }
 
-var errUnsized = errors.New("the source does not say how long the file is")
+var errUnsized = errors.New("neither the narinfo nor the source says how long the nar or its file is")
 
 // openAt opens the rest of the file at the source.
 func (f *Fetcher) openAt(ctx context.Context, d *download, offset int64) (io.ReadCloser, int64, error) {
-	body, size, err := f.source.OpenFile(ctx, d.item, d.n, offset, -1, d.via)
-	if errors.Is(err, peer.ErrNoRange) {
-		// Skip what is here already.
-		if body, size, err = f.source.OpenFile(ctx, d.item, d.n, 0, -1, d.via); err == nil {
-			if _, err = io.CopyN(io.Discard, body, offset); err != nil {
-				body.Close()
-			}
-		}
-	}
+	body, size, err := f.source.Resume(ctx, d.item, d.n, d.file, offset, d.via)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -142,12 +137,16 @@ func (f *Fetcher) openAt(ctx context.Context, d *download, offset int64) (io.Rea
 		size = known
 	}
 	switch {
-	case size < 0:
-		err = localError{errUnsized}
-	case known < 0:
+	case known >= 0:
+	case size >= 0:
 		if err = fitsNar(d.item, size); err == nil {
 			err = f.grow(ctx, d, size)
 		}
+	case d.item.Narinfo.NarSize < 0:
+		err = localError{errUnsized}
+	default:
+		// The length is known at the end, as of a nar that is compressed while it is sent.
+		err = f.grow(ctx, d, narcheck.MaxFileSize(d.item.Narinfo))
 	}
 	if err != nil {
 		body.Close()
@@ -174,7 +173,7 @@ func (f *Fetcher) receive(ctx context.Context, d *download, body io.ReadCloser) 
 			body.Close()
 			d.mu.Set(func() { d.flowing = false })
 		}
-		have, _ := d.position()
+		have, size := d.length()
 		pause := time.Duration(0)
 		if have-before >= minGain {
 			cuts = 0
@@ -182,7 +181,7 @@ func (f *Fetcher) receive(ctx context.Context, d *download, body io.ReadCloser) 
 			pause = f.timing.resumePause << (cuts - 1)
 		}
 		switch {
-		case have == d.size:
+		case have == size:
 			return nil
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
@@ -213,12 +212,20 @@ func (f *Fetcher) waitTurn(ctx context.Context, d *download) error {
 	return ctx.Err()
 }
 
-// copy writes one answer into the spool.
+// copy writes one answer into the spool. The end of an answer of unknown length is that of the
+// file.
 func (f *Fetcher) copy(ctx context.Context, d *download, body io.Reader) error {
 	buffer := make([]byte, piece)
-	have, _ := d.position()
-	for have < d.size {
-		part := buffer[:min(int64(len(buffer)), d.size-have)]
+	have, size := d.length()
+	most := size
+	if size < 0 {
+		most = narcheck.MaxFileSize(d.item.Narinfo)
+	}
+	for have != size {
+		if have == most {
+			return fmt.Errorf("%w: more than %d bytes are coming", narcheck.ErrWrongNar, most)
+		}
+		part := buffer[:min(int64(len(buffer)), most-have)]
 		if !d.hasReaders() {
 			part = f.limiter.Bound(part)
 			if err := f.waitTurn(ctx, d); err != nil {
@@ -237,10 +244,15 @@ func (f *Fetcher) copy(ctx context.Context, d *download, body io.Reader) error {
 			}
 			d.mu.Set(func() { d.have = have })
 		}
-		if err == io.EOF && have < d.size {
-			err = io.ErrUnexpectedEOF
-		}
-		if err != nil && have < d.size {
+		switch {
+		case have == size:
+			return nil
+		case err == io.EOF && size < 0:
+			d.mu.Set(func() { d.size = have })
+			return nil
+		case err == io.EOF:
+			return io.ErrUnexpectedEOF
+		case err != nil:
 			return err
 		}
 	}

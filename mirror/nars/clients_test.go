@@ -19,6 +19,7 @@ import (
 	"nar-herder/internal/testfs"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/peer/failover"
 	"nar-herder/peer/passing"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
@@ -56,7 +57,7 @@ func (m *mirror) patient(from *source, options Options) *Fetcher {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	f.source = peer.Peers{peer.New(p, peer.Self{Instance: m.Instance()})}
+	f.source = failover.Of(peer.New(p, peer.Self{Instance: m.Instance()}))
 	f.options.Passing = passing.New(f.source, 0)
 	return f
 }

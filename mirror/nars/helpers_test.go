@@ -26,6 +26,7 @@ import (
 	"nar-herder/internal/testlog"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/peer/failover"
 	"nar-herder/storage"
 	"nar-herder/storage/check"
 	"nar-herder/storage/directory"
@@ -266,7 +267,7 @@ func (m *mirror) fetcher(from *source, options Options) *Fetcher {
 	options.Decode = decode
 	options.Log = slog.New(slog.NewTextHandler(m.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	self := peer.Self{Instance: m.Instance(), ProgressTimeout: 200 * time.Millisecond, AnswerTimeout: 10 * time.Second}
-	f, err := New(m.Storage, peer.Peers{peer.New(base, self)}, options)
+	f, err := New(m.Storage, failover.Of(peer.New(base, self)), options)
 	if err != nil {
 		m.t.Fatal(err)
 	}

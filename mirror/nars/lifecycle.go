@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"nar-herder/mirror/nars/spool"
+	"nar-herder/peer/failover"
 	"nar-herder/storage"
 	"nar-herder/storage/narcheck"
 )
@@ -86,10 +87,7 @@ func (f *Fetcher) perform(d *download) {
 	if f.ctx.Err() != nil && err != nil {
 		err = fmt.Errorf("%w: %w", errStopped, err)
 	}
-	d.mu.Lock()
-	resumed := d.resumed
-	d.mu.Unlock()
-	anew := errors.Is(err, narcheck.ErrWrongNar) && resumed && !d.again
+	anew := f.mustBeginAnew(d, err)
 	f.spool.Release(d.key) // a caller that joined may have counted it again
 	if !isResumable(err) || !f.leaveSpool(d) {
 		if removeErr := spool.Drop(d.file); removeErr != nil {
@@ -105,13 +103,17 @@ func (f *Fetcher) perform(d *download) {
 	}
 	if anew && !f.closed {
 		// It takes over the room.
-		next = &download{item: d.item, n: d.n, key: d.key, via: d.via, onDemand: d.onDemand, again: true, room: d.room, size: -1,
+		next = &download{item: d.item, n: d.n, key: d.key, via: d.via, onDemand: d.onDemand, again: d.again + 1, room: d.room, size: -1,
 			done: make(chan struct{})}
 		f.start(next)
 	}
 	f.mu.Unlock()
 	if next != nil {
-		f.log.Info("the partial download of a nar was wrong: it is fetched anew", "file", d.item.FileName(d.n), "error", err)
+		if d.others {
+			f.log.Warn("a server sent a wrong nar: it is fetched anew, from another server", "server", d.wrongFrom, "file", d.item.FileName(d.n), "error", err)
+		} else {
+			f.log.Info("the partial download of a nar was wrong: it is fetched anew", "file", d.item.FileName(d.n), "error", err)
+		}
 		err = fmt.Errorf("%w: %w", errAnew, err)
 	} else {
 		d.room.Release()
@@ -124,6 +126,22 @@ func (f *Fetcher) perform(d *download) {
 	d.mu.Set(func() { d.err = err })
 	d.end()
 	close(d.done)
+}
+
+// maxAnew is how many servers are asked for a file that was wrong at others.
+const maxAnew = 2
+
+// mustBeginAnew reports whether a new download may succeed at once: the answers of several
+// servers, or of a server that has changed meanwhile, were not one file, or another server may
+// have the right one.
+func (f *Fetcher) mustBeginAnew(d *download, err error) bool {
+	switch {
+	case d.others:
+		return d.again < maxAnew
+	case errors.Is(err, narcheck.ErrWrongNar), errors.Is(err, failover.ErrDiffers):
+		return d.isResumed() && d.again == 0
+	}
+	return false
 }
 
 // leaveSpool counts the partial download in the spool. It returns false if it is to be
@@ -140,7 +158,7 @@ func (f *Fetcher) leaveSpool(d *download) bool {
 // isResumable reports whether the next download may resume after an error.
 func isResumable(err error) bool {
 	switch {
-	case err == nil, errors.Is(err, errStored), errors.Is(err, narcheck.ErrWrongNar), errors.Is(err, storage.ErrNotWanted), errors.Is(err, narcheck.ErrUnreadable), errors.Is(err, errNoRoom):
+	case err == nil, errors.Is(err, errStored), errors.Is(err, narcheck.ErrWrongNar), errors.Is(err, failover.ErrDiffers), errors.Is(err, storage.ErrNotWanted), errors.Is(err, narcheck.ErrUnreadable), errors.Is(err, errNoRoom):
 		return false
 	}
 	return !isFull(err) // others need the room

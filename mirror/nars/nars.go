@@ -1,5 +1,5 @@
-// Package nars downloads the nars that a mirror lacks, each once, however many clients
-// request it.
+// Package nars downloads the nars that a mirror or a cache lacks, each once, however many
+// clients request it.
 //
 // A download writes to a file in the byte store's spool, and resumes where it was cut, also
 // after a restart. Clients read that file while it grows. The bytes are decompressed and
@@ -28,21 +28,27 @@ import (
 	"nar-herder/storage/narcheck"
 )
 
-// Source provides nars, such as [nar-herder/peer.Peers].
+// Source provides nars, such as [nar-herder/peer/failover.Source].
 type Source interface {
 	// OpenFile opens an item's Nth file: length bytes from offset on, or all that follow
 	// if length is negative. via is the client's Via header. The error is
 	// [storage.ErrNotStored] if the source certainly doesn't have the file. size is that
 	// of the whole file, -1 if unknown.
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error)
+	// Resume opens the rest of a file, of which before has the bytes before the offset. The
+	// error is [nar-herder/peer/failover.ErrDiffers] if the source has another file.
+	Resume(ctx context.Context, item *storage.Item, n int, before io.ReaderAt, offset int64, via []string) (body io.ReadCloser, size int64, err error)
 	// Locate returns the file's URL, and its checksum if the source sent one.
 	Locate(ctx context.Context, item *storage.Item, n int, via []string) (string, [16]byte, error)
 }
 
 // Options of [New].
 type Options struct {
-	// All fetches every missing nar; otherwise nars are fetched on demand only.
+	// All fetches every missing nar; otherwise nars are fetched on demand only. Those of
+	// upstreams are fetched on demand in any case.
 	All bool
+	// OnlyUpstreams stores the nars of upstreams only, and passes others on.
+	OnlyUpstreams bool
 	// AtOnce is how many are fetched at a time, besides those on demand; 0 for 4.
 	AtOnce int
 	// Bandwidth limits all downloads that no client waits for, together, in bytes per

@@ -5,11 +5,13 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"nar-herder/mirror/nars/spool"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+
+	"nar-herder/mirror/nars/spool"
 )
 
 // onMessage is a log handler that calls a function before each message.
@@ -94,7 +96,7 @@ func TestStoredMeanwhile(t *testing.T) {
 			}})
 			f.fetchItem(t.Context(), item.hash())
 			return f
-		}, []string{name + " bytes=250000-", name}},
+		}, []string{name + " bytes=" + strconv.Itoa(250_000-overlap) + "-", name}},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()

@@ -1,7 +1,9 @@
 package nars
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"nar-herder/internal/pace"
@@ -59,21 +61,30 @@ func (f *Fetcher) finish(d *download, err error) {
 func (f *Fetcher) succeeded(d *download) {
 	f.metrics.fetched.Add(1)
 	f.metrics.bytes.Add(d.size)
+	ofUpstream := d.item.Origin != 0
 	f.mu.Lock()
-	f.sourceFailures, f.pausedUntil, f.unfits = 0, time.Time{}, 0
+	f.unfits = 0
+	if !ofUpstream {
+		f.sourceFailures, f.pausedUntil = 0, time.Time{}
+	}
 	f.status.LastSuccess = f.now()
 	f.mu.Unlock()
-	if d.onDemand {
+	if d.onDemand && !ofUpstream {
 		f.want(d.item.Hash) // for its other files
 	}
 	f.log.Debug("fetched a nar", "file", d.item.FileName(d.n), "bytes", d.size)
 }
 
-// failed records a failure and schedules a retry of the item.
+// failed records a failure and schedules a retry of the item. A nar of an upstream is fetched
+// again only when a client requests it.
 func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 	why := reasonOf(err)
 	f.metrics.failures[why].Add(1)
 	now := f.now()
+	if item.Origin != 0 {
+		f.failedOnDemand(name, why, now, err)
+		return
+	}
 	again := f.queue.Retry(item.Hash, now, func(failures int) time.Duration {
 		backoff := f.timing.retry
 		switch why {
@@ -116,6 +127,22 @@ func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 	default:
 		f.log.Debug(text, attributes...)
 	}
+}
+
+// failedOnDemand records a failure that only concerns the clients that wait for a nar.
+func (f *Fetcher) failedOnDemand(name string, why reason, now time.Time, err error) {
+	f.mu.Lock()
+	if why == reasonFull {
+		f.fullUntil = later(f.fullUntil, now.Add(f.timing.fullPause))
+	}
+	f.status.LastError, f.status.LastErrorAt = publicErrors[why], now
+	f.mu.Unlock()
+	const text = "can't fetch a nar that a client requested"
+	level := slog.LevelDebug
+	if why == reasonWrong || why != reasonAbsent && f.logged.IsDue(text+reasons[why], now) {
+		level = slog.LevelWarn
+	}
+	f.log.Log(context.Background(), level, text, "file", name, "error", err)
 }
 
 // publicErrors are the texts of failures in the health report. Errors themselves quote the

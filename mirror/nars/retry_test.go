@@ -26,6 +26,10 @@ func (s *failing) OpenFile(context.Context, *storage.Item, int, int64, int64, []
 	return io.NopCloser(bytes.NewReader(s.content)), int64(len(s.content)), nil
 }
 
+func (s *failing) Resume(ctx context.Context, item *storage.Item, n int, _ io.ReaderAt, _ int64, via []string) (io.ReadCloser, int64, error) {
+	return s.OpenFile(ctx, item, n, 0, -1, via)
+}
+
 func (*failing) Locate(context.Context, *storage.Item, int, []string) (string, [16]byte, error) {
 	return "", [16]byte{}, storage.ErrNotStored
 }

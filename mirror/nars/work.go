@@ -99,7 +99,8 @@ func (f *Fetcher) pausedFor(now time.Time) time.Duration {
 }
 
 // fetchItem fetches all nars that an item lacks, the last one first: see
-// [index.Index.Lacking].
+// [index.Index.Lacking]. Of an item of an upstream, it only records those that are in the byte
+// store already.
 func (f *Fetcher) fetchItem(ctx context.Context, hash narinfo.PathHash) {
 	item, err := f.storage.Item(ctx, hash)
 	if errors.Is(err, storage.ErrNotFound) || err == nil && !item.WithdrawnAt.IsZero() {
@@ -116,7 +117,11 @@ func (f *Fetcher) fetchItem(ctx context.Context, hash narinfo.PathHash) {
 		if item.HasStored(n) || item.FileName(n) == "" {
 			continue
 		}
-		err := f.fetchFile(ctx, item, n)
+		if item.Origin != 0 {
+			_, err = f.adopt(ctx, item, n)
+		} else {
+			err = f.fetchFile(ctx, item, n)
+		}
 		if ctx.Err() != nil {
 			return
 		}
@@ -128,7 +133,9 @@ func (f *Fetcher) fetchItem(ctx context.Context, hash narinfo.PathHash) {
 		}
 	}
 	f.queue.Done(hash)
-	f.missing.Add(-1)
+	if item.Origin == 0 {
+		f.missing.Add(-1)
+	}
 }
 
 // fetchFile fetches one file. It returns when that is stored, or after recording a failure.

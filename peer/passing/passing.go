@@ -25,6 +25,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/peer"
+	"nar-herder/peer/failover"
 	"nar-herder/storage"
 	"nar-herder/storage/narcheck"
 )
@@ -37,14 +38,17 @@ const (
 	usualMemory = 256 << 20
 	// memoryWait is how long a request waits for its share.
 	memoryWait = time.Second
+	// maxAttempts is how many servers are asked for a file that was wrong at others.
+	maxAttempts = 3
 )
 
 // errClosed ends the comparison of a body that was closed.
 var errClosed = errors.New("the client has left")
 
-// Opener opens files of other instances, such as [peer.Peers].
+// Opener opens files of other servers, such as [failover.Source].
 type Opener interface {
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error)
+	Resume(ctx context.Context, item *storage.Item, n int, before io.ReaderAt, offset int64, via []string) (body io.ReadCloser, size int64, err error)
 	Locate(ctx context.Context, item *storage.Item, n int, via []string) (location string, sum [16]byte, err error)
 }
 
@@ -95,11 +99,7 @@ func (s *Source) OpenFile(ctx context.Context, item *storage.Item, n int, offset
 			return body, size, err
 		}
 	}
-	body, size, err := s.Opener.OpenFile(ctx, item, n, 0, -1, via)
-	if err != nil {
-		return nil, 0, err
-	}
-	c, err := s.compare(ctx, item, n, body, nil)
+	c, size, err := s.openWhole(ctx, item, n, via)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -114,6 +114,30 @@ func (s *Source) OpenFile(ctx context.Context, item *storage.Item, n int, offset
 		return c, size, nil
 	}
 	return &part{c, io.LimitReader(c, length)}, size, nil
+}
+
+// openWhole opens the whole file at the first server whose file does not begin wrong.
+func (s *Source) openWhole(ctx context.Context, item *storage.Item, n int, via []string) (*compared, int64, error) {
+	for attempts := 1; ; attempts++ {
+		body, size, err := s.Opener.OpenFile(ctx, item, n, 0, -1, via)
+		if err != nil {
+			return nil, 0, err
+		}
+		c, err := s.compare(ctx, item, n, body, nil)
+		if err == nil {
+			return c, size, nil
+		}
+		if !errors.Is(err, narcheck.ErrWrongNar) {
+			return nil, 0, err
+		}
+		server, others := failover.Reject(body)
+		if !others || attempts == maxAttempts {
+			return nil, 0, err
+		}
+		if s.Log != nil {
+			s.Log.Warn("a server sent a wrong nar: requesting it from another", "server", server, "file", item.FileName(n), "error", err)
+		}
+	}
 }
 
 // IsAlone reports whether OpenFile fetches a part of an item's Nth file without the rest.
@@ -132,22 +156,15 @@ func (p *part) Read(b []byte) (int, error) { return p.limited.Read(b) }
 
 // Resume opens the rest of an item's Nth file from the offset on. before has the bytes before
 // that, which are compared first.
-func (s *Source) Resume(ctx context.Context, item *storage.Item, n int, before io.Reader, offset int64, via []string) (io.ReadCloser, error) {
-	body, _, err := s.Opener.OpenFile(ctx, item, n, offset, -1, via)
-	if errors.Is(err, peer.ErrNoRange) {
-		if body, _, err = s.Opener.OpenFile(ctx, item, n, 0, -1, via); err == nil {
-			if _, err = io.CopyN(io.Discard, body, offset); err != nil {
-				body.Close()
-			}
-		}
-	}
+func (s *Source) Resume(ctx context.Context, item *storage.Item, n int, before io.ReaderAt, offset int64, via []string) (io.ReadCloser, error) {
+	body, _, err := s.Opener.Resume(ctx, item, n, before, offset, via)
 	if err != nil {
 		return nil, err
 	}
 	if peer.IsUncompared(ctx) {
 		return body, nil
 	}
-	c, err := s.compare(ctx, item, n, body, io.LimitReader(before, offset))
+	c, err := s.compare(ctx, item, n, body, io.NewSectionReader(before, 0, offset))
 	if err != nil {
 		return nil, err // not a nil *compared
 	}
@@ -311,7 +328,9 @@ func (c *compared) fill() error {
 // Read implements [io.Reader].
 func (c *compared) Read(p []byte) (int, error) {
 	if c.err == nil {
-		c.err = c.fill()
+		if c.err = c.fill(); errors.Is(c.err, narcheck.ErrWrongNar) {
+			failover.Reject(c.body) // for the next client
+		}
 	}
 	if c.err != nil {
 		return 0, c.err

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"nar-herder/compression"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/peer/failover"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 	"nar-herder/storage/narcheck"
@@ -85,6 +87,17 @@ func (o *opener) OpenFile(_ context.Context, _ *storage.Item, _ int, offset, len
 	}
 	return closing{bytes.NewReader(part), o}, size, nil
 }
+
+func (o *opener) Resume(ctx context.Context, item *storage.Item, n int, before io.ReaderAt, offset int64, via []string) (io.ReadCloser, int64, error) {
+	return failover.Of(server{o}).Resume(ctx, item, n, before, offset, via)
+}
+
+// server is an opener as a server.
+type server struct{ *opener }
+
+func (server) String() string  { return "a server" }
+func (server) IsResting() bool { return false }
+func (server) HasFailed() bool { return false }
 
 func (*opener) Locate(context.Context, *storage.Item, int, []string) (string, [16]byte, error) {
 	return "somewhere", [16]byte{}, nil
@@ -385,7 +398,7 @@ func TestUncompared(t *testing.T) {
 	if got, err := io.ReadAll(body); string(got) != "anything" || err != nil {
 		t.Errorf("%q, %v", got, err)
 	}
-	body, err = s.Resume(peer.Uncompared(t.Context()), of.Item, 0, nil, 3, nil)
+	body, err = s.Resume(peer.Uncompared(t.Context()), of.Item, 0, strings.NewReader("anything"), 3, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

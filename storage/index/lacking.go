@@ -12,11 +12,11 @@ import (
 // are stored.
 const lacksFiles = "(i.stored_files = 0 OR i.stored_files & (i.stored_files + 1) != 0)"
 
-// Lacking returns up to limit items, not withdrawn, that probably lack files in the
-// storage, the newest first. *before starts negative, and each call advances it. more is
-// false at the end.
+// Lacking returns up to limit items, not withdrawn and of no upstream, that probably lack
+// files in the storage, the newest first. *before starts negative, and each call advances it.
+// more is false at the end.
 func (x *Index) Lacking(ctx context.Context, before *int64, limit int) (found []*Item, more bool, err error) {
-	const query = itemColumns + " WHERE i.id < ? AND i.id >= ? AND n.withdrawn_at IS NULL AND " + lacksFiles + " ORDER BY i.id DESC LIMIT ?"
+	const query = itemColumns + " WHERE i.id < ? AND i.id >= ? AND n.withdrawn_at IS NULL AND i.origin = 0 AND " + lacksFiles + " ORDER BY i.id DESC LIMIT ?"
 	err = x.readers.do(ctx, func(c *connection) error {
 		end := *before
 		if end < 0 {
@@ -57,7 +57,7 @@ func (x *Index) Lacking(ctx context.Context, before *int64, limit int) (found []
 // of every item.
 func (x *Index) CountLacking(ctx context.Context) (count int64, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
-		count, err = c.integer("SELECT (SELECT count(*) FROM items i WHERE " + lacksFiles + ") - (SELECT count(*) FROM items i JOIN narinfos n ON n.id = i.id WHERE n.withdrawn_at IS NOT NULL AND " + lacksFiles + ")")
+		count, err = c.integer("SELECT (SELECT count(*) FROM items i WHERE i.origin = 0 AND " + lacksFiles + ") - (SELECT count(*) FROM items i JOIN narinfos n ON n.id = i.id WHERE n.withdrawn_at IS NOT NULL AND i.origin = 0 AND " + lacksFiles + ")")
 		return err
 	})
 	if err != nil {

@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// TestLacking lists the items with files that are not stored, the newest first.
+// TestLacking lists the items with files that are not stored, the newest first, except those of
+// an upstream.
 func TestLacking(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -19,12 +20,21 @@ func TestLacking(t *testing.T) {
 			if err := putIn(tx, x, testNarinfo(n, 1, nil, 10, 10, 10), stored, nil); err != nil {
 				return err
 			}
-			if n%4 != 3 && n != 20 && n != 21 {
+			if n%4 != 3 && n != 20 && n != 21 && n != 24 && n != 25 {
 				want = append([]int{n}, want...)
 			}
 		}
 		for _, n := range []int{20, 21} {
 			if _, err := tx.Withdraw(testPath(n).Hash, time.Now()); err != nil {
+				return err
+			}
+		}
+		origin, err := tx.Origin("https://upstream.example")
+		if err != nil {
+			return err
+		}
+		for _, n := range []int{24, 25} {
+			if err := tx.SetOrigin(testPath(n).Hash, origin, time.Now()); err != nil {
 				return err
 			}
 		}
