@@ -24,9 +24,13 @@ func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 			s.answers.Forget(hash)
 			_, _, generation = s.answers.Get(hash)
 		}
-		engine.Enter(ctx, s.pool)
 		var err error
-		found, err = s.answer(s.live, hash)
+		if s.options.Upstreams != nil && s.options.Upstreams.IsPending(hash) {
+			found, err = madeAnswer{cacheControl: s.cacheControls.missing}, storage.ErrNotFound
+		} else {
+			engine.Enter(ctx, s.pool)
+			found, err = s.answer(s.live, hash)
+		}
 		if s.options.Upstreams != nil && (isUnknown(err) || err == nil && found.hasExpired()) {
 			found, err = s.askUpstreams(ctx, hash, found, err == nil)
 		}

@@ -91,6 +91,8 @@ type Upstreams interface {
 	// LookUp returns the narinfo of an item that the index lacks, or whose answer has expired.
 	// The error is [storage.ErrNotFound], [lookup.ErrBusy] or [upstream.ErrUnknown].
 	LookUp(ctx context.Context, hash narinfo.PathHash, asker lookup.Asker) (lookup.Answer, error)
+	// IsPending reports whether LookUp has begun for an item that the index lacks.
+	IsPending(hash narinfo.PathHash) bool
 	// Add looks an item up, and waits until the index has it.
 	Add(ctx context.Context, hash narinfo.PathHash, asker lookup.Asker) (lookup.Answer, error)
 }

@@ -443,6 +443,8 @@ func (r *refusing) LookUp(_ context.Context, _ narinfo.PathHash, asker lookup.As
 	return lookup.Answer{}, lookup.ErrBusy
 }
 
+func (r *refusing) IsPending(narinfo.PathHash) bool { return false }
+
 func (r *refusing) Add(ctx context.Context, hash narinfo.PathHash, asker lookup.Asker) (lookup.Answer, error) {
 	return r.LookUp(ctx, hash, asker)
 }

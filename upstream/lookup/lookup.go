@@ -111,6 +111,8 @@ type asked struct {
 	err    error
 	// expires is when the question is asked again.
 	expires time.Time
+	// isNew is set when the index is known to lack the item.
+	isNew bool
 }
 
 // Answer is the narinfo of an item.
@@ -196,6 +198,18 @@ func (f *Finder) LookUp(ctx context.Context, hash narinfo.PathHash, asker Asker)
 			}
 		}
 	}
+}
+
+// IsPending reports whether an item that the index lacks is asked for, or is found and not yet
+// written, so that LookUp needs no look at the index before.
+func (f *Finder) IsPending(hash narinfo.PathHash) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if found := f.found[hash]; found != nil {
+		return found.asked.isNew
+	}
+	a := f.questions[question{hash, ""}]
+	return a != nil && a.isNew
 }
 
 // Prefetch asks for items, without waiting. Those that the index has are not asked for.
@@ -310,6 +324,13 @@ func (f *Finder) known(hashes []narinfo.PathHash, via string) (rows map[narinfo.
 	if err != nil {
 		for _, hash := range hashes[done:] {
 			f.resolve(question{hash, via}, Answer{}, err, time.Time{})
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, hash := range unknown {
+		if a := f.questions[question{hash, via}]; a != nil && rows[hash] == nil {
+			a.isNew = true
 		}
 	}
 	return rows, unknown
