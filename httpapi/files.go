@@ -59,12 +59,12 @@ func (s *Server) answerFile(ctx *fasthttp.RequestCtx, hash narinfo.PathHash, wan
 // sendFlat answers with the content of the item's nar, or returns an error if the nar can't
 // be opened.
 func (s *Server) sendFlat(ctx *fasthttp.RequestCtx, known *nars, want [sha256.Size]byte, digest string) error {
+	return s.withEasiest(ctx, known.Item, s.easiest(known.Item), func(n int) error { return s.sendFlatFrom(ctx, known, n, want, digest) })
+}
+
+// sendFlatFrom is sendFlat with the item's Nth file.
+func (s *Server) sendFlatFrom(ctx *fasthttp.RequestCtx, known *nars, n int, want [sha256.Size]byte, digest string) error {
 	item := known.Item
-	n := s.easiest(item)
-	if n < 0 {
-		respond.NotFound(ctx, "this file is not stored here")
-		return nil
-	}
 	etag := `"sha256-` + digest + `"`
 	// A stored nar without compression can be sent in ranges, with another entity tag.
 	isPlain := item.Narinfo.Files[n].Compression == "none" && item.HasStored(n)

@@ -51,7 +51,7 @@ func (s *Server) answerNar(ctx *fasthttp.RequestCtx, path narinfo.StorePath, nam
 		return false
 	}
 	if n := item.FileNamed(name); n >= 0 {
-		return s.finish(ctx, item, "", s.sendFile(ctx, item, n))
+		return s.finish(ctx, item, "", s.sendNamed(ctx, item, n))
 	}
 	if item.Narinfo.StorePath == path {
 		// Every stored item has a nar without compression, decompressed if necessary.
@@ -101,7 +101,7 @@ func (s *Server) serveKnown(ctx *fasthttp.RequestCtx, path []byte) bool {
 			if item.files == nil || item.files[n].Load() == nil {
 				engine.LeaveLoop(ctx)
 			}
-			if s.finish(ctx, item, "", s.sendFile(ctx, item, n)) {
+			if s.finish(ctx, item, "", s.sendNamed(ctx, item, n)) {
 				ctx.Response.Reset()
 				return false // serveNar looks it up again
 			}
@@ -171,6 +171,9 @@ type nars struct {
 func (s *Server) lookUp(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) (*nars, error) {
 	engine.Enter(ctx, s.pool)
 	item, err := s.item(s.live, hash)
+	if s.options.Upstreams != nil && isUnknown(err) {
+		item, err = s.addItem(ctx, hash)
+	}
 	if err == nil {
 		engine.LeaveLoop(ctx)
 	}
@@ -363,11 +366,12 @@ func (s *Server) busy(ctx *fasthttp.RequestCtx, message string) {
 // sendPlain answers with the item's nar without compression, and decompresses it if
 // necessary, or returns an error if it can't be opened.
 func (s *Server) sendPlain(ctx *fasthttp.RequestCtx, known *nars) error {
+	return s.withEasiest(ctx, known.Item, s.easiest(known.Item), func(n int) error { return s.sendPlainFrom(ctx, known, n) })
+}
+
+// sendPlainFrom is sendPlain with the item's Nth file.
+func (s *Server) sendPlainFrom(ctx *fasthttp.RequestCtx, known *nars, n int) error {
 	item := known.Item
-	n := s.easiest(item)
-	if n < 0 {
-		return storage.ErrNotStored
-	}
 	if item.Narinfo.Files[n].Compression == "none" {
 		return s.sendFile(ctx, known, n)
 	}

@@ -2,20 +2,14 @@ package httpapi
 
 import (
 	"bytes"
-	_ "embed"
 	"fmt"
-	"html/template"
 
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/httpapi/health"
+	"nar-herder/httpapi/home"
 	"nar-herder/httpapi/respond"
 )
-
-//go:embed home.html
-var homeText string
-
-var homePage = template.Must(template.New("home").Parse(homeText))
 
 // serveHome answers browsers with a page, and other clients with 404.
 func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
@@ -23,7 +17,7 @@ func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
 		respond.NotFound(ctx, "this is a substitute server: ask for /HASH.narinfo")
 		return routeHome
 	}
-	totals, err := s.totals()
+	totals, err := s.totals.Get()
 	if err != nil {
 		s.fault(ctx, "read the totals", err)
 		return routeHome
@@ -32,12 +26,7 @@ func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
 	for i := range keys {
 		keys[i] = signingKeyName(i)
 	}
-	var page bytes.Buffer
-	err = homePage.Execute(&page, struct {
-		Items   int64
-		Keys    []string
-		Version string
-	}{totals.Items, keys, s.options.Version})
+	page, err := home.Page(home.Content{Items: totals.Items, Keys: keys, Version: s.options.Version})
 	if err != nil {
 		s.fault(ctx, "write the home page", err)
 		return routeHome
@@ -45,7 +34,7 @@ func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
 	ctx.Response.Header.Set("Vary", "Accept")
 	ctx.Response.Header.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
 	ctx.Response.Header.SetContentType("text/html; charset=utf-8")
-	ctx.Response.SetBody(page.Bytes())
+	ctx.Response.SetBody(page)
 	return routeHome
 }
 

@@ -104,11 +104,16 @@ func (s directorySource) Open(ctx context.Context, item *storage.Item) (io.ReadC
 // peerSource reads from other instances.
 type peerSource struct{ peers Remote }
 
-func (s peerSource) Open(ctx context.Context, item *storage.Item) (io.ReadCloser, string, error) {
-	n := item.EasiestFile(func(n int) bool { return item.FileName(n) != "" })
-	if n < 0 {
-		return nil, "", errNoFile
+func (s peerSource) Open(ctx context.Context, item *storage.Item) (body io.ReadCloser, how string, err error) {
+	err = errNoFile
+	for tried := uint64(0); ; {
+		n := item.EasiestFile(func(n int) bool { return n < 64 && tried&(1<<n) == 0 && item.FileName(n) != "" })
+		if n < 0 {
+			return nil, "", err
+		}
+		if body, _, err = s.peers.OpenFile(ctx, item, n, 0, -1, nil); err == nil {
+			return body, item.Narinfo.Files[n].Compression, nil
+		}
+		tried |= 1 << n // another file may be available
 	}
-	body, _, err := s.peers.OpenFile(ctx, item, n, 0, -1, nil)
-	return body, item.Narinfo.Files[n].Compression, err
 }

@@ -122,7 +122,7 @@ func sizeOf(item *storage.Item, n int) int64 {
 	return item.Narinfo.NarSize
 }
 
-var errUnsized = errors.New("the source does not say how long the file is")
+var errUnsized = errors.New("neither the narinfo nor the source says how long the nar or its file is")
 
 // openAt opens the rest of the file at the source.
 func (f *Fetcher) openAt(ctx context.Context, d *download, offset int64) (io.ReadCloser, int64, error) {
@@ -137,12 +137,16 @@ func (f *Fetcher) openAt(ctx context.Context, d *download, offset int64) (io.Rea
 		size = known
 	}
 	switch {
-	case size < 0:
-		err = localError{errUnsized}
-	case known < 0:
+	case known >= 0:
+	case size >= 0:
 		if err = fitsNar(d.item, size); err == nil {
 			err = f.grow(ctx, d, size)
 		}
+	case d.item.Narinfo.NarSize < 0:
+		err = localError{errUnsized}
+	default:
+		// The length is known at the end, as of a nar that is compressed while it is sent.
+		err = f.grow(ctx, d, narcheck.MaxFileSize(d.item.Narinfo))
 	}
 	if err != nil {
 		body.Close()
@@ -169,7 +173,7 @@ func (f *Fetcher) receive(ctx context.Context, d *download, body io.ReadCloser) 
 			body.Close()
 			d.mu.Set(func() { d.flowing = false })
 		}
-		have, _ := d.position()
+		have, size := d.length()
 		pause := time.Duration(0)
 		if have-before >= minGain {
 			cuts = 0
@@ -177,7 +181,7 @@ func (f *Fetcher) receive(ctx context.Context, d *download, body io.ReadCloser) 
 			pause = f.timing.resumePause << (cuts - 1)
 		}
 		switch {
-		case have == d.size:
+		case have == size:
 			return nil
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
@@ -208,12 +212,20 @@ func (f *Fetcher) waitTurn(ctx context.Context, d *download) error {
 	return ctx.Err()
 }
 
-// copy writes one answer into the spool.
+// copy writes one answer into the spool. The end of an answer of unknown length is that of the
+// file.
 func (f *Fetcher) copy(ctx context.Context, d *download, body io.Reader) error {
 	buffer := make([]byte, piece)
-	have, _ := d.position()
-	for have < d.size {
-		part := buffer[:min(int64(len(buffer)), d.size-have)]
+	have, size := d.length()
+	most := size
+	if size < 0 {
+		most = narcheck.MaxFileSize(d.item.Narinfo)
+	}
+	for have != size {
+		if have == most {
+			return fmt.Errorf("%w: more than %d bytes are coming", narcheck.ErrWrongNar, most)
+		}
+		part := buffer[:min(int64(len(buffer)), most-have)]
 		if !d.hasReaders() {
 			part = f.limiter.Bound(part)
 			if err := f.waitTurn(ctx, d); err != nil {
@@ -235,10 +247,15 @@ func (f *Fetcher) copy(ctx context.Context, d *download, body io.Reader) error {
 				f.options.Received(int64(n))
 			}
 		}
-		if err == io.EOF && have < d.size {
-			err = io.ErrUnexpectedEOF
-		}
-		if err != nil && have < d.size {
+		switch {
+		case have == size:
+			return nil
+		case err == io.EOF && size < 0:
+			d.mu.Set(func() { d.size = have })
+			return nil
+		case err == io.EOF:
+			return io.ErrUnexpectedEOF
+		case err != nil:
 			return err
 		}
 	}

@@ -31,7 +31,7 @@ type download struct {
 	result error
 
 	mu   notify.Mutex // of what follows
-	size int64        // of the whole file; negative until known
+	size int64        // of the whole file; negative until known, perhaps at its end
 	file *os.File
 	have int64 // bytes in the file
 	// opened says that the source has answered or the file is complete, and flowing that
@@ -72,7 +72,7 @@ func (d *download) visible() int64 {
 	case d.verified:
 		return d.size
 	case d.size < 0:
-		return 0
+		return max(0, d.have-tail)
 	}
 	return max(0, min(d.have, d.size-tail))
 }
@@ -82,6 +82,13 @@ func (d *download) position() (have int64, flowing bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.have, d.flowing || d.verified
+}
+
+// length returns the length so far, and that of the whole file, negative if unknown.
+func (d *download) length() (have, size int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.have, d.size
 }
 
 // isResumed reports whether the bytes are from several answers.
@@ -131,11 +138,11 @@ func (d *download) closeUnused() {
 }
 
 // begun waits until the status line of an answer can be sent: the source has answered, and a
-// small file is complete and verified.
+// small file is complete and verified. size is negative if it is not known yet.
 func (d *download) begun(ctx context.Context) (size int64, err error) {
 	err = d.mu.Wait(ctx, func() bool {
 		size = d.size
-		return d.err != nil || d.verified || d.opened && d.size > tail
+		return d.err != nil || d.verified || d.opened && max(d.size, d.have) > tail
 	})
 	if err != nil {
 		return 0, err

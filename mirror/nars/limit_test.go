@@ -3,6 +3,7 @@ package nars
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -190,34 +191,111 @@ func TestBandwidth(t *testing.T) {
 	m.wantStored(large)
 }
 
-// TestUnsized: a file whose size is neither in the narinfo nor sent by the source can't be
-// verified as complete, so clients get it from the source.
+// TestUnsized: neither the narinfo nor the source says how long a file is, as for a nar that is
+// compressed while it is sent. It is streamed to clients and stored, if the narinfo says how
+// long the nar is.
 func TestUnsized(t *testing.T) {
 	t.Parallel()
-	item := spec{n: 1, size: 100_000, unsized: true}.make(t)
+	for _, size := range []int{1000, tail, 500_000} {
+		for _, narSize := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%d bytes, NarSize %v", size, narSize), func(t *testing.T) {
+				t.Parallel()
+				item := unsizedItem(t, 1, size, narSize)
+				content := item.files[item.names[0]]
+				from := newSource(t, item)
+				half, open := make(chan struct{}), make(chan struct{})
+				chunks := func(w http.ResponseWriter, _ *http.Request) {
+					_, _ = w.Write(content[:len(content)-100])
+					w.(http.Flusher).Flush()
+					close(half)
+					<-open
+					_, _ = w.Write(content[len(content)-100:])
+				}
+				from.first(item.names[0], chunks)
+				m := newMirror(t, item)
+				f := m.patient(from, Options{})
+				if !narSize || size <= tail {
+					close(open)
+				}
+				body, got, err := f.OpenFile(t.Context(), m.item(item), 0, 0, -1, nil)
+				if err != nil || got >= 0 && got != int64(len(content)) {
+					t.Fatal(got, err)
+				}
+				defer body.Close()
+				if narSize && size > tail { // it is streamed before its end has come
+					begin := make([]byte, len(content)-100-tail)
+					if _, err := io.ReadFull(body, begin); err != nil || !bytes.Equal(begin, content[:len(begin)]) {
+						t.Errorf("the beginning: %v", err)
+					}
+					content = content[len(begin):]
+					close(open)
+				}
+				if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, content) {
+					t.Errorf("%d bytes, %v, want %d", len(got), err, len(content))
+				}
+				if got, want := failures(t, f, "local"), map[bool]int{false: 1, true: 0}[narSize]; got != want {
+					t.Errorf("%d failures, want %d: %+v", got, want, f.Status())
+				}
+				run(t, f)
+				m.wantStored(item) // without NarSize, because the source sends the size now
+				if got, want := len(from.asked()), map[bool]int{false: 3, true: 1}[narSize]; got != want {
+					t.Errorf("%d requests, want %d", got, want)
+				}
+				until(t, "nothing is in download", func() bool { return f.Status().InFlight == 0 })
+				if coming := f.coming.Load(); coming != 0 {
+					t.Errorf("%d bytes are coming", coming)
+				}
+				m.wantConsistent()
+			})
+		}
+	}
+}
+
+// TestUnsizedFaults: an answer of unknown length is cut, goes on for ever, or is wrong.
+func TestUnsizedFaults(t *testing.T) {
+	t.Parallel()
+	item := unsizedItem(t, 1, 300_000, true)
 	content := item.files[item.names[0]]
-	from := newSource(t, item)
-	chunks := func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = w.Write(content[:100])
-		w.(http.Flusher).Flush()
-		_, _ = w.Write(content[100:])
+	send := func(w http.ResponseWriter, parts ...[]byte) {
+		for _, part := range parts {
+			_, _ = w.Write(part)
+			w.(http.Flusher).Flush()
+		}
 	}
-	from.first(item.names[0], chunks, chunks)
-	m := newMirror(t, item)
-	f := m.patient(from, Options{})
-	body, size, err := f.OpenFile(t.Context(), m.item(item), 0, 0, -1, nil)
-	if err != nil || size != -1 {
-		t.Fatal(size, err)
+	wrong := bytes.Clone(content)
+	wrong[len(wrong)-1] ^= 1
+	for name, test := range map[string]struct {
+		answer func(w http.ResponseWriter)
+		reason string // "" if it is fetched in spite of the fault
+	}{
+		"cut": {func(w http.ResponseWriter) {
+			send(w, content[:200_000])
+			panic(http.ErrAbortHandler)
+		}, ""},
+		"short":      {func(w http.ResponseWriter) { send(w, content[:200_000]) }, "wrong"},
+		"wrong":      {func(w http.ResponseWriter) { send(w, wrong) }, "wrong"},
+		"longer":     {func(w http.ResponseWriter) { send(w, content, []byte("x")) }, "wrong"},
+		"for ever":   {func(w http.ResponseWriter) { send(w, content, make([]byte, 1<<20)) }, "wrong"},
+		"only zeros": {func(w http.ResponseWriter) { send(w, make([]byte, 1<<20)) }, "wrong"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			from := newSource(t, item)
+			from.first(item.names[0], func(w http.ResponseWriter, _ *http.Request) { test.answer(w) })
+			m := newMirror(t, item)
+			f := m.fetcher(from, Options{})
+			err := f.fetchFile(t.Context(), m.item(item), 0)
+			if (err == nil) != (test.reason == "") || test.reason != "" && failures(t, f, test.reason) != 1 {
+				t.Errorf("%v, %+v", err, f.Status())
+			}
+			if test.reason != "" && len(m.spooled()) != 0 {
+				t.Errorf("in the spool: %v", m.spooled())
+			}
+			read(t, f, m.item(item), content)
+			m.wantStored(item)
+			m.wantConsistent()
+		})
 	}
-	defer body.Close()
-	if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, content) {
-		t.Errorf("%d bytes, %v", len(got), err)
-	}
-	if failures(t, f, "local") != 1 {
-		t.Errorf("%+v", f.Status())
-	}
-	run(t, f)
-	m.wantStored(item) // now the source sends the size
 }
 
 // TestForgotten: forgotten failures are found by the next pass.

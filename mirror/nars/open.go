@@ -27,11 +27,14 @@ func (f *Fetcher) OpenFile(ctx context.Context, item *storage.Item, n int, offse
 			break
 		}
 		size, err = d.begun(ctx)
-		if err == nil && offset > size {
+		if err == nil && size >= 0 && offset > size {
 			err = localError{io.ErrUnexpectedEOF}
 		}
 		if err == nil {
 			end := size
+			if size < 0 {
+				end = unknownEnd
+			}
 			if length >= 0 {
 				end = min(end, offset+length)
 			}

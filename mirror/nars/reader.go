@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"os"
 	"sync"
 )
+
+// unknownEnd is the end of a file of which the length is not known yet.
+const unknownEnd = math.MaxInt64
 
 // reader is one client's part of a downloaded file. It is a [bytestore.GrowingFile]. If the
 // download fails because of this machine, the reader continues with the source.
@@ -37,7 +41,7 @@ func (r *reader) Read(p []byte) (int, error) {
 	}
 	n, err := r.direct.Read(p[:min(int64(len(p)), r.end-r.off)])
 	r.off += int64(n)
-	if err == io.EOF && r.off < r.end {
+	if err == io.EOF && r.off < r.end && r.end != unknownEnd {
 		err = io.ErrUnexpectedEOF
 	}
 	return n, err
@@ -71,14 +75,18 @@ func (r *reader) Next() (int64, error) {
 	d := r.download
 	var visible int64
 	var failed error
+	var atEnd bool
 	err := d.mu.Wait(r.ctx, func() bool {
 		visible, failed = d.visible(), d.err
-		return visible > r.off || failed != nil
+		atEnd = d.verified && r.off >= d.size
+		return visible > r.off || atEnd || failed != nil
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return 0, err
-	}
-	if visible <= r.off {
+	case atEnd:
+		return 0, io.EOF
+	case visible <= r.off:
 		return 0, failed
 	}
 	return min(visible, r.end) - r.off, nil

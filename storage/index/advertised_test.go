@@ -9,7 +9,7 @@ import (
 )
 
 // toVersion6 converts a database to schema version 6.
-const toVersion6 = dropTriggers + `DROP INDEX items_dropped; DROP INDEX items_droppable; DROP INDEX items_of_upstreams; ALTER TABLE items DROP COLUMN drop_after; ALTER TABLE items DROP COLUMN dropped_files; ALTER TABLE items DROP COLUMN fresh_until; ALTER TABLE items DROP COLUMN origin; DROP TABLE origins;
+const toVersion6 = dropTriggers + `DROP INDEX items_fresh; DROP INDEX items_dropped; DROP INDEX items_droppable; DROP INDEX items_of_upstreams; ALTER TABLE items DROP COLUMN drop_after; ALTER TABLE items DROP COLUMN dropped_files; ALTER TABLE items DROP COLUMN fresh_until; ALTER TABLE items DROP COLUMN origin; DROP TABLE origins;
 	DROP INDEX narinfos_lost; ALTER TABLE narinfos DROP COLUMN lost_at; DROP INDEX items_by_verification; ALTER TABLE items DROP COLUMN verified_at;
 	DROP INDEX narinfos_deletable; ALTER TABLE narinfos DROP COLUMN delete_after;
 	DROP INDEX cached_files_deletable; ALTER TABLE cached_files DROP COLUMN delete_after; PRAGMA user_version = 6`

@@ -38,7 +38,7 @@ func wantText(t testing.TB, x *Index, n int, want string) {
 	if err != nil || string(text) != want {
 		t.Errorf("the text is %q, %v; want %q", text, err, want)
 	}
-	text, _, err = x.TextAndCached(t.Context(), testPath(n).Hash)
+	text, _, _, err = x.TextAndCached(t.Context(), testPath(n).Hash)
 	if err != nil || string(text) != want {
 		t.Errorf("the text with cached files is %q, %v", text, err)
 	}

@@ -63,31 +63,41 @@ func (i *Item) Position() int64 { return i.id }
 // owns the result. The error is [ErrNotFound] if the index definitely has no such item, and [ErrLost] if clients
 // must not get its narinfo because no nar of it is stored any more.
 func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, err error) {
-	err = x.readers.do(ctx, func(c *connection) error {
-		text, err = x.textOf(c, hash)
-		return err
-	})
-	if err == ErrLost {
-		return nil, err
-	}
-	if err != nil && err != ErrNotFound {
-		return nil, describe(fmt.Sprintf("look up narinfo %s in %s", hash, x.path), err)
-	}
+	text, _, err = x.TextUntil(ctx, hash)
 	return text, err
 }
 
-func (x *Index) textOf(c *connection, hash narinfo.PathHash) ([]byte, error) {
-	row, err := c.first("SELECT "+textColumns+" FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?1", keyOf(hash))
-	if err != nil {
-		return nil, err
+// TextUntil is [Index.Text] with [Item.FreshUntil]. That is the zero time only for an item that
+// did not come from an upstream.
+func (x *Index) TextUntil(ctx context.Context, hash narinfo.PathHash) (text []byte, freshUntil time.Time, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		text, freshUntil, err = x.textOf(c, hash)
+		return err
+	})
+	if err == ErrLost {
+		return nil, time.Time{}, err
 	}
-	return x.textFrom(row, hash)
+	if err != nil && err != ErrNotFound {
+		return nil, time.Time{}, describe(fmt.Sprintf("look up narinfo %s in %s", hash, x.path), err)
+	}
+	return text, freshUntil, err
 }
 
-// textColumns are the columns that textFrom reads. Parameter 1 is the key. They read only
-// indexes of items, not the table; that of dropped files is usually empty.
+func (x *Index) textOf(c *connection, hash narinfo.PathHash) (text []byte, freshUntil time.Time, err error) {
+	row, err := c.first("SELECT "+textColumns+" FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?1", keyOf(hash))
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	text, err = x.textFrom(row, hash)
+	return text, freshUntilFrom(row), err
+}
+
+// textColumns are the columns that textFrom and freshUntilFrom read. Parameter 1 is the key. They
+// read only indexes of items, not the table; those of dropped files and upstreams are usually
+// empty.
 const textColumns = `n.hash, n.dictionary, n.text, n.checksum, n.withdrawn_at, n.lost_at,
-	(SELECT d.dropped_files FROM items d INDEXED BY items_dropped WHERE d.key = ?1 AND d.dropped_files != 0)`
+	(SELECT d.dropped_files FROM items d INDEXED BY items_dropped WHERE d.key = ?1 AND d.dropped_files != 0),
+	(SELECT u.fresh_until FROM items u INDEXED BY items_fresh WHERE u.key = ?1 AND u.origin != 0)`
 
 // textFrom returns the announced text in a row that begins with textColumns and was found by the key
 // of hash. The error is [ErrNotFound] if the row is nil, has another hash with the same
@@ -119,6 +129,14 @@ func (x *Index) textFrom(row []driver.Value, hash narinfo.PathHash) ([]byte, err
 		return text, ErrLost
 	}
 	return text, nil
+}
+
+// freshUntilFrom returns the time for [Index.TextUntil] in a row that begins with textColumns.
+func freshUntilFrom(row []driver.Value) time.Time {
+	if row == nil || row[7] == nil {
+		return time.Time{}
+	}
+	return time.UnixMilli(number(row[7])).UTC()
 }
 
 // isRight returns the hash in a row that was found by key, and an error if it doesn't

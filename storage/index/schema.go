@@ -181,6 +181,7 @@ var migrations = []string{
 	ALTER TABLE items ADD COLUMN dropped_files INTEGER NOT NULL DEFAULT 0;
 	ALTER TABLE items ADD COLUMN drop_after INTEGER NOT NULL DEFAULT 0;
 	CREATE INDEX items_of_upstreams ON items (origin) WHERE origin != 0;
+	CREATE INDEX items_fresh ON items (key, fresh_until) WHERE origin != 0;
 	CREATE INDEX items_droppable ON items (drop_after) WHERE drop_after != 0;
 	CREATE INDEX items_dropped ON items (key, dropped_files) WHERE dropped_files != 0;`,
 }
