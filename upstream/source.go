@@ -58,6 +58,10 @@ func (u *Upstream) String() string { return u.name }
 // URL returns the URL, which may have a user and password.
 func (u *Upstream) URL() *url.URL { return u.base }
 
+// IsUp reports whether the upstream is asked now. If it isn't, it has failed lately, and is
+// probed in the background until it answers.
+func (u *Upstream) IsUp() bool { return u.outage() == nil }
+
 // Report records the outcome of a request that was not one of Ask, such as for a nar. nil means
 // that the upstream answered, with any status. An error means that it couldn't be reached, or
 // was silent, after that time.
