@@ -80,10 +80,6 @@ func (b *breaker) rise() (rose bool) {
 	return b.up()
 }
 
-// IsUp reports whether the upstream is asked now. If it isn't, it has failed lately, and is
-// probed in the background until it answers.
-func (b *breaker) IsUp() bool { return b.outage() == nil }
-
 // outage returns why the upstream is not up; nil if it is.
 func (b *breaker) outage() error {
 	b.mu.Lock()

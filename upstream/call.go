@@ -66,8 +66,9 @@ func (c *call) Done(response *pipeline.Response, err error) {
 	if c.server != nil && !c.isPlain && (errors.Is(err, errHTTP2) || err == nil && isRedirect(response.Status)) {
 		if response != nil {
 			if secure := u.upgrade(c.server, c.request, response.Header.Get("Location")); secure != nil {
-				if c.setServer(secure, c.request.Header) {
-					secure.send(c)
+				again := &call{question: c.question, item: c.item, upstream: c.upstream} // c may still be being sent
+				if again.setServer(secure, c.request.Header) {
+					secure.send(again)
 				}
 				return
 			}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -57,6 +58,10 @@ func (u *Upstream) String() string { return u.name }
 // URL returns the URL, which may have a user and password.
 func (u *Upstream) URL() *url.URL { return u.base }
 
+// IsUp reports whether the upstream is asked now. If it isn't, it has failed lately, and is
+// probed in the background until it answers.
+func (u *Upstream) IsUp() bool { return u.outage() == nil }
+
 // Report records the outcome of a request that was not one of Ask, such as for a nar. nil means
 // that the upstream answered, with any status. An error means that it couldn't be reached, or
 // was silent, after that time.
@@ -95,13 +100,16 @@ func (u *Upstream) current() *server {
 // https; nil if it redirects to something else.
 func (u *Upstream) upgrade(from *server, request *http.Request, location string) *server {
 	to, err := request.URL.Parse(location)
-	if err != nil || from != u.server || u.base.Scheme != "http" || u.base.Port() != "" && u.base.Port() != "80" || to.Port() != "" && to.Port() != "443" {
+	if err != nil || from != u.server || u.base.Scheme != "http" || u.base.Port() != "" && u.base.Port() != "80" {
 		return nil
 	}
 	want := *request.URL
-	want.Scheme, want.Host, to.Host = "https", u.base.Hostname(), to.Hostname()
+	want.Scheme, want.Host, to.Host = "https", strings.TrimSuffix(u.base.Host, ":80"), strings.TrimSuffix(to.Host, ":443")
 	if to.String() != want.String() {
 		return nil
+	}
+	if secure := u.secure.Load(); secure != nil {
+		return secure
 	}
 	base := *u.base
 	base.Scheme, base.Host = want.Scheme, want.Host
