@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"os"
+	"slices"
 	"time"
 
 	"nar-herder/internal/redact"
@@ -30,10 +32,14 @@ func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
 	withdrawnUsage, err2 := store.index.WithdrawnStored(ctx)
 	pins, err3 := store.index.Pins(ctx)
 	verification, err4 := store.index.Verification(ctx)
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
+	upstreams, err5 := store.index.OriginCounts(ctx)
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return err
 	}
-	var size int64
+	var size, ofUpstreams int64
+	for _, count := range upstreams {
+		ofUpstreams += count
+	}
 	for _, suffix := range []string{"", "-wal"} {
 		if info, err := os.Stat(c.Database + suffix); err == nil {
 			size += info.Size()
@@ -42,7 +48,7 @@ func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.JSON {
 		figures := map[string]int64{
 			"items": totals.Items, "stored_nars": totals.StoredNars, "stored_bytes": totals.StoredSize, "database_bytes": size,
-			"withdrawn_items": withdrawn, "withdrawn_bytes": withdrawnUsage.Size, "pins": int64(len(pins)), "never_verified_items": verification.Never,
+			"withdrawn_items": withdrawn, "withdrawn_bytes": withdrawnUsage.Size, "pins": int64(len(pins)), "upstream_items": ofUpstreams, "never_verified_items": verification.Never,
 		}
 		if !verification.Oldest.IsZero() {
 			figures["oldest_verification_timestamp_seconds"] = verification.Oldest.Unix()
@@ -53,7 +59,11 @@ func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
 	if !verification.Oldest.IsZero() {
 		verified += "; the others since " + verification.Oldest.Local().Format(time.DateTime) + " or later"
 	}
-	printf(s.out, "store items      %d\n  withdrawn      %d, %s\n  pinned         %d\nnars in storage  %d, %s\n  never verified %s\ndatabase         %s\n",
-		totals.Items, withdrawn, byteCount(withdrawnUsage.Size), len(pins), totals.StoredNars, byteCount(totals.StoredSize), verified, byteCount(size))
+	printf(s.out, "store items      %d\n  withdrawn      %d, %s\n  pinned         %d\n", totals.Items, withdrawn, byteCount(withdrawnUsage.Size), len(pins))
+	for _, url := range slices.Sorted(maps.Keys(upstreams)) {
+		printf(s.out, "  of upstream    %d, %s\n", upstreams[url], url)
+	}
+	printf(s.out, "nars in storage  %d, %s\n  never verified %s\ndatabase         %s\n",
+		totals.StoredNars, byteCount(totals.StoredSize), verified, byteCount(size))
 	return nil
 }
