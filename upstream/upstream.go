@@ -5,14 +5,17 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
+	"net"
 	"net/url"
+	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
+	"nar-herder/internal/logonce"
 	"nar-herder/narinfo"
 	"nar-herder/narinfo/signing"
 	"nar-herder/peer"
@@ -62,51 +65,36 @@ type Options struct {
 	// has the item; SilenceTimeout how long a connection, and each answer after the one before
 	// it, may take; AnswerTimeout when Ask gives up. 0 for 1, 5 and 10 seconds.
 	PreferWait, SilenceTimeout, AnswerTimeout time.Duration
-}
 
-// Upstream is one substitute server.
-type Upstream struct {
-	base *url.URL
-	name string
-}
-
-// String returns the URL without user and password: the origin that the index records.
-func (u *Upstream) String() string { return u.name }
-
-// URL returns the URL, which may have a user and password.
-func (u *Upstream) URL() *url.URL { return u.base }
-
-// IsUp reports whether the upstream is asked now. If it isn't, it has failed lately, and is
-// probed in the background until it answers.
-func (u *Upstream) IsUp() bool { return true }
-
-// Report records the outcome of a request that was not one of Ask, such as for a nar. nil means
-// that the upstream answered, with any status. An error means that it couldn't be reached, or
-// was silent, after that time.
-func (u *Upstream) Report(err error, took time.Duration) {}
-
-// Status is the state of an upstream.
-type Status struct {
-	// URL has no user and password.
-	URL string
-	// Up is as of [Upstream.IsUp], and Since when it became so.
-	Up    bool
-	Since time.Time
-	// Err is the last failure while it is not up; nil otherwise.
-	Err error
+	// Those of tests; nil for the usual.
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
+	tls  *tls.Config
 }
 
 // Set is the upstreams of a server, in order of preference. Its methods may be called from
 // several goroutines at once.
 type Set struct {
+	options   Options
 	upstreams []*Upstream
+	logged    logonce.Filter
 }
 
 // New makes a set. It connects to no upstream before [Set.Ask] or [Set.Run].
 func New(options Options) *Set {
-	s := new(Set)
+	options.PreferWait = cmp.Or(options.PreferWait, time.Second)
+	options.SilenceTimeout = cmp.Or(options.SilenceTimeout, 5*time.Second)
+	options.AnswerTimeout = cmp.Or(options.AnswerTimeout, 10*time.Second)
+	if options.Now == nil {
+		options.Now = time.Now
+	}
+	if options.Log == nil {
+		options.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Set{options: options}
 	for _, base := range options.URLs {
-		s.upstreams = append(s.upstreams, &Upstream{base: base, name: peer.Name(base)})
+		if s.Find(peer.Name(base)) == nil {
+			s.upstreams = append(s.upstreams, newUpstream(base, &s.options))
+		}
 	}
 	return s
 }
@@ -125,34 +113,28 @@ func (s *Set) Find(name string) *Upstream {
 	return nil
 }
 
-// Ask asks all upstreams for narinfos, and calls deliver once for each hash, as soon as its
-// answer is known; calls may be concurrent, and should not block. It returns after the last
-// call, and soon after the end of ctx. Narinfos are of the item that was asked for, and their
-// signatures are authorized. via is the Via header of a client's request.
-func (s *Set) Ask(ctx context.Context, hashes []narinfo.PathHash, via []string, deliver func(narinfo.PathHash, Answer)) {
-	for _, hash := range hashes {
-		deliver(hash, Answer{Err: ErrUnknown, MaxAge: -1})
-	}
-}
-
 // Run probes the upstreams once, and those that are not up until they answer. It returns when
 // ctx ends.
-func (s *Set) Run(ctx context.Context) { <-ctx.Done() }
+func (s *Set) Run(ctx context.Context) {
+	var running sync.WaitGroup
+	for _, u := range s.upstreams {
+		running.Go(func() { u.watch(ctx) })
+	}
+	running.Wait()
+}
 
-// Close closes the connections. It is called after the last call of Ask has returned.
-func (s *Set) Close() {}
+// Close closes the connections. Requests in flight fail.
+func (s *Set) Close() {
+	for _, u := range s.upstreams {
+		u.close()
+	}
+}
 
 // Status returns the state of each upstream, in order of preference.
 func (s *Set) Status() []Status {
 	all := make([]Status, len(s.upstreams))
 	for i, u := range s.upstreams {
-		all[i] = Status{URL: u.name, Up: u.IsUp()}
+		all[i] = u.status(u.name)
 	}
 	return all
 }
-
-// Describe implements [prometheus.Collector].
-func (s *Set) Describe(descs chan<- *prometheus.Desc) {}
-
-// Collect implements [prometheus.Collector].
-func (s *Set) Collect(metrics chan<- prometheus.Metric) {}
