@@ -6,6 +6,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/httpapi/respond"
+	"nar-herder/narinfo"
 )
 
 // cacheControls are prepared values of Cache-Control. Empty ones are not sent.
@@ -14,6 +15,7 @@ type cacheControls struct {
 	nar     string
 	missing string            // of a 404 for a narinfo, nar or file
 	lost    string            // of a 404 for the narinfo of an item whose nars are lost
+	ttl     time.Duration     // bounds that of the narinfo of an upstream's item
 	cached  map[string]string // of cached nars, by type
 }
 
@@ -24,6 +26,9 @@ const lostTTL = 2 * time.Minute
 func newCacheControls(options *Options) cacheControls {
 	ttl := options.TTLs.Advertised()
 	c := cacheControls{narinfo: maxAge(ttl), nar: public(ttl), missing: maxAge(options.NegativeTTL), cached: make(map[string]string)}
+	if c.ttl = narinfo.UnadvertisedTTL; ttl != nil {
+		c.ttl = *ttl
+	}
 	if c.lost = c.missing; options.NegativeTTL != nil && *options.NegativeTTL > lostTTL {
 		ttl := lostTTL
 		c.lost = maxAge(&ttl)
@@ -70,9 +75,10 @@ func (s *Server) setNarCacheControl(ctx *fasthttp.RequestCtx, item *nars, kind s
 	}
 }
 
-// setMissingCacheControl lets caches keep a 404 for the negative TTL.
+// setMissingCacheControl lets caches keep a 404 for the negative TTL, unless the answer has the
+// header already.
 func (s *Server) setMissingCacheControl(ctx *fasthttp.RequestCtx) {
-	if s.cacheControls.missing != "" && ctx.Response.StatusCode() == fasthttp.StatusNotFound {
+	if s.cacheControls.missing != "" && ctx.Response.StatusCode() == fasthttp.StatusNotFound && len(ctx.Response.Header.Peek(fasthttp.HeaderCacheControl)) == 0 {
 		ctx.Response.Header.Set(fasthttp.HeaderCacheControl, s.cacheControls.missing)
 	}
 }

@@ -24,8 +24,8 @@ type cachedFake struct {
 	ttl     *time.Duration
 }
 
-func (c cachedFake) Text(context.Context, narinfo.PathHash) ([]byte, []string, error) {
-	return nil, nil, storage.ErrNotFound
+func (c cachedFake) Text(context.Context, narinfo.PathHash) ([]byte, []string, time.Time, error) {
+	return nil, nil, time.Time{}, storage.ErrNotFound
 }
 
 func (c cachedFake) TTL([]string) *time.Duration { return c.ttl }

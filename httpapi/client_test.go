@@ -9,7 +9,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
-	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/clients"
 	"nar-herder/internal/testlog"
 )
 
@@ -17,10 +17,10 @@ import (
 func TestClientAddress(t *testing.T) {
 	t.Parallel()
 	prefix := netip.MustParsePrefix
-	local := engine.Proxies{Networks: []netip.Prefix{prefix("127.0.0.0/8"), prefix("::1/128")}, Unix: true}
-	farm := engine.Proxies{Networks: []netip.Prefix{prefix("10.0.0.0/8"), prefix("192.0.2.7/32"), prefix("fd00::/8")}}
+	local := clients.Proxies{Networks: []netip.Prefix{prefix("127.0.0.0/8"), prefix("::1/128")}, Unix: true}
+	farm := clients.Proxies{Networks: []netip.Prefix{prefix("10.0.0.0/8"), prefix("192.0.2.7/32"), prefix("fd00::/8")}}
 	for _, test := range []struct {
-		trusted   engine.Proxies
+		trusted   clients.Proxies
 		remote    string // "unix", or an address
 		forwarded []string
 		want      string // "" if unknown
@@ -47,7 +47,7 @@ func TestClientAddress(t *testing.T) {
 		{farm, "10.0.0.1", []string{"[2001:db8::1]"}, "2001:db8::1"},
 		{farm, "127.0.0.1", []string{"198.51.100.1"}, "127.0.0.1"},
 		{farm, "unix", []string{"198.51.100.1"}, ""},
-		{engine.Proxies{}, "127.0.0.1", []string{"198.51.100.1"}, "127.0.0.1"},
+		{clients.Proxies{}, "127.0.0.1", []string{"198.51.100.1"}, "127.0.0.1"},
 		// Malformed addresses are ignored.
 		{local, "127.0.0.1", []string{"unknown"}, "127.0.0.1"},
 		{local, "127.0.0.1", []string{""}, "127.0.0.1"},

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/httpapi/itemcache"
 	"nar-herder/internal/mirrortest"
 	"nar-herder/narinfo"
 	"nar-herder/removal/deletion"
@@ -22,7 +23,7 @@ import (
 )
 
 // follow runs Follow until the test ends.
-func (s *started) follow(t testing.TB, changes Changes) {
+func (s *started) follow(t testing.TB, changes itemcache.Changes) {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan struct{})

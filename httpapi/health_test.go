@@ -189,7 +189,7 @@ func TestTotalsBounded(t *testing.T) {
 		if err != nil || len(families) == 0 || time.Since(begun) > health.Deadline {
 			t.Errorf("%d metrics after %s, %v", len(families), time.Since(begun), err)
 		}
-		if _, err := s.totals(); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := s.totals.Get(); !errors.Is(err, context.DeadlineExceeded) {
 			t.Error(err)
 		}
 	})

@@ -32,11 +32,12 @@ type fakeItems struct {
 	totals func() (index.Totals, error)
 }
 
-func (f *fakeItems) Text(_ context.Context, hash narinfo.PathHash) ([]byte, error) {
+func (f *fakeItems) TextUntil(_ context.Context, hash narinfo.PathHash) ([]byte, time.Time, error) {
 	if f.text == nil {
-		return nil, storage.ErrNotFound
+		return nil, time.Time{}, storage.ErrNotFound
 	}
-	return f.text(hash)
+	text, err := f.text(hash)
+	return text, time.Time{}, err
 }
 
 func (f *fakeItems) Item(_ context.Context, hash narinfo.PathHash) (*storage.Item, error) {

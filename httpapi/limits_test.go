@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/httpapi/clients"
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/peerapi"
 )
@@ -96,7 +97,7 @@ func TestMaxConnectionsStalled(t *testing.T) {
 	t.Parallel()
 	opts := options()
 	opts.Limits = engine.Limits{Connections: 3}
-	opts.TrustedProxies = engine.Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}
+	opts.TrustedProxies = clients.Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}
 	m := make1(t, "large", strings.Repeat("0123456789abcdef", 1<<19), "none")
 	s := startOn(t, m.items(t), opts, smallSockets{listenTCP(t)}, nil)
 	for range 3 {
@@ -117,7 +118,7 @@ func TestIdleBeforeCrowd(t *testing.T) {
 	t.Parallel()
 	opts := options()
 	opts.Limits = engine.Limits{Connections: 5, PerAddress: 5}
-	opts.TrustedProxies = engine.Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.77/32")}}
+	opts.TrustedProxies = clients.Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.77/32")}}
 	m := make1(t, "large", strings.Repeat("0123456789abcdef", 1<<19), "none")
 	s := startOn(t, m.items(t), opts, smallSockets{listenTCP(t)}, nil)
 	for _, from := range []string{"127.0.0.2", "127.0.0.3"} {
@@ -154,7 +155,7 @@ func TestMaxConnectionsPerAddress(t *testing.T) {
 	t.Parallel()
 	opts := options()
 	opts.Limits = engine.Limits{Connections: 40, PerAddress: 2}
-	opts.TrustedProxies = engine.Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.3/32")}}
+	opts.TrustedProxies = clients.Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.3/32")}}
 	m := make1(t, "large", strings.Repeat("0123456789abcdef", 1<<19), "none")
 	s := startOn(t, m.items(t), opts, smallSockets{listenTCP(t)}, nil)
 	var proxies []*client

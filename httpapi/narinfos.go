@@ -3,11 +3,13 @@ package httpapi
 import (
 	"context"
 	"errors"
+	"strconv"
 	"time"
 
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/itemcache"
 	"nar-herder/httpapi/respond"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
@@ -17,15 +19,20 @@ import (
 // serveNarinfo answers with the narinfo.
 func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 	found, ok, generation := s.answers.Get(hash)
-	if !ok {
+	if !ok || found.hasExpired() {
+		if ok {
+			s.answers.Forget(hash)
+			_, _, generation = s.answers.Get(hash)
+		}
 		engine.Enter(ctx, s.pool)
 		var err error
 		found, err = s.answer(s.live, hash)
+		if s.options.Upstreams != nil && (isUnknown(err) || err == nil && found.hasExpired()) {
+			found, err = s.askUpstreams(ctx, hash, found, err == nil)
+		}
 		if errors.Is(err, storage.ErrNotFound) {
-			s.unknown(ctx)
-			if errors.Is(err, storage.ErrLost) && s.cacheControls.lost != "" {
-				ctx.Response.Header.Set(fasthttp.HeaderCacheControl, s.cacheControls.lost)
-			}
+			respond.NotFound(ctx, noNarinfo)
+			found.setCacheControl(ctx)
 			return
 		}
 		if err != nil {
@@ -35,9 +42,7 @@ func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 		s.answers.Put(hash, found, generation)
 	}
 	ctx.Response.Header.SetContentType("application/x-nix-narinfo")
-	if found.cacheControl != "" {
-		ctx.Response.Header.Set("Cache-Control", found.cacheControl)
-	}
+	found.setCacheControl(ctx)
 	ctx.Response.SetBodyRaw(found.body) // which is never modified
 }
 
@@ -45,19 +50,49 @@ func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 type madeAnswer struct {
 	body         []byte
 	cacheControl string
+	// until is when the answer of an upstream expires, and ttl bounds how long clients may
+	// cache it, instead of cacheControl. It is zero for an item that is not of an upstream.
+	until time.Time
+	ttl   time.Duration
 }
 
-// answer makes the answer for an item's narinfo.
-func (s *Server) answer(ctx context.Context, hash narinfo.PathHash) (madeAnswer, error) {
+func (a *madeAnswer) hasExpired() bool { return !a.until.IsZero() && !time.Now().Before(a.until) }
+
+func (a *madeAnswer) setCacheControl(ctx *fasthttp.RequestCtx) {
+	if a.until.IsZero() {
+		if a.cacheControl != "" {
+			ctx.Response.Header.Set(fasthttp.HeaderCacheControl, a.cacheControl)
+		}
+		return
+	}
+	left := max(0, min(a.ttl, time.Until(a.until)))
+	ctx.Response.Header.SetBytesV(fasthttp.HeaderCacheControl, strconv.AppendInt([]byte("max-age="), int64(left/time.Second), 10))
+}
+
+// answer makes the answer for an item's narinfo, also for a [storage.ErrNotFound].
+func (s *Server) answer(ctx context.Context, hash narinfo.PathHash) (made madeAnswer, err error) {
+	made.cacheControl, made.ttl = s.cacheControls.narinfo, s.cacheControls.ttl
 	if s.options.Cached == nil {
-		body, err := s.items.Text(ctx, hash)
-		return madeAnswer{body, s.cacheControls.narinfo}, err
+		made.body, made.until, err = s.items.TextUntil(ctx, hash)
+	} else {
+		var types []string
+		if made.body, types, made.until, err = s.options.Cached.Text(ctx, hash); len(types) > 0 {
+			ttl := s.options.Cached.TTL(types)
+			if made.cacheControl = maxAge(ttl); ttl != nil {
+				made.ttl = *ttl
+			}
+		}
 	}
-	body, types, err := s.options.Cached.Text(ctx, hash)
-	if len(types) == 0 {
-		return madeAnswer{body, s.cacheControls.narinfo}, err
+	switch {
+	case errors.Is(err, storage.ErrLost):
+		made.cacheControl = s.cacheControls.lost
+	case errors.Is(err, storage.ErrNotFound):
+		made.cacheControl = s.cacheControls.missing
 	}
-	return madeAnswer{body, maxAge(s.options.Cached.TTL(types))}, err
+	if s.options.Upstreams == nil {
+		made.until = time.Time{}
+	}
+	return made, err
 }
 
 // Forget drops an item that has changed from memory.
@@ -66,60 +101,16 @@ func (s *Server) Forget(hash narinfo.PathHash) {
 	s.answers.Forget(hash)
 }
 
-// unknown answers for an item that is certainly not in the index. The answer is not kept in
+// noNarinfo is the answer for an item that is certainly not in the index. It is not kept in
 // memory, so that an import is visible at once.
-func (s *Server) unknown(ctx *fasthttp.RequestCtx) {
-	respond.NotFound(ctx, "there is no narinfo for that hash")
-	s.setMissingCacheControl(ctx)
-}
-
-// Changes reports changes in the index, as an [index.Watcher] does.
-type Changes interface {
-	Poll() (changes []index.Change, complete bool, err error)
-}
-
-// followInterval is how often the index is polled for changes by other processes.
-const followInterval = 50 * time.Millisecond
+const noNarinfo = "there is no narinfo for that hash"
 
 // Follow drops outdated answers from memory until the context ends.
-func (s *Server) Follow(ctx context.Context, changes Changes) {
-	ticker := time.NewTicker(followInterval)
-	defer ticker.Stop()
-	broken := false
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
+func (s *Server) Follow(ctx context.Context, changes itemcache.Changes) {
+	itemcache.Follow(ctx, changes, s.log, func(change *index.Change) {
+		s.nars.Forget(change.Hash)
+		if change.Kind != index.StorageChanged {
+			s.answers.Forget(change.Hash)
 		}
-		news, complete, err := changes.Poll()
-		if err != nil {
-			if !broken {
-				s.log.Error("can't tell which answers are out of date; keeping none in memory until this works again", "error", err)
-			}
-			broken = true
-			s.answers.Suspend()
-			s.nars.Suspend()
-			continue
-		}
-		if broken {
-			broken = false
-			s.log.Info("keeping answers in memory again")
-			s.answers.Resume()
-			s.nars.Resume()
-		}
-		if !complete {
-			s.answers.ForgetAll()
-			s.nars.ForgetAll()
-		}
-		if !complete || len(news) > 0 {
-			s.peers.Notify()
-		}
-		for _, change := range news {
-			s.nars.Forget(change.Hash)
-			if change.Kind != index.StorageChanged {
-				s.answers.Forget(change.Hash)
-			}
-		}
-	}
+	}, s.peers.Notify, s.answers, s.nars)
 }

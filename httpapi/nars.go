@@ -171,6 +171,9 @@ type nars struct {
 func (s *Server) lookUp(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) (*nars, error) {
 	engine.Enter(ctx, s.pool)
 	item, err := s.item(s.live, hash)
+	if s.options.Upstreams != nil && isUnknown(err) {
+		item, err = s.addItem(ctx, hash)
+	}
 	if err == nil {
 		engine.LeaveLoop(ctx)
 	}

@@ -23,7 +23,7 @@ func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
 		respond.NotFound(ctx, "this is a substitute server: ask for /HASH.narinfo")
 		return routeHome
 	}
-	totals, err := s.totals()
+	totals, err := s.totals.Get()
 	if err != nil {
 		s.fault(ctx, "read the totals", err)
 		return routeHome

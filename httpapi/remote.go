@@ -154,7 +154,7 @@ func (s *Server) unreached(ctx *fasthttp.RequestCtx, item *storage.Item, err err
 	if !errors.Is(err, context.Canceled) {
 		s.log.Warn("can't fetch a nar from another instance for a client", "item", item.Narinfo.StorePath.String(), "error", err)
 	}
-	s.metrics.unreached.Inc()
+	s.metrics.Unreached.Inc()
 	respond.Fail(ctx, fasthttp.StatusBadGateway, "this nar is stored at another instance, which can't be reached now")
 }
 
@@ -163,5 +163,5 @@ func (s *Server) unreached(ctx *fasthttp.RequestCtx, item *storage.Item, err err
 func (s *Server) cutRemote(item *storage.Item, err error) {
 	s.log.Warn("another instance sent an incomplete or damaged nar; the client's connection was cut",
 		"item", item.Narinfo.StorePath.String(), "error", err)
-	s.metrics.unreached.Inc()
+	s.metrics.Unreached.Inc()
 }

@@ -12,6 +12,7 @@ import (
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/headers"
 	"nar-herder/httpapi/health"
+	"nar-herder/httpapi/metrics"
 	"nar-herder/httpapi/respond"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
@@ -62,8 +63,8 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 				"path", string(ctx.RequestURI()), "fault", fault, "stack", string(debug.Stack()))
 			ctx.Response.Reset()
 			respond.Fail(ctx, fasthttp.StatusInternalServerError, "internal error")
-			s.metrics.faults.Inc()
-			s.metrics.count(routeOther, ctx)
+			s.metrics.Faults.Inc()
+			s.metrics.Count(int(routeOther), ctx)
 		}
 	}()
 	route := s.dispatch(ctx)
@@ -74,14 +75,14 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	if s.stopping.Load() && !ctx.Hijacked() {
 		engine.CloseAfter(ctx)
 	}
-	s.metrics.count(route, ctx)
+	s.metrics.Count(int(route), ctx)
 	if s.log.Enabled(ctx, slog.LevelDebug) {
 		engine.LeaveLoop(ctx)
 		s.log.LogAttrs(ctx, slog.LevelDebug, "request",
 			slog.String("method", string(ctx.Method())),
 			slog.String("path", string(ctx.RequestURI())),
 			slog.Int("status", ctx.Response.StatusCode()),
-			slog.Int("bytes", bodyLength(ctx)),
+			slog.Int("bytes", metrics.BodyLength(ctx)),
 			slog.String("client", s.options.TrustedProxies.ClientName(ctx)))
 	}
 }
@@ -174,7 +175,8 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 		if err == nil && len(segments) == 2 && segments[1] == "info" {
 			engine.LeaveLoop(ctx)
 			if !s.peers.ServeInfo(ctx, hash) {
-				s.unknown(ctx)
+				respond.NotFound(ctx, noNarinfo)
+				s.setMissingCacheControl(ctx)
 			}
 			return routeInfo
 		}
@@ -183,15 +185,17 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	return routeOther
 }
 
-// fault is [respond.Faults.Answer].
+// fault is [respond.Faults.Answer], unless the upstreams are the cause.
 func (s *Server) fault(ctx *fasthttp.RequestCtx, tried string, err error) {
-	s.faults.Answer(ctx, tried, err)
+	if !s.upstreamFailed(ctx, err) {
+		s.faults.Answer(ctx, tried, err)
+	}
 }
 
 // handleBadRequest answers a malformed request, and closes the connection after it.
 func (s *Server) handleBadRequest(ctx *fasthttp.RequestCtx, err error) {
 	engine.AnswerBadRequest(ctx, err)
-	s.metrics.count(routeOther, ctx)
+	s.metrics.Count(int(routeOther), ctx)
 }
 
 // maxAge returns the Cache-Control header for a TTL.

@@ -19,10 +19,12 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/compression/decoders"
+	"nar-herder/httpapi/clients"
 	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/health"
 	"nar-herder/httpapi/itemcache"
+	"nar-herder/httpapi/metrics"
 	"nar-herder/httpapi/peerapi"
 	"nar-herder/httpapi/respond"
 	"nar-herder/httpapi/verify"
@@ -33,12 +35,14 @@ import (
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/checksums"
 	"nar-herder/storage/index"
+	"nar-herder/upstream/lookup"
 )
 
 // Items is the storage, as the server uses it.
 type Items interface {
-	// Text returns a narinfo byte for byte, or [storage.ErrNotFound].
-	Text(ctx context.Context, hash narinfo.PathHash) ([]byte, error)
+	// TextUntil returns a narinfo byte for byte, or [storage.ErrNotFound], and when the answer
+	// of its upstream expires. That is the zero time for an item that is not of an upstream.
+	TextUntil(ctx context.Context, hash narinfo.PathHash) (text []byte, freshUntil time.Time, err error)
 	// Item returns an item, or [storage.ErrNotFound].
 	Item(ctx context.Context, hash narinfo.PathHash) (*storage.Item, error)
 	// ItemsAt is Item for many, in the order of hashes, with nil for
@@ -58,9 +62,9 @@ type Items interface {
 
 // CachedNars are stored nars in further compressions.
 type CachedNars interface {
-	// Text returns a narinfo with a block for each file that is ready, and the types
-	// of these files, or [storage.ErrNotFound].
-	Text(ctx context.Context, hash narinfo.PathHash) (text []byte, types []string, err error)
+	// Text is [Items.TextUntil] with a block for each file that is ready, and the types of
+	// these files.
+	Text(ctx context.Context, hash narinfo.PathHash) (text []byte, types []string, freshUntil time.Time, err error)
 	// TTL returns the advertised TTL of a narinfo with files of the types; nil for none.
 	TTL(types []string) *time.Duration
 	// Files returns all files of an item, including those that its narinfo doesn't name.
@@ -80,6 +84,15 @@ type Remote interface {
 	// Locate returns the file's URL and its checksum, see [peer.SumOf]. The URL is ""
 	// if clients must not see it.
 	Locate(ctx context.Context, item *storage.Item, n int, via []string) (location string, sum [16]byte, err error)
+}
+
+// Upstreams have items that are not in the index. [lookup.Finder] implements it.
+type Upstreams interface {
+	// LookUp returns the narinfo of an item that the index lacks, or whose answer has expired.
+	// The error is [storage.ErrNotFound], [lookup.ErrBusy] or [upstream.ErrUnknown].
+	LookUp(ctx context.Context, hash narinfo.PathHash, asker lookup.Asker) (lookup.Answer, error)
+	// Add looks an item up, and waits until the index has it.
+	Add(ctx context.Context, hash narinfo.PathHash, asker lookup.Asker) (lookup.Answer, error)
 }
 
 // Uses counts requests for nars.
@@ -122,6 +135,9 @@ type Options struct {
 	// with RedirectRemote, clients are redirected to them.
 	Remote         Remote
 	RedirectRemote bool
+
+	// Upstreams have items that are not in the index; nil for none.
+	Upstreams Upstreams
 
 	// Presigned makes URLs to which clients are redirected for stored nars; nil to
 	// stream them.
@@ -175,7 +191,7 @@ type Options struct {
 	HideMetrics bool
 
 	// TrustedProxies name their clients in X-Forwarded-For.
-	TrustedProxies engine.Proxies
+	TrustedProxies clients.Proxies
 
 	// Limits bound connections, unless Starting is set.
 	Limits engine.Limits
@@ -199,7 +215,8 @@ type Server struct {
 	// invalidates them.
 	answers *itemcache.Cache[madeAnswer]
 	nars    *itemcache.Cache[*nars]
-	metrics *metrics
+	metrics *metrics.Answers
+	totals  *metrics.Totals
 	faults  respond.Faults
 	health  *health.Health
 	checker *verify.Checker
@@ -243,21 +260,23 @@ func New(items Items, options Options) *Server {
 	} else {
 		s.engine = engine.New(s.handle, s.handleBadRequest, options.Limits, options.TrustedProxies, s.log)
 	}
-	s.metrics = newMetrics(s)
-	s.faults = respond.Faults{Log: s.log, Count: s.metrics.faults}
+	s.metrics = metrics.New(patterns[:])
+	s.faults = respond.Faults{Log: s.log, Count: s.metrics.Faults}
 	s.live, s.end = context.WithCancel(context.Background())
 	s.streaming, s.endStreams = context.WithCancel(s.live)
+	s.totals = &metrics.Totals{Read: items.Totals, Live: s.live, Log: s.log}
 	s.checker = verify.New(verify.Options{
 		// One processor is left for other requests.
 		Decoders: decoders.New(max(1, runtime.GOMAXPROCS(0)-1), options.Decoders), Wait: decoders.Wait,
 		Live: s.live, Streaming: s.streaming,
-		Cut: s.cutRemote, Corrupt: s.metrics.corrupt, Log: s.log,
+		Cut: s.cutRemote, Corrupt: s.metrics.Corrupt, Log: s.log,
 	})
 	s.peers = peerapi.New(peerapi.Options{
 		Items: items, Identity: options.Identity, DependsOn: options.DependsOn, Changes: options.Changes, Chain: options.Chain,
 		Dumps: options.Dumps, DumpsExpected: options.DumpsExpected, AccelRedirect: options.AccelRedirect, Sender: s.sender,
 		Proxies: options.TrustedProxies, Faults: &s.faults, Live: s.live, Streaming: s.streaming,
 	})
+	s.register(s.metrics.Registry)
 	return s
 }
 
@@ -272,7 +291,7 @@ func (s *Server) Health() *health.Health { return s.health }
 func (s *Server) Processors() sync.Locker { return s.checker.Options.Decoders.Processors }
 
 // Registry returns the registry of the server's metrics.
-func (s *Server) Registry() *prometheus.Registry { return s.metrics.registry }
+func (s *Server) Registry() *prometheus.Registry { return s.metrics.Registry }
 
 // Serve answers requests from all listeners until the context ends, and closes
 // them. Then it waits a moment for answers in flight, cuts the others, and returns

@@ -138,6 +138,11 @@ func (s *Storage) Text(ctx context.Context, hash narinfo.PathHash) ([]byte, erro
 	return s.index.Text(ctx, hash)
 }
 
+// TextUntil is [index.Index.TextUntil].
+func (s *Storage) TextUntil(ctx context.Context, hash narinfo.PathHash) ([]byte, time.Time, error) {
+	return s.index.TextUntil(ctx, hash)
+}
+
 // Item returns the item, or [ErrNotFound].
 func (s *Storage) Item(ctx context.Context, hash narinfo.PathHash) (*Item, error) {
 	row, err := s.index.Item(ctx, hash)

@@ -31,6 +31,7 @@ import (
 	"nar-herder/storage/unfinished"
 	"nar-herder/storage/uses"
 	"nar-herder/upstream"
+	"nar-herder/upstream/lookup"
 )
 
 // subsystems are the parts of a server. Those that the options do not ask for are nil.
@@ -40,6 +41,7 @@ type subsystems struct {
 	uses      *uses.Counter
 	peers     peer.Peers
 	upstreams *upstream.Set
+	finder    *lookup.Finder
 	withdrawn *withdrawal.Remover
 	cache     *cached.Cache
 	passing   *passing.Source // nil without peers and upstreams
@@ -88,6 +90,7 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 		return err
 	}
 	s.upstreams = c.newUpstreams(store, config.keys.all(), log)
+	s.finder = s.newFinder(c, log)
 	from := s.newFiles(c, log)
 	caching, err := advertise(ctx, store.index, config.cached, log)
 	if err != nil {
@@ -175,6 +178,9 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 	} else if s.passing != nil {
 		options.Remote = s.passing
 	}
+	if s.finder != nil {
+		options.Upstreams = s.finder
+	}
 	if c.ServeBucketNars == redirect {
 		options.Presigned = s.store.bytes
 	}
@@ -189,7 +195,7 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 func (s *subsystems) collectors() []prometheus.Collector {
 	all := []prometheus.Collector{s.room, damageMetric(s.store.index), s.unstored.metric(), s.dumps}
 	if s.upstreams != nil {
-		all = append(all, s.upstreams)
+		all = append(all, s.upstreams, s.finder)
 	}
 	if s.passing != nil {
 		all = append(all, s.passing.Unchecked)
@@ -234,6 +240,7 @@ func (s *subsystems) start(ctx context.Context, running *tasks) {
 	start("making dumps", s.dumps.Run)
 	if s.upstreams != nil {
 		start("watching the upstreams", s.upstreams.Run)
+		start("writing items of upstreams", s.finder.Run)
 	}
 	if s.remover != nil {
 		start("keeping the storage limit", s.remover.Run)
@@ -258,6 +265,12 @@ func (s *subsystems) finish(running *tasks) {
 		s.uses.Close()
 		return nil
 	})
+	if s.finder != nil {
+		running.Go("writing items of upstreams", func() error {
+			s.finder.Close()
+			return nil
+		})
+	}
 	if s.fetcher != nil {
 		running.Go("fetching nars", func() error {
 			s.fetcher.Close()
@@ -275,6 +288,7 @@ func (s *subsystems) close(running *tasks) (err error) {
 		s.fetcher.Close()
 	}
 	if s.upstreams != nil {
+		s.finder.Close() // again, if the start has failed
 		s.upstreams.Close()
 	}
 	if s.cache != nil {

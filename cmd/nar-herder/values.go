@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"nar-herder/compression"
-	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/clients"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/removal/criteria"
@@ -215,7 +215,7 @@ func (t *typed[V, P]) UnmarshalText(text []byte) error {
 
 // proxiesValue is a list of proxies: addresses, networks such as 10.0.0.0/8, "unix" or
 // "none".
-type proxiesValue struct{ engine.Proxies }
+type proxiesValue struct{ clients.Proxies }
 
 func (p *proxiesValue) UnmarshalText(text []byte) error {
 	*p = proxiesValue{}
@@ -244,7 +244,7 @@ func (p *proxiesValue) UnmarshalText(text []byte) error {
 }
 
 // proxies merges all values.
-func proxies(values []proxiesValue) (all engine.Proxies) {
+func proxies(values []proxiesValue) (all clients.Proxies) {
 	for _, value := range values {
 		all.Unix = all.Unix || value.Unix
 		all.Networks = append(all.Networks, value.Networks...)

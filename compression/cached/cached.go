@@ -183,16 +183,16 @@ func (c *Cache) Close() error {
 	return err
 }
 
-// Text returns the narinfo with a block for each file that is ready, and the types of these
-// files. The error is [storage.ErrNotFound] for an unknown item.
-func (c *Cache) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, types []string, err error) {
-	text, files, err := c.index.TextAndCached(ctx, hash)
+// Text returns the narinfo with a block for each file that is ready, the types of these files,
+// and the time of [index.Index.TextUntil]. The error is [storage.ErrNotFound] for an unknown item.
+func (c *Cache) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, types []string, freshUntil time.Time, err error) {
+	text, files, freshUntil, err := c.index.TextAndCached(ctx, hash)
 	if err != nil || len(files) == 0 {
-		return text, nil, err
+		return text, nil, freshUntil, err
 	}
 	n, err := narinfo.Parse(text)
 	if err != nil {
-		return nil, nil, fmt.Errorf("the narinfo of %s in the database: %w", hash, err)
+		return nil, nil, time.Time{}, fmt.Errorf("the narinfo of %s in the database: %w", hash, err)
 	}
 	var blocks []narinfo.File
 	for _, file := range files {
@@ -206,7 +206,7 @@ func (c *Cache) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, t
 		blocks = append(blocks, narinfo.File{URL: urlOf(file.Type, n.StorePath), Compression: file.Type, Size: file.Size})
 		types = append(types, file.Type)
 	}
-	return narinfo.AppendFiles(make([]byte, 0, len(text)+150*len(blocks)), text, blocks), types, nil
+	return narinfo.AppendFiles(make([]byte, 0, len(text)+150*len(blocks)), text, blocks), types, freshUntil, nil
 }
 
 // names reports whether the narinfo itself names a nar of that compression.

@@ -33,7 +33,7 @@ func TestMade(t *testing.T) {
 	b.use(hello, 1)
 	until(t, "the narinfo names it", func() bool { return b.names(hello, "zstd") })
 	b.checkFile(hello)
-	text, types, err := b.Text(t.Context(), hashOf(t, hello))
+	text, types, _, err := b.Text(t.Context(), hashOf(t, hello))
 	if err != nil || len(types) != 1 || types[0] != "zstd" || !bytes.HasPrefix(text, original) {
 		t.Errorf("%s: %v, %v", text, types, err)
 	}

@@ -156,7 +156,7 @@ func (b *bench) rests() {
 // names reports whether the item's narinfo names a file of the type.
 func (b *bench) names(hash, kind string) bool {
 	b.t.Helper()
-	text, _, err := b.Text(context.Background(), hashOf(b.t, hash))
+	text, _, _, err := b.Text(context.Background(), hashOf(b.t, hash))
 	if err != nil {
 		b.t.Fatal(err)
 	}

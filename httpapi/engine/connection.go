@@ -32,6 +32,11 @@ type connection struct {
 	// ahead are bytes read while writing, and unread is how much memory is reserved for them.
 	ahead  []byte
 	unread atomic.Int64
+	// recent is the end of what Read has returned last, and seen the length of the beginning
+	// of ahead: as much as Ahead has not returned, or has. fasthttp's buffer has recent until
+	// the next Read.
+	recent []byte
+	seen   int
 	// stalled is the time since which a write has made no progress, as a Unix time in
 	// nanoseconds; 0 if no write is waiting.
 	stalled atomic.Int64
@@ -84,6 +89,7 @@ func (c *connection) SetReadDeadline(t time.Time) error {
 func (c *connection) read(p []byte) (int, error) {
 	if len(c.ahead) > 0 {
 		n := copy(p, c.ahead)
+		c.recent, c.seen = p[min(n, c.seen):n], max(0, c.seen-n)
 		if c.ahead = c.ahead[n:]; len(c.ahead) == 0 {
 			c.ahead = nil
 			c.releaseAhead()
@@ -102,7 +108,9 @@ func (c *connection) read(p []byte) (int, error) {
 	if c.engine.ending.Load() { // checked last, as endAll sets another deadline
 		return 0, net.ErrClosed
 	}
-	return c.Conn.Read(p)
+	n, err := c.Conn.Read(p)
+	c.recent = p[:n]
+	return n, err
 }
 
 // Write first tries without waiting, which suffices for most answers.

@@ -29,6 +29,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"nar-herder/httpapi/clients"
 	"net"
 	"net/netip"
 	"strings"
@@ -74,7 +75,7 @@ type Engine struct {
 
 	log     *slog.Logger
 	limits  Limits
-	proxies Proxies
+	proxies clients.Proxies
 
 	mu   sync.Mutex
 	open group
@@ -97,7 +98,7 @@ type Engine struct {
 
 // New makes an engine that calls handle for requests, and fail for malformed ones. Trusted
 // proxies are exempt from the limit per address.
-func New(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, error), limits Limits, proxies Proxies, log *slog.Logger) *Engine {
+func New(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, error), limits Limits, proxies clients.Proxies, log *slog.Logger) *Engine {
 	within := limits.within(Descriptors())
 	if within.Connections < limits.Connections {
 		log.Warn("--max-connections is more than half of the limit of open files, and is lowered to that: raise the limit", "connections", within.Connections)

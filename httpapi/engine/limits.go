@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"math/bits"
+	"nar-herder/httpapi/clients"
 	"net"
 	"net/netip"
 	"slices"
@@ -207,7 +208,7 @@ func (e *Engine) limitedClient(remote net.Addr) netip.Prefix {
 	if e.proxies.Trusts(address.WithZone("")) {
 		return netip.Prefix{}
 	}
-	return NetworkOf(address)
+	return clients.NetworkOf(address)
 }
 
 // admit makes room for a connection of the client, and reports whether that succeeded.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"nar-herder/httpapi/clients"
 	"net"
 	"testing"
 	"time"
@@ -35,7 +36,7 @@ func fullConnection(t *testing.T) (*connection, net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := New(nil, nil, Limits{}, Proxies{}, slog.New(slog.DiscardHandler)).wrap(conn)
+	c, err := New(nil, nil, Limits{}, clients.Proxies{}, slog.New(slog.DiscardHandler)).wrap(conn)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +144,7 @@ func TestWriteAfterClose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := New(nil, nil, Limits{}, Proxies{}, slog.New(slog.DiscardHandler)).wrap(accepted)
+	conn, err := New(nil, nil, Limits{}, clients.Proxies{}, slog.New(slog.DiscardHandler)).wrap(accepted)
 	if err != nil {
 		t.Fatal(err)
 	}

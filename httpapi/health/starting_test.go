@@ -8,6 +8,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/clients"
 	"nar-herder/httpapi/engine"
 )
 
@@ -16,7 +17,7 @@ func TestStartingPatience(t *testing.T) {
 	t.Parallel()
 	for _, hideHealth := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			starting := NewStarting(hideHealth, engine.Limits{}, engine.Proxies{}, slog.New(slog.DiscardHandler))
+			starting := NewStarting(hideHealth, engine.Limits{}, clients.Proxies{}, slog.New(slog.DiscardHandler))
 			ask := func(path string, status int, most time.Duration) {
 				t.Helper()
 				var ctx fasthttp.RequestCtx

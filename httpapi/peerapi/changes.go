@@ -11,7 +11,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
-	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/clients"
 	"nar-herder/httpapi/respond"
 	"nar-herder/internal/stamp"
 	"nar-herder/peer"
@@ -223,7 +223,7 @@ func (s *API) ServeStream(ctx *fasthttp.RequestCtx) {
 	if s.options.Proxies.Trusts(client.WithZone("")) {
 		client = netip.Addr{} // a proxy that doesn't name its client
 	}
-	network := engine.NetworkOf(client)
+	network := clients.NetworkOf(client)
 	if !s.streams.add(network) {
 		ctx.Response.Header.Set("Retry-After", streamRetry)
 		respond.Fail(ctx, fasthttp.StatusServiceUnavailable, "too many streams of changes: request pages instead, or retry later")

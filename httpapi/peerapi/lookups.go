@@ -13,7 +13,7 @@ import (
 	"github.com/valyala/fasthttp"
 	"golang.org/x/time/rate"
 
-	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/clients"
 	"nar-herder/httpapi/respond"
 	"nar-herder/storage"
 )
@@ -167,7 +167,7 @@ func newLimiter() *limiter {
 func (l *limiter) reserve(client netip.Addr, count int, now time.Time) (wait time.Duration, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	network := engine.NetworkOf(client)
+	network := clients.NetworkOf(client)
 	limits, known := l.clients.Get(network)
 	if !known {
 		limits = &clientLimits{own: rate.NewLimiter(ClientRate, ClientBurst), share: rate.NewLimiter(shareRate, shareBurst)}

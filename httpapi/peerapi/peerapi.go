@@ -8,8 +8,8 @@ import (
 	"errors"
 	"slices"
 
+	"nar-herder/httpapi/clients"
 	"nar-herder/httpapi/content"
-	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/respond"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
@@ -64,7 +64,7 @@ type Options struct {
 	AccelRedirect bool // the nginx in front sends files
 	Sender        *content.Sender
 
-	Proxies engine.Proxies
+	Proxies clients.Proxies
 	Faults  *respond.Faults
 	// Live is the context of answers, and Streaming that of those without an end.
 	Live, Streaming context.Context

@@ -121,9 +121,9 @@ func (x *Index) AllCached(ctx context.Context, kind string) iter.Seq2[CachedFile
 	}
 }
 
-// TextAndCached is [Index.Text] with the cached files to append to the text, sorted by
+// TextAndCached is [Index.TextUntil] with the cached files to append to the text, sorted by
 // type. Only their Hash, Type and Size are set.
-func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text []byte, files []CachedFile, err error) {
+func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text []byte, files []CachedFile, freshUntil time.Time, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		// One statement, so that the files belong to this text.
 		row, err := c.first(`SELECT `+textColumns+`,
@@ -136,7 +136,8 @@ func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text 
 			text = nil
 			return err
 		}
-		if list, ok := row[6].(string); ok {
+		freshUntil = freshUntilFrom(row)
+		if list, ok := row[8].(string); ok {
 			words := strings.Fields(list)
 			for ; len(words) >= 3; words = words[3:] {
 				size, err := strconv.ParseInt(words[1], 10, 64)
@@ -152,9 +153,9 @@ func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text 
 		return nil
 	})
 	if err != nil && err != ErrNotFound && err != ErrLost {
-		return nil, nil, describe(fmt.Sprintf("look up narinfo %s in %s", hash, x.path), err)
+		return nil, nil, time.Time{}, describe(fmt.Sprintf("look up narinfo %s in %s", hash, x.path), err)
 	}
-	return text, files, err
+	return text, files, freshUntil, err
 }
 
 // PutCached records a new cached file. Narinfos name it from now on.

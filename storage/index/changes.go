@@ -326,7 +326,7 @@ func (x *Index) appendChange(c *connection, found []MirrorChange, change Change)
 	case Removed:
 		return append(found, MirrorChange{Change: change}), nil
 	case Added:
-		text, err := x.textOf(c, change.Hash)
+		text, _, err := x.textOf(c, change.Hash)
 		if err == ErrNotFound { // or withdrawn
 			return found, nil
 		}

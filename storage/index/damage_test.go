@@ -194,7 +194,7 @@ func TestDamagedCached(t *testing.T) {
 	})
 	want := func(count int) {
 		t.Helper()
-		text, files, err := x.TextAndCached(t.Context(), hash)
+		text, files, _, err := x.TextAndCached(t.Context(), hash)
 		if err != nil || !bytes.Equal(text, n.Text) || len(files) != 1 || files[0].Type != "gzip" || files[0].Size != 7 {
 			t.Errorf("%q, %+v, %v", text, files, err)
 		}
@@ -414,7 +414,7 @@ func TestOlderWriter(t *testing.T) {
 			tx.conn.exec(`INSERT INTO cached_files (item, type, size, last_used) VALUES (?, ?, ?, ?)
 				ON CONFLICT DO UPDATE SET size = excluded.size, last_used = excluded.last_used, withdrawn_at = NULL`, int64(1), "zstd", int64(6), int64(7)))
 	})
-	text, files, err := x.TextAndCached(t.Context(), hash)
+	text, files, _, err := x.TextAndCached(t.Context(), hash)
 	if err != nil || !bytes.Equal(text, now.Text) || len(files) != 1 || files[0].Size != 6 {
 		t.Errorf("%q, %v, %v", text, files, err)
 	}

@@ -67,7 +67,7 @@ func TestLostNars(t *testing.T) {
 			if test.lost != errors.Is(err, ErrLost) || test.lost != errors.Is(err, ErrNotFound) {
 				t.Errorf("Text: %v", err)
 			}
-			if _, _, withCached := x.TextAndCached(t.Context(), hash); withCached != err {
+			if _, _, _, withCached := x.TextAndCached(t.Context(), hash); withCached != err {
 				t.Errorf("TextAndCached: %v, Text: %v", withCached, err)
 			}
 			if _, err := x.Text(t.Context(), testPath(2).Hash); err != nil {

@@ -63,30 +63,37 @@ func (i *Item) Position() int64 { return i.id }
 // error is [ErrNotFound] if the index definitely has no such item, and [ErrLost] if clients
 // must not get its narinfo because no nar of it is stored any more.
 func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, err error) {
-	err = x.readers.do(ctx, func(c *connection) error {
-		text, err = x.textOf(c, hash)
-		return err
-	})
-	if err == ErrLost {
-		return nil, err
-	}
-	if err != nil && err != ErrNotFound {
-		return nil, describe(fmt.Sprintf("look up narinfo %s in %s", hash, x.path), err)
-	}
+	text, _, err = x.TextUntil(ctx, hash)
 	return text, err
 }
 
-func (x *Index) textOf(c *connection, hash narinfo.PathHash) ([]byte, error) {
-	// This reads only the index of items, not the table.
+// TextUntil is [Index.Text] with [Item.FreshUntil]. That is the zero time only for an item that
+// did not come from an upstream.
+func (x *Index) TextUntil(ctx context.Context, hash narinfo.PathHash) (text []byte, freshUntil time.Time, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		text, freshUntil, err = x.textOf(c, hash)
+		return err
+	})
+	if err == ErrLost {
+		return nil, time.Time{}, err
+	}
+	if err != nil && err != ErrNotFound {
+		return nil, time.Time{}, describe(fmt.Sprintf("look up narinfo %s in %s", hash, x.path), err)
+	}
+	return text, freshUntil, err
+}
+
+func (x *Index) textOf(c *connection, hash narinfo.PathHash) (text []byte, freshUntil time.Time, err error) {
 	row, err := c.first("SELECT "+textColumns+" FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?", keyOf(hash))
 	if err != nil {
-		return nil, err
+		return nil, time.Time{}, err
 	}
-	return x.textFrom(row, hash)
+	text, err = x.textFrom(row, hash)
+	return text, freshUntilFrom(row), err
 }
 
 // textColumns are the columns that textFrom reads.
-const textColumns = "n.hash, n.dictionary, n.text, n.checksum, n.withdrawn_at, n.lost_at"
+const textColumns = "n.hash, n.dictionary, n.text, n.checksum, n.withdrawn_at, n.lost_at, i.origin, i.fresh_until"
 
 // textFrom returns the text in a row that begins with textColumns and was found by the key
 // of hash. The error is [ErrNotFound] if the row is nil, has another hash with the same
@@ -117,6 +124,14 @@ func (x *Index) textFrom(row []driver.Value, hash narinfo.PathHash) ([]byte, err
 		return text, ErrLost
 	}
 	return text, nil
+}
+
+// freshUntilFrom returns the time for [Index.TextUntil] in a row that begins with textColumns.
+func freshUntilFrom(row []driver.Value) time.Time {
+	if row == nil || number(row[6]) == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(number(row[7])).UTC()
 }
 
 // isRight returns the hash in a row that was found by key, and an error if it doesn't

@@ -33,7 +33,7 @@ func TestWithdraw(t *testing.T) {
 	if _, err := x.Text(t.Context(), hash); !errors.Is(err, ErrNotFound) {
 		t.Errorf("its text is still served: %v", err)
 	}
-	if _, _, err := x.TextAndCached(t.Context(), hash); !errors.Is(err, ErrNotFound) {
+	if _, _, _, err := x.TextAndCached(t.Context(), hash); !errors.Is(err, ErrNotFound) {
 		t.Errorf("its text is still served: %v", err)
 	}
 	item, err := x.Item(t.Context(), hash)

@@ -1,4 +1,4 @@
-package engine
+package clients
 
 import (
 	"net/netip"

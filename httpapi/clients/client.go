@@ -1,4 +1,5 @@
-package engine
+// Package clients names the client of a request, which may have come through trusted proxies.
+package clients
 
 import (
 	"net"
