@@ -196,7 +196,7 @@ func TestCacheImported(t *testing.T) {
 	corpus := filepath.Join(testdata, "published-multi")
 	address, _ := startFiles(t, corpus)
 	p := newPlace(t)
-	succeed(t, p.args("import", "--narinfos-only", corpus)...)
+	succeed(t, "import", "--database="+p.database, "--narinfos-only", corpus)
 	s := p.serveProcess(t, "--upstream=http://"+address)
 	wantAllServed(t, "imported", s.addresses[0], corpus)
 	if got := get(t, s.addresses[0], "/health").body; strings.Contains(got, "without a nar") {
