@@ -3,10 +3,16 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -203,4 +209,169 @@ func TestCacheImported(t *testing.T) {
 		t.Errorf("health: %s", got)
 	}
 	s.stop(t, syscall.SIGTERM)
+}
+
+// TestCacheOneFetch: a nar that many clients request at once is fetched once, by a cache with a
+// storage. The upstream doesn't say how long it is, as guix publish without a cache.
+func TestCacheOneFetch(t *testing.T) {
+	t.Parallel()
+	const clients = 20
+	var requests atomic.Int32
+	begun := make(chan struct{})
+	files := http.FileServer(http.Dir(filepath.Join(testdata, "published")))
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.HasPrefix(r.URL.Path, "/nar/"):
+			requests.Add(1)
+			<-begun // when all clients wait
+			w.(http.Flusher).Flush() // so that there is no length
+			_, _ = io.WriteString(w, read(t, testdata, "published", r.URL.Path))
+		case r.URL.Path == "/"+narinfoName(entropy):
+			text := read(t, published(entropy))
+			at := strings.Index(text, "FileSize: ")
+			end := at + strings.Index(text[at:], "\n") + 1
+			_, _ = io.WriteString(w, text[:at]+text[end:])
+		default:
+			files.ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(upstream.Close)
+	p := newPlace(t)
+	s := p.serve(t, "--upstream="+upstream.URL)
+	n, err := narinfo.Parse([]byte(get(t, s.addresses[0], "/"+narinfoName(entropy)).body))
+	if err != nil || n.Files[0].Size >= 0 {
+		t.Fatalf("%+v, %v", n, err)
+	}
+	want := read(t, testdata, "published", n.Files[0].URL)
+	var asking sync.WaitGroup
+	for range clients {
+		asking.Go(func() {
+			if got, err := tryGet(s.addresses[0], "/"+n.Files[0].URL); err != nil || got.StatusCode != 200 || got.body != want {
+				t.Errorf("%v, %d bytes, %v, want %d", got.Response, len(got.body), err, len(want))
+			}
+		})
+	}
+	until(t, "all clients are connected", func() bool {
+		return metricWith(t, s.addresses[0], "narherder_http_connections") >= clients
+	})
+	close(begun)
+	asking.Wait()
+	until(t, "it is stored", func() bool {
+		_, err := os.Stat(filepath.Join(p.storage, n.Files[0].URL))
+		return err == nil
+	})
+	if got := get(t, s.addresses[0], "/"+n.Files[0].URL); got.body != want || got.ContentLength != int64(len(want)) {
+		t.Errorf("stored: %s, length %d", got.Status, got.ContentLength)
+	}
+	if got := requests.Load(); got != 1 {
+		t.Errorf("%d requests for the nar, want 1", got)
+	}
+	s.stop(t, syscall.SIGTERM)
+	succeed(t, p.args("check", "--verify", "--no-closures")...)
+}
+
+// TestCacheAndMirror: a mirror fetches the nars of its source by itself, and those of upstreams
+// when clients request them. Cached compressions are made of both.
+func TestCacheAndMirror(t *testing.T) {
+	t.Parallel()
+	farm := newPlace(t)
+	farm.imports(t, published(greeting))
+	succeed(t, "dump", "--database="+farm.database, "--database-dump="+farm.dumpFile())
+	source := farm.serve(t)
+	address, _ := startFiles(t, filepath.Join(testdata, "published"))
+	p := newPlace(t)
+	s := p.serve(t, "--mirror=http://"+source.addresses[0], "--upstream=http://"+address,
+		"--enable-cached-compression=zstd", "--cached-compression-min-uses=1", "--cached-compression-directory=zstd="+filepath.Join(p.dir, "zstd"))
+	isStored := func(base string) bool {
+		_, err := os.Stat(filepath.Join(p.storage, "nar/lzip", base))
+		return err == nil
+	}
+	until(t, "the nar of the source is stored", func() bool { return isStored(greeting) })
+	for _, base := range []string{entropy, greeting} {
+		if got := get(t, s.addresses[0], "/"+narinfoName(base)); got.StatusCode != 200 || !strings.HasPrefix(got.body, read(t, published(base))) {
+			t.Errorf("%s: %s", base, got.Status)
+		}
+		if base == entropy && isStored(base) {
+			t.Error("the nar of the upstream is stored without a request for it")
+		}
+		if got := get(t, s.addresses[0], "/nar/lzip/"+base); got.body != read(t, testdata, "published/nar/lzip", base) {
+			t.Errorf("%s: %s", base, got.Status)
+		}
+		until(t, "it is stored", func() bool { return isStored(base) })
+		until(t, "it is listed in zstd as well", func() bool {
+			return strings.Contains(get(t, s.addresses[0], "/"+narinfoName(base)).body, "Compression: zstd")
+		})
+		n, _ := narOf(t, read(t, published(base)))
+		checkDecompressed(t, base, n, get(t, s.addresses[0], "/nar/zstd/"+base).body, required(t, "zstd"), "-dc")
+	}
+	for base, origin := range map[string]string{entropy: `"origin":"http://` + address + `"`, greeting: ""} {
+		list := succeed(t, "list", "--database="+p.database, "--json")
+		i := strings.Index(list, base)
+		line, _, _ := strings.Cut(list[i:], "\n")
+		if strings.Contains(line, `"origin"`) != (origin != "") || !strings.Contains(line, origin) {
+			t.Errorf("%s: %s", base, line)
+		}
+	}
+	if out := succeed(t, "stats", "--database="+p.database); !strings.Contains(out, "  of upstream    1, http://"+address+"\n") {
+		t.Errorf("stats: %s", out)
+	}
+}
+
+// gofmtBase is the largest item in several compressions.
+const gofmtBase = "vwq3caqzrjacp658wz5wanfjk9z7q548-gofmt-bin-1.26"
+
+// TestCacheMissingFile: a file that the narinfo names is missing at the upstream, or always cut.
+// The nar comes from another upstream, or from another compression.
+func TestCacheMissingFile(t *testing.T) {
+	t.Parallel()
+	corpus := filepath.Join(testdata, "published-multi")
+	n, _ := narOf(t, read(t, corpus, narinfoName(gofmtBase)))
+	for name, spoil := range map[string]func(w http.ResponseWriter, content string){
+		"missing": func(w http.ResponseWriter, _ string) { w.WriteHeader(http.StatusNotFound) },
+		"fault":   func(w http.ResponseWriter, _ string) { w.WriteHeader(http.StatusInternalServerError) },
+		"cut": func(w http.ResponseWriter, content string) {
+			w.Header().Set("Content-Length", strconv.Itoa(len(content)))
+			_, _ = io.WriteString(w, content[:len(content)/2])
+		},
+	} {
+		for _, storage := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, storage %v", name, storage), func(t *testing.T) {
+				t.Parallel()
+				files := http.FileServer(http.Dir(corpus))
+				first := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if strings.HasPrefix(r.URL.Path, "/nar/zstd/") {
+						spoil(w, read(t, corpus, r.URL.Path))
+						return
+					}
+					files.ServeHTTP(w, r)
+				}))
+				t.Cleanup(first.Close)
+				second, _ := startFiles(t, corpus)
+				p := newPlace(t)
+				args := []string{"--upstream=" + first.URL}
+				if !storage {
+					args = append(args, "--storage=")
+				}
+				alone := newPlace(t)
+				a := alone.serve(t, args...)
+				both := p.serve(t, append(args, "--upstream=http://"+second)...)
+				for what, s := range map[string]*server{"one": a, "two": both} {
+					if got := get(t, s.addresses[0], "/"+narinfoName(gofmtBase)); got.StatusCode != 200 {
+						t.Fatalf("%s: %s, %s", what, got.Status, got.body)
+					}
+					if name != "cut" || s == both { // a cut file may be sent in part
+						got := get(t, s.addresses[0], "/nar/"+gofmtBase)
+						if got.StatusCode != 200 {
+							t.Errorf("%s: %s", what, got.Status)
+						}
+						checkNar(t, what, n, got.body)
+					}
+				}
+				got := get(t, both.addresses[0], "/nar/zstd/"+gofmtBase)
+				if got.body != read(t, corpus, "nar/zstd", gofmtBase) {
+					t.Errorf("zstd: %s, %d bytes", got.Status, len(got.body))
+				}
+			})
+		}
+	}
 }
