@@ -124,17 +124,19 @@ func (q *question) send(via []string) {
 	}
 	for _, n := range up {
 		u := q.set.upstreams[n]
-		header := u.header(via)
+		server, header := u.current(), u.header(via)
 		calls := make([]pipeline.Call, 0, len(q.hashes))
-		for i, hash := range q.hashes {
-			request, err := u.newRequest(q.ctx, hash.String()+".narinfo", header)
-			if err != nil {
-				q.receive(i, n, reply{err: err})
-				continue
+		for i := range q.hashes {
+			c := &call{question: q, item: i, upstream: n}
+			if c.setServer(server, header) {
+				calls = append(calls, c)
 			}
-			calls = append(calls, &call{question: q, item: i, upstream: n, request: request})
 		}
-		u.send(calls...)
+		if server != nil {
+			server.send(calls...)
+		} else {
+			u.files.Send(calls...)
+		}
 	}
 	if len(up) == 0 {
 		for i := range q.items {

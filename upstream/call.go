@@ -14,13 +14,26 @@ import (
 type call struct {
 	question       *question
 	item, upstream int
+	server         *server // nil for a directory
 	request        *http.Request
-	plain          bool // it isn't pipelined
+	isPlain        bool // it was sent again without pipelining
 
 	// Of the last response:
 	response *pipeline.Response
 	narinfo  *narinfo.Narinfo
 	err      error // of a text that isn't a narinfo
+}
+
+// setServer prepares the request. If that is impossible, it records this, and returns false.
+func (c *call) setServer(server *server, header http.Header) (ok bool) {
+	var err error
+	u := c.question.set.upstreams[c.upstream]
+	c.server = server
+	if c.request, err = u.newRequest(c.question.ctx, server, c.question.hashes[c.item].String()+".narinfo", header); err != nil {
+		c.question.receive(c.item, c.upstream, reply{err: fmt.Errorf("%s: %w", u, err)})
+		return false
+	}
+	return true
 }
 
 // Context implements [pipeline.Call].
@@ -50,9 +63,17 @@ func (c *call) Done(response *pipeline.Response, err error) {
 	if c.question.ctx.Err() != nil {
 		return // everything is decided
 	}
-	if !c.plain && u.server != nil && (errors.Is(err, errHTTP2) || err == nil && isRedirect(response.Status)) {
-		c.plain = true
-		u.server.plain.Send(c)
+	if c.server != nil && !c.isPlain && (errors.Is(err, errHTTP2) || err == nil && isRedirect(response.Status)) {
+		if response != nil {
+			if secure := u.upgrade(c.server, c.request, response.Header.Get("Location")); secure != nil {
+				if c.setServer(secure, c.request.Header) {
+					secure.send(c)
+				}
+				return
+			}
+		}
+		c.isPlain = true
+		c.server.plain.Send(c)
 		return
 	}
 	r, outcome := c.judge(response, err)

@@ -92,8 +92,14 @@ func newServer(base *url.URL, o *Options, report func(error, time.Duration)) *se
 	return s
 }
 
-// isPipelined reports whether requests are pipelined now.
-func (s *server) isPipelined() bool { return s.pipelined != nil && !s.http2.Load() }
+// send sends requests, with pipelining if possible.
+func (s *server) send(calls ...pipeline.Call) {
+	if s.pipelined != nil && !s.http2.Load() {
+		s.pipelined.Send(calls...)
+	} else {
+		s.plain.Send(calls...)
+	}
+}
 
 // dial makes a connection for pipelining.
 func (s *server) dial(ctx context.Context, dial func(context.Context, string, string) (net.Conn, error), config *tls.Config) (net.Conn, error) {

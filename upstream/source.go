@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"nar-herder/internal/logonce"
@@ -24,6 +25,9 @@ type Upstream struct {
 	// An upstream has either.
 	server *server
 	files  *pool // of a directory
+	// secure is what the server redirects to, if that is the same with https; nil if it
+	// doesn't.
+	secure atomic.Pointer[server]
 	breaker
 	counts
 	logged logonce.Filter
@@ -79,16 +83,33 @@ func (u *Upstream) warn(kind string, err error) {
 	}
 }
 
-// send sends requests for narinfos.
-func (u *Upstream) send(calls ...pipeline.Call) {
-	switch {
-	case u.server == nil:
-		u.files.Send(calls...)
-	case u.server.isPipelined():
-		u.server.pipelined.Send(calls...)
-	default:
-		u.server.plain.Send(calls...)
+// current returns the server to ask; nil for a directory.
+func (u *Upstream) current() *server {
+	if secure := u.secure.Load(); secure != nil {
+		return secure
 	}
+	return u.server
+}
+
+// upgrade returns the server to ask instead of one that redirects a request to the same URL with
+// https; nil if it redirects to something else.
+func (u *Upstream) upgrade(from *server, request *http.Request, location string) *server {
+	to, err := request.URL.Parse(location)
+	if err != nil || from != u.server || u.base.Scheme != "http" || u.base.Port() != "" && u.base.Port() != "80" || to.Port() != "" && to.Port() != "443" {
+		return nil
+	}
+	want := *request.URL
+	want.Scheme, want.Host, to.Host = "https", u.base.Hostname(), to.Hostname()
+	if to.String() != want.String() {
+		return nil
+	}
+	base := *u.base
+	base.Scheme, base.Host = want.Scheme, want.Host
+	secure := newServer(&base, u.options, u.Report)
+	if u.secure.CompareAndSwap(nil, secure) {
+		u.options.Log.Info("an upstream redirects to https, and is asked there from now on: change its URL to save the first round trip", "upstream", u.name)
+	}
+	return u.secure.Load()
 }
 
 // header returns the header of requests for narinfos.
@@ -101,9 +122,13 @@ func (u *Upstream) header(via []string) http.Header {
 	return header
 }
 
-// newRequest makes a request for a file of the upstream.
-func (u *Upstream) newRequest(ctx context.Context, name string, header http.Header) (*http.Request, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, u.name+"/"+name, nil)
+// newRequest makes a request for a file of the upstream. server is nil for a directory.
+func (u *Upstream) newRequest(ctx context.Context, server *server, name string, header http.Header) (*http.Request, error) {
+	base := u.name
+	if server != nil {
+		base = peer.Name(server.base)
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/"+name, nil)
 	if err != nil {
 		return nil, peer.Explain(err)
 	}
@@ -112,8 +137,10 @@ func (u *Upstream) newRequest(ctx context.Context, name string, header http.Head
 }
 
 func (u *Upstream) close() {
-	if u.server != nil {
-		u.server.close()
+	for _, server := range []*server{u.server, u.secure.Load()} {
+		if server != nil {
+			server.close()
+		}
 	}
 }
 
@@ -151,13 +178,14 @@ const probeFile = "nix-cache-info"
 func (u *Upstream) probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, u.options.SilenceTimeout)
 	defer cancel()
-	request, err := u.newRequest(ctx, probeFile, u.header(nil))
+	server := u.current()
+	request, err := u.newRequest(ctx, server, probeFile, u.header(nil))
 	if err != nil {
 		return err
 	}
 	var response *pipeline.Response
-	if u.server != nil {
-		response, _, err = u.server.get(ctx, request)
+	if server != nil {
+		response, _, err = server.get(ctx, request)
 	} else {
 		probe := &probe{request, make(chan error, 1)}
 		u.files.Send(probe)

@@ -24,7 +24,7 @@ import (
 var (
 	// ErrUnknown reports that no upstream could tell whether it has an item. The reasons, one
 	// for each upstream, are part of its text.
-	ErrUnknown = errors.New("no upstream could be asked")
+	ErrUnknown = errors.New("no upstream can tell whether it has the item")
 	// ErrLoop reports a request that has already passed this server. It comes with ErrUnknown.
 	ErrLoop = errors.New("the request has come back to this server: one of the upstreams is this server, or has it as an upstream")
 )

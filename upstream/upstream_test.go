@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -29,7 +30,7 @@ import (
 // number returns the number of a test item.
 var numbers = func() map[string]int {
 	numbers := make(map[string]int)
-	for n := range 1100 {
+	for n := range 2000 {
 		numbers[mirrortest.Path(n).Hash.String()] = n
 	}
 	return numbers
@@ -68,7 +69,7 @@ func start(t *testing.T, handler http.HandlerFunc) string {
 }
 
 // options are those of tests with the upstreams.
-func options(t *testing.T, urls ...string) upstream.Options {
+func options(t testing.TB, urls ...string) upstream.Options {
 	t.Helper()
 	o := upstream.Options{Instance: "own"}
 	for _, text := range urls {
@@ -81,23 +82,28 @@ func options(t *testing.T, urls ...string) upstream.Options {
 	return o
 }
 
+// quiet is a log that nobody reads.
+var quiet = log.New(io.Discard, "", 0)
+
 // network is a network in memory, for tests with a clock of their own: each host has a server.
 type network map[string]http.Handler
 
 // open makes a set of all hosts, http://0.example and so on, in that order.
-func (n network) open(t *testing.T) *upstream.Set {
+func (n network) open(t *testing.T, log *slog.Logger) *upstream.Set {
 	listeners := make(map[string]*listener)
 	var urls []string
 	for host, handler := range n {
 		l := &listener{conns: make(chan net.Conn), closed: make(chan struct{})}
 		listeners[host] = l
-		server := &http.Server{Handler: handler, ErrorLog: log.New(io.Discard, "", 0)}
+		server := &http.Server{Handler: handler, ErrorLog: quiet}
 		go server.Serve(l)
 		t.Cleanup(func() { server.Close() })
 		urls = append(urls, "http://"+host)
 	}
 	slices.Sort(urls)
-	return open(t, options(t, urls...).WithDial(func(ctx context.Context, _, address string) (net.Conn, error) {
+	o := options(t, urls...)
+	o.Log = log
+	return open(t, o.WithDial(func(ctx context.Context, _, address string) (net.Conn, error) {
 		host, _, err := net.SplitHostPort(address)
 		if err != nil || listeners[host] == nil {
 			return nil, fmt.Errorf("%s is unreachable", address)
@@ -256,7 +262,7 @@ func TestPreference(t *testing.T) {
 				for i, handler := range test.upstreams {
 					hosts[fmt.Sprintf("%d.example", i)] = handler
 				}
-				s := hosts.open(t)
+				s := hosts.open(t, nil)
 				begun := time.Now()
 				a := ask(t, s, hashes(1, 2))[hash(1)]
 				if got := describe(s, a); got != test.want || time.Since(begun) != test.after {
@@ -271,10 +277,13 @@ func TestPreference(t *testing.T) {
 // narinfo, and once.
 func TestBurst(t *testing.T) {
 	t.Parallel()
-	for name, serve := range map[string]func(*httptest.Server){
-		"HTTP/1.1": (*httptest.Server).Start,
-		"TLS":      (*httptest.Server).StartTLS,
-		"HTTP/2":   func(server *httptest.Server) { server.EnableHTTP2 = true; server.StartTLS() },
+	for name, test := range map[string]struct {
+		serve  func(*httptest.Server)
+		before int
+	}{
+		"HTTP/1.1": {(*httptest.Server).Start, 1700},
+		"TLS":      {(*httptest.Server).StartTLS, 1700},
+		"HTTP/2":   {func(server *httptest.Server) { server.EnableHTTP2 = true; server.StartTLS() }, 1000},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -283,13 +292,13 @@ func TestBurst(t *testing.T) {
 				version.Store(int64(r.ProtoMajor))
 				has(900, 1)(w, r)
 			}))
-			server.Config.ErrorLog = log.New(io.Discard, "", 0) // connections that aren't needed are closed
+			server.Config.ErrorLog = quiet // connections that aren't needed are closed
 			server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 				if state == http.StateNew {
 					accepted.Add(1)
 				}
 			}
-			serve(server)
+			test.serve(server)
 			t.Cleanup(server.Close)
 			roots := x509.NewCertPool()
 			if server.Certificate() != nil {
@@ -297,7 +306,7 @@ func TestBurst(t *testing.T) {
 			}
 			s := open(t, options(t, server.URL).WithTLS(&tls.Config{RootCAs: roots}))
 			for range 2 {
-				for hash, a := range ask(t, s, hashes(0, 1000)) {
+				for hash, a := range ask(t, s, hashes(700, test.before)) {
 					want := "absent, 5m0s"
 					if numbers[hash.String()] < 900 {
 						want = "version 1 of 0, 1h0m0s"

@@ -67,6 +67,7 @@ var cases = []struct {
 	{"cache", "nars through a cache, against the upstream itself and stored ones", (*bench).cache},
 	{"scrub", "the effect of a scrub on narinfo requests", (*bench).scrub},
 	{"slow", "a nar that is decompressed for the client, beside 200 slow clients", (*bench).slow},
+	{"burst", "a burst of 1,000 narinfos through a cache with a distant upstream", (*bench).burst},
 	{"idle", "narinfos beside 2,000 idle and 50 slow connections", (*bench).idle},
 }
 

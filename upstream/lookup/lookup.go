@@ -49,11 +49,6 @@ const (
 	// item that is asked for early is requested within the same burst.
 	burstTime = 5 * time.Second
 
-	// mostRemembered bounds the remembered negative answers.
-	mostRemembered = 100_000
-	// mostAsking bounds the questions in flight. Look-ahead may use half of it, so that it
-	// delays nobody else.
-	mostAsking = 50_000
 	// longestPoll is the longest interval of calls of [Asker.Next].
 	longestPoll = 16 * time.Millisecond
 )
@@ -156,7 +151,7 @@ func New(s *storage.Storage, source Source, options Options) *Finder {
 		questions: make(map[question]*asked), found: make(map[narinfo.PathHash]*finding),
 		wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1),
 	}
-	f.answers, _ = simplelru.NewLRU[question, *asked](mostRemembered, nil) // fails only for a size below one
+	f.answers, _ = simplelru.NewLRU[question, *asked](f.limits.remembered, nil) // fails only for a size below one
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
 	}
@@ -171,7 +166,7 @@ func New(s *storage.Storage, source Source, options Options) *Finder {
 func (f *Finder) LookUp(ctx context.Context, hash narinfo.PathHash, asker Asker) (Answer, error) {
 	via := asker.via()
 	f.mu.Lock()
-	a, isNew := f.begin(question{hash, via}, mostAsking)
+	a, isNew := f.begin(question{hash, via}, f.limits.asking)
 	f.mu.Unlock()
 	switch {
 	case a == nil:
@@ -236,7 +231,7 @@ func (f *Finder) beginAll(batch, hashes []narinfo.PathHash, via string) []narinf
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, hash := range hashes {
-		if _, isNew := f.begin(question{hash, via}, mostAsking/2); isNew {
+		if _, isNew := f.begin(question{hash, via}, f.limits.asking/2); isNew {
 			batch = append(batch, hash)
 		}
 	}
@@ -380,7 +375,7 @@ func (f *Finder) resolve(q question, answer Answer, err error, expires time.Time
 func (f *Finder) keep(q question, found *finding, answer Answer) {
 	f.mu.Set(func() {
 		found.asked = f.settle(q, answer, nil)
-		if found.asked == nil || len(f.found) >= mostUnwritten {
+		if found.asked == nil || len(f.found) >= f.limits.unwritten {
 			return // or the writer can't keep up: it is asked for again
 		}
 		if f.found[q.hash] == nil {

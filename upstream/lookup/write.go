@@ -19,10 +19,8 @@ const (
 	writeDelay = 100 * time.Millisecond
 	// writeBatch bounds the items of a transaction.
 	writeBatch = 1_000
-	// mostUnwritten bounds the items in memory, which take some 5 KB each. Above half of it,
-	// questions wait for the writer, but not longer than writeTimeout.
-	mostUnwritten = 20_000
-	// writeTimeout is how long a request waits for its item to be written.
+	// writeTimeout is how long a request waits for its item to be written, or a question for
+	// the writer.
 	writeTimeout = 5 * time.Second
 	// closeTimeout bounds [Finder.Close].
 	closeTimeout = 900 * time.Millisecond
@@ -46,7 +44,7 @@ type finding struct {
 func (f *Finder) waitForWriter() {
 	ctx, cancel := context.WithTimeout(f.ctx, writeTimeout)
 	defer cancel()
-	_ = f.mu.Wait(ctx, func() bool { return f.failing || len(f.found) < mostUnwritten/2 })
+	_ = f.mu.Wait(ctx, func() bool { return f.failing || len(f.found) < f.limits.unwritten/2 })
 }
 
 // Run writes what was found until the context ends.

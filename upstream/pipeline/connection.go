@@ -226,6 +226,8 @@ func (c *Client) end(x *connection, err error) {
 		err = ErrClosed
 	} else if errors.Is(err, os.ErrDeadlineExceeded) {
 		err = ErrSilent
+	} else if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("it closes the connection before its answer: %w", err)
 	}
 	var again []*entry
 	for _, h := range x.held {
@@ -236,10 +238,10 @@ func (c *Client) end(x *connection, err error) {
 	if len(x.inFlight) > 0 {
 		n := c.judge(x, err)
 		failed, again = x.inFlight[:n:n], append(again, x.inFlight[n:]...)
-		if x.answered == 0 && x.sent == 1 { // more may have been too many
-			c.barren++
-		}
-		isFailure = x.answered == 0 && err == ErrSilent
+		isFailure = x.fresh == 0 && err == ErrSilent
+	}
+	if x.answered == 0 && x.sent <= 1 && err != ErrSilent { // more may have been too many
+		c.barren++
 	}
 	c.queue = append(again, c.queue...)
 	if c.closed || c.barren >= maxTries && c.dials+len(c.connections) == 0 {
@@ -258,11 +260,10 @@ func (c *Client) end(x *connection, err error) {
 // judge learns from the end of a connection with requests in flight. It returns how many of
 // these fail. The caller holds c.mu.
 func (c *Client) judge(x *connection, err error) (failing int) {
-	first := x.inFlight[0]
 	switch {
-	case err == ErrSilent && x.answered == 0:
+	case err == ErrSilent && x.fresh == 0:
 		return len(x.inFlight)
-	case err == ErrSilent && x.fresh > 0, errors.Is(err, ErrTooLong):
+	case err == ErrSilent, errors.Is(err, ErrTooLong):
 		if x.answered == 0 {
 			c.limit(1, unlimited)
 		}
@@ -281,9 +282,12 @@ func (c *Client) judge(x *connection, err error) (failing int) {
 	case x.answered == 0:
 		c.limit(1, unlimited)
 	}
-	// The first request may be the cause. If the connection was idle before, it may have been
-	// dead.
-	if first.tries++; first.tries >= maxTries {
+	// A request that was alone may be the cause, unless the server has closed the idle
+	// connection.
+	if len(x.inFlight) == 1 {
+		x.inFlight[0].tries++
+	}
+	if x.inFlight[0].tries >= maxTries {
 		return 1
 	}
 	return 0
