@@ -64,6 +64,7 @@ var cases = []struct {
 	{"mirror", "a mirror of a million items: bootstrap against curl of the dump, catching up, following, and a nar that many clients request", (*bench).mirror},
 	{"keys", "a mirror of a million items with keys, from nothing, against the verification of their signatures", (*bench).keys},
 	{"frontend", "nars in a bucket through a front end, against the same objects from the S3 server itself", (*bench).frontEnd},
+	{"cache", "nars through a cache, against the upstream itself and stored ones", (*bench).cache},
 	{"scrub", "the effect of a scrub on narinfo requests", (*bench).scrub},
 	{"slow", "a nar that is decompressed for the client, beside 200 slow clients", (*bench).slow},
 	{"burst", "a burst of 1,000 narinfos through a cache with a distant upstream", (*bench).burst},

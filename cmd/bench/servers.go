@@ -157,7 +157,10 @@ func freeAddress() (string, error) {
 }
 
 // nginx starts nginx for the files in a directory, tuned for that.
-func (b *bench) nginx(root string) (*server, error) {
+func (b *bench) nginx(root string) (*server, error) { return b.nginxWith(root, "") }
+
+// nginxWith is nginx with further directives for the server.
+func (b *bench) nginxWith(root, directives string) (*server, error) {
 	address, err := freeAddress()
 	if err != nil {
 		return nil, err
@@ -184,8 +187,8 @@ http {
 	open_file_cache max=%[5]d inactive=600s; open_file_cache_valid 600s; open_file_cache_min_uses 1;
 	default_type application/x-nix-narinfo;
 	client_body_temp_path %[1]s; proxy_temp_path %[1]s; fastcgi_temp_path %[1]s; uwsgi_temp_path %[1]s; scgi_temp_path %[1]s;
-	server { listen %[2]s; root %[3]s; }
-}`, work, address, root, files, min(mostKept, files-left))
+	server { listen %[2]s; root %[3]s; %[6]s }
+}`, work, address, root, files, min(mostKept, files-left), directives)
 	if os.Getuid() == 0 {
 		config = "user root;" + config
 	}

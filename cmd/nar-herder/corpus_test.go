@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -207,7 +208,7 @@ func TestNginx(t *testing.T) {
 }
 
 // startNginx runs nginx in the foreground with a new directory.
-func startNginx(t *testing.T, nginx, address, config string) {
+func startNginx(t *testing.T, nginx, address, config string) (stop func()) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "nginx") // accessible to its workers, which run as another user
 	if err != nil {
@@ -232,10 +233,11 @@ func startNginx(t *testing.T, nginx, address, config string) {
 	cmd := commandOf(exec.Command(nginx, "-p", dir, "-e", "stderr", "-c", file))
 	cmd.start(t)
 	// This runs before the process is killed, so that nginx ends its worker.
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		cmd.wait(t)
 	})
+	t.Cleanup(stop)
 	until(t, "nginx answers", func() bool {
 		select {
 		case <-cmd.ended:
@@ -245,4 +247,5 @@ func startNginx(t *testing.T, nginx, address, config string) {
 		_, err := tryGet(address, "/")
 		return err == nil
 	})
+	return stop
 }

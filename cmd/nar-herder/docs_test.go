@@ -213,7 +213,8 @@ func runDocument(t *testing.T, blocks []block, source *server) {
 	pairs := []string{
 		"127.0.0.1", host, "10.0.0.11", ownHost(), "10.0.0.12", ownHost(), "10.0.0.1", ownHost(),
 		"https://farm.example.org", "http://" + source.addresses[0], "https://mirror.example.org", "http://" + source.addresses[0],
-		"--control-port=8735", "--control-port=8735 --control-host=" + host,
+		"https://bordeaux.guix.gnu.org", "http://" + source.addresses[0], "https://ci.guix.gnu.org", "file://" + dir + "/srv/published",
+		"--host=0.0.0.0", "--host=" + host, "--control-port=8735", "--control-port=8735 --control-host=" + host,
 	}
 	for _, name := range []string{"/srv/", "/var/", "/etc/", "/backup/", "/mnt/"} {
 		pairs = append(pairs, name, dir+name)

@@ -64,6 +64,8 @@ type listed struct {
 	// VerifiedAt is when the stored nars were last compared with the NarHash; none for never.
 	VerifiedAt *time.Time `json:"verified_at,omitempty"`
 	Pinned     bool       `json:"pinned,omitempty"` // by a pin of its own
+	// Origin is the URL of the upstream that the item came from; "" for none.
+	Origin string `json:"origin,omitempty"`
 }
 
 type listedFile struct {
@@ -135,6 +137,10 @@ const listBatch = 500
 
 // describeAll writes a JSON object for each item, and skips items that were removed meanwhile.
 func (c *listCommand) describeAll(ctx context.Context, store *opened, out *bufio.Writer, sorted iter.Seq2[index.Listed, error], pinned map[narinfo.PathHash]bool) error {
+	origins, err := store.index.Origins(ctx)
+	if err != nil {
+		return err
+	}
 	encoder := json.NewEncoder(redact.JSON{W: out})
 	batch := make([]narinfo.PathHash, 0, listBatch)
 	write := func() error {
@@ -154,7 +160,7 @@ func (c *listCommand) describeAll(ctx context.Context, store *opened, out *bufio
 			if err != nil {
 				return err
 			}
-			object.Pinned = pinned[item.Hash]
+			object.Pinned, object.Origin = pinned[item.Hash], origins[item.Origin]
 			if !item.WithdrawnAt.IsZero() {
 				object.WithdrawnAt, object.DeleteAfter = &item.WithdrawnAt, &item.DeleteAfter
 			}

@@ -63,4 +63,7 @@ func TestLacking(t *testing.T) {
 	if got, err := x.CountLacking(t.Context()); err != nil || got != int64(len(want)) {
 		t.Errorf("%d, %v; want %d", got, err, len(want))
 	}
+	if got, err := x.OriginCounts(t.Context()); err != nil || len(got) != 1 || got["https://upstream.example"] != 2 {
+		t.Errorf("%v, %v; want 2 items of the upstream", got, err)
+	}
 }

@@ -39,3 +39,20 @@ func (x *Index) Origins(ctx context.Context) (origins map[int64]string, err erro
 	}
 	return origins, nil
 }
+
+// OriginCounts returns how many items came from each upstream, by their URLs.
+func (x *Index) OriginCounts(ctx context.Context) (counts map[string]int64, err error) {
+	counts = make(map[string]int64)
+	const query = "SELECT o.url, c.items FROM (SELECT origin, count(*) AS items FROM items WHERE origin != 0 GROUP BY origin) c JOIN origins o ON o.id = c.origin"
+	err = x.readers.do(ctx, func(c *connection) error {
+		return c.rows(query, nil, func(row []driver.Value) (bool, error) {
+			url, err := textValue(row[0])
+			counts[url] = number(row[1])
+			return true, err
+		})
+	})
+	if err != nil {
+		return nil, describe("count the items of upstreams in "+x.path, err)
+	}
+	return counts, nil
+}
