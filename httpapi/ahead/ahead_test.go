@@ -14,12 +14,12 @@ func TestNarinfos(t *testing.T) {
 	for text, want := range map[string]string{
 		"": "", "\r\n": "", "GET /": "",
 		"GET /" + one + ".narinfo HTTP/1.1\r\nHost: x\r\n\r\nGET /" + other + ".narinfo HTTP/1.0\r\n": one + " " + other,
-		"GET /" + one + ".narinfo HTTP/1.1\nGET /" + one + ".narinfo HTTP/1.1":                             one + " " + one,
-		"HEAD /" + one + ".narinfo HTTP/1.1\r\n":                                                          "",
-		"GET /" + one + ".narinfo/info HTTP/1.1\r\n":                                                      "",
-		"GET /" + one + ".narinfo HTTP/2.0\r\n":                                                           "",
-		"GET /e" + one[1:] + ".narinfo HTTP/1.1\r\n":                                                      "",
-		"X: GET /" + one + ".narinfo HTTP/1.1\r\n":                                                        "",
+		"GET /" + one + ".narinfo HTTP/1.1\nGET /" + one + ".narinfo HTTP/1.1":                        one + " " + one,
+		"HEAD /" + one + ".narinfo HTTP/1.1\r\n":                                                      "",
+		"GET /" + one + ".narinfo/info HTTP/1.1\r\n":                                                  "",
+		"GET /" + one + ".narinfo HTTP/2.0\r\n":                                                       "",
+		"GET /e" + one[1:] + ".narinfo HTTP/1.1\r\n":                                                  "",
+		"X: GET /" + one + ".narinfo HTTP/1.1\r\n":                                                    "",
 	} {
 		var got []string
 		for _, hash := range Narinfos([]byte(text)) {
