@@ -54,7 +54,7 @@ func wantKept(t testing.TB, x *Index, kept int) {
 func TestPageLimit(t *testing.T) {
 	t.Parallel()
 	// The room determines which statement fails.
-	for pages := int64(38); pages < 54; pages++ {
+	for pages := int64(42); pages < 58; pages++ {
 		t.Run(fmt.Sprint(pages), func(t *testing.T) {
 			t.Parallel()
 			testPageLimit(t, pages)
