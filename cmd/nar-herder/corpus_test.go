@@ -210,6 +210,38 @@ func TestNginx(t *testing.T) {
 // startNginx runs nginx in the foreground with a new directory.
 func startNginx(t *testing.T, nginx, address, config string) (stop func()) {
 	t.Helper()
+	cmd := commandOf(exec.Command(nginx, nginxArguments(t, config)...))
+	cmd.start(t)
+	// This runs before the process is killed, so that nginx ends its worker.
+	stop = sync.OnceFunc(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		cmd.wait(t)
+	})
+	t.Cleanup(stop)
+	until(t, "nginx answers", func() bool {
+		select {
+		case <-cmd.ended:
+			t.Fatalf("nginx has ended: %s", cmd.err.String())
+		default:
+		}
+		_, err := tryGet(address, "/")
+		return err == nil
+	})
+	return stop
+}
+
+// checkNginx checks the http block with 'nginx -t', which must have nothing to warn of.
+func checkNginx(t *testing.T, nginx, config string) {
+	t.Helper()
+	out, err := exec.Command(nginx, append(nginxArguments(t, config), "-t", "-q")...).CombinedOutput()
+	if err != nil || len(out) > 0 {
+		t.Errorf("nginx -t: %v: %s", err, out)
+	}
+}
+
+// nginxArguments returns the arguments of nginx with an http block.
+func nginxArguments(t *testing.T, config string) []string {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "nginx") // accessible to its workers, which run as another user
 	if err != nil {
 		t.Fatal(err)
@@ -230,22 +262,5 @@ func startNginx(t *testing.T, nginx, address, config string) (stop func()) {
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	cmd := commandOf(exec.Command(nginx, "-p", dir, "-e", "stderr", "-c", file))
-	cmd.start(t)
-	// This runs before the process is killed, so that nginx ends its worker.
-	stop = sync.OnceFunc(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		cmd.wait(t)
-	})
-	t.Cleanup(stop)
-	until(t, "nginx answers", func() bool {
-		select {
-		case <-cmd.ended:
-			t.Fatalf("nginx has ended: %s", cmd.err.String())
-		default:
-		}
-		_, err := tryGet(address, "/")
-		return err == nil
-	})
-	return stop
+	return []string{"-p", dir, "-e", "stderr", "-c", file}
 }

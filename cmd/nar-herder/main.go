@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -129,7 +128,7 @@ func newParser(ctx context.Context, of []subcommand, s *streams, settings *setti
 		kong.Description("Substitute server for GNU Guix. It keeps narinfos in an index and nars in a storage. Options can also be set in the environment or a file: see 'nar-herder help config'."),
 		kong.Writers(s.out, s.err),
 		kong.Exit(exit),
-		kong.Vars{"version": "nar-herder " + version()},
+		kong.Vars{"version": "nar-herder " + builtFrom().describe()},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.Help(printHelp),
 		kong.Bind(s),
@@ -208,28 +207,6 @@ func helpFor(err *kong.ParseError) string {
 // passwords in URLs.
 func oneLine(err error) string {
 	return redact.Visible(redact.Text(strings.ReplaceAll(err.Error(), "\n", "; ")))
-}
-
-type versionCommand struct{}
-
-func (versionCommand) Run(s *streams) error {
-	fmt.Fprintln(s.out, "nar-herder", version())
-	return nil
-}
-
-// release is the version of the next release.
-const release = "0.1.0"
-
-// version returns the release, with the revision if the program was built from a checkout.
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, setting := range info.Settings {
-			if setting.Key == "vcs.revision" {
-				return release + "+" + setting.Value[:min(12, len(setting.Value))]
-			}
-		}
-	}
-	return release
 }
 
 type helpCommand struct {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"flag"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -10,7 +9,7 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-var update = flag.Bool("update", false, "write docs/options.md")
+var update = flag.Bool("update", false, "write the files that are generated from the command line")
 
 // commandModel is the parser's model of the command line.
 func commandModel(t *testing.T) *kong.Application {
@@ -22,19 +21,27 @@ func commandModel(t *testing.T) *kong.Application {
 	return parser.Model
 }
 
-// TestOptionsDocument: docs/options.md matches the command line. With -update, it writes
-// the page.
+// generatedFiles are made from the command line.
+var generatedFiles = map[string]func(*kong.Application) string{
+	"docs/options.md":                     optionsDocument,
+	"contrib/man/nar-herder.1":            manual,
+	"contrib/completions/nar-herder.bash": bashCompletion,
+	"contrib/completions/_nar-herder":     zshCompletion,
+	"contrib/completions/nar-herder.fish": fishCompletion,
+}
+
+// TestOptionsDocument: docs/options.md, the manual page and the completions match the command
+// line. With -update, it writes them.
 func TestOptionsDocument(t *testing.T) {
 	t.Parallel()
-	want := optionsDocument(commandModel(t))
-	name := filepath.Join(root, "docs/options.md")
-	if *update {
-		if err := os.WriteFile(name, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
+	for file, generate := range generatedFiles {
+		want := generate(commandModel(t))
+		if *update {
+			write(t, filepath.Join(root, file), want)
 		}
-	}
-	if read(t, name) != want {
-		t.Error("docs/options.md is out of date: run 'go test ./cmd/nar-herder -run TestOptionsDocument -update'")
+		if read(t, root, file) != want {
+			t.Errorf("%s is out of date: run 'go test ./cmd/nar-herder -run TestOptionsDocument -update'", file)
+		}
 	}
 }
 
@@ -74,26 +81,31 @@ func optionsDocument(model *kong.Application) string {
 				b.WriteString("\n| option | variable | |\n|---|---|---|\n")
 			}
 			all |= unitsOf(option.Target.Type())
-			name := "--" + option.Name
-			switch {
-			case option.Tag.Negatable != "":
-				name = "--[no-]" + option.Name
-			case !option.IsBool():
-				name += "=" + option.FormatPlaceHolder()
-			case option.PlaceHolder != "":
-				name += "[=" + option.PlaceHolder + "]"
-			}
 			set := "command line only"
 			if isSettable(option) {
 				set = code(variable(option.Name))
 			}
-			b.WriteString("| " + code(name) + " | " + set + " | " + cell(option.Help) + " |\n")
+			b.WriteString("| " + code(optionTerm(option)) + " | " + set + " | " + cell(option.Help) + " |\n")
 		}
 	}
 	var text strings.Builder
 	_ = printUnits(&text, all) // into memory
 	b.WriteString("\n## Units\n\n```text\n" + strings.TrimPrefix(text.String(), "\nUnits:\n") + "```\n")
 	return b.String()
+}
+
+// optionTerm returns an option with its value.
+func optionTerm(option *kong.Flag) string {
+	name := "--" + option.Name
+	switch {
+	case option.Tag.Negatable != "":
+		name = "--[no-]" + option.Name
+	case !option.IsBool():
+		name += "=" + option.FormatPlaceHolder()
+	case option.PlaceHolder != "":
+		name += "[=" + option.PlaceHolder + "]"
+	}
+	return name
 }
 
 // code returns a code span for a table.

@@ -194,3 +194,6 @@ func namedValues(values []driver.Value) []driver.NamedValue {
 	}
 	return named
 }
+
+// SchemaVersion returns the schema version of databases of this program.
+func SchemaVersion() int { return len(migrations) }
