@@ -12,8 +12,10 @@ _nar_herder() {
 		option=$previous
 	fi
 	case $option in
+	--compression) words='none gzip lzip zstd xz bzip2' ;;
 	--log-level) words='DEBUG ERROR INFO WARN' ;;
 	--mirror-nars) words='all on-demand none' ;;
+	--nars) words='auto move copy link' ;;
 	--public-metrics) words='yes no' ;;
 	--serve-bucket-nars) words='stream redirect' ;;
 	--serve-remote-nars) words='stream redirect' ;;
@@ -25,9 +27,9 @@ _nar_herder() {
 		return ;;
 	*)
 		if ((COMP_CWORD == 1)); then
-			words='run-server import remove plan-removal pin unpin pins tag untag list export copy-storage backup check verify keygen sign claim-storage new-identity dump mirror-status mirror-accept-loss stats migrate convert config version help --help --version'
+			words='run-server import fetch remove drop-files plan-removal pin unpin pins tag untag list export copy-storage backup check verify keygen sign claim-storage new-identity dump mirror-status mirror-accept-loss stats migrate convert config version help --help --version'
 		elif [[ ${COMP_WORDS[1]} == help ]]; then
-			words='run-server import remove plan-removal pin unpin pins tag untag list export copy-storage backup check verify keygen sign claim-storage new-identity dump mirror-status mirror-accept-loss stats migrate convert config version help'
+			words='run-server import fetch remove drop-files plan-removal pin unpin pins tag untag list export copy-storage backup check verify keygen sign claim-storage new-identity dump mirror-status mirror-accept-loss stats migrate convert config version help'
 		elif [[ $current != -* ]]; then
 			compopt -o filenames 2>/dev/null
 			mapfile -t COMPREPLY < <(compgen -f -- "$current")
@@ -35,8 +37,10 @@ _nar_herder() {
 		else
 			case ${COMP_WORDS[1]} in
 			run-server) words='--database= --database-dump= --host= --port= --pid-file= --storage= --storage-limit= --storage-minimum-free-space= --storage-nar-removal-criteria= --mirror= --ttl= --new-ttl= --negative-ttl= --log-level= --enable-cached-compression= --cached-compression-directory= --cached-compression-directory-max-size= --cached-compression-unused-removal-duration= --cached-compression-ttl= --cached-compression-new-ttl= --cached-compression-min-uses= --cached-compression-workers= --cached-compression-nar-source= --storage-read-only --storage-hard-limit= --mirror-interval= --database-dump-interval= --storage-check-interval= --serve-remote-nars= --serve-bucket-nars= --mirror-nars= --mirror-fetchers= --mirror-bandwidth= --acl= --authorized-key= --mirror-key= --signing-key= --allow-private-redirects --scrub-interval= --repair-from= --upstream= --upstream-keep= --upstream-down= --advertise --storage-cache= --storage-cache-size= --x-accel-redirect --narinfo-cache-size= --trusted-proxies= --max-connections= --max-connections-per-address= --control-host= --control-port= --public-metrics= --help --config= --version' ;;
-			import) words='--database= --acl= --authorized-key= --storage= --narinfos-only --tag= --ensure-references-exist --keep --replace --no-verify --sign-with= --sign-as= --help --config= --version' ;;
+			import) words='--database= --acl= --authorized-key= --storage= --narinfos-only --tag= --ensure-references-exist --nars= --keep --allow-missing-files --replace --no-verify --sign-with= --sign-as= --help --config= --version' ;;
+			fetch) words='--database= --acl= --authorized-key= --storage= --from= --upstream= --closure --tag= --pin --allow-private-redirects --help --config= --version' ;;
 			remove) words='--database= --storage= --tag= --now --dry-run --force --json --help --config= --version' ;;
+			drop-files) words='--database= --storage= --compression= --tag= --all --dry-run --help --config= --version' ;;
 			plan-removal) words='--database= --storage= --storage-limit= --storage-minimum-free-space= --storage-nar-removal-criteria= --allow-private-redirects --help --config= --version' ;;
 			pin) words='--database= --allow-missing --help --config= --version' ;;
 			unpin) words='--database= --help --config= --version' ;;
@@ -47,7 +51,7 @@ _nar_herder() {
 			export) words='--database= --storage= --tag= --closure-of= --delete --accept-loss --adopt --dry-run --copy --allow-missing --help --config= --version' ;;
 			copy-storage) words='--from= --to= --database= --at-once= --bandwidth= --compare --replace --dry-run --json --help --config= --version' ;;
 			backup) words='--database= --replace --help --config= --version' ;;
-			check) words='--database= --acl= --authorized-key= --storage= --verify --verify-rate= --restart --closures --no-closures --repair --from= --allow-private-redirects --json --help --config= --version' ;;
+			check) words='--database= --acl= --authorized-key= --storage= --verify --verify-rate= --restart --closures --no-closures --repair --from= --closure-of= --allow-private-redirects --json --help --config= --version' ;;
 			verify) words='--database= --storage= --acl= --authorized-key= --json --help --config= --version' ;;
 			keygen) words='--help --config= --version' ;;
 			sign) words='--database= --key= --sign-as= --replace --mirrored --dry-run --stdout --tag= --closure-of= --all --help --config= --version' ;;

@@ -3,7 +3,9 @@
 complete -c nar-herder -f
 complete -c nar-herder -n __fish_use_subcommand -a run-server -d 'Serve narinfos and nars over HTTP'
 complete -c nar-herder -n __fish_use_subcommand -a import -d 'Add narinfos and their nars to the index and the storage'
+complete -c nar-herder -n __fish_use_subcommand -a fetch -d 'Fetch items from substitute servers before clients request them'
 complete -c nar-herder -n __fish_use_subcommand -a remove -d 'Remove items, with their narinfos and nars'
+complete -c nar-herder -n __fish_use_subcommand -a drop-files -d 'Remove the nars of one compression from items that keep another'
 complete -c nar-herder -n __fish_use_subcommand -a plan-removal -d 'Show what run-server would remove to keep the storage limit, and why'
 complete -c nar-herder -n __fish_use_subcommand -a pin -d 'Protect items, and everything they refer to, from removal'
 complete -c nar-herder -n __fish_use_subcommand -a unpin -d 'Allow items to be removed again'
@@ -93,12 +95,25 @@ complete -c nar-herder -n '__fish_seen_subcommand_from import' -l storage -d 'Di
 complete -c nar-herder -n '__fish_seen_subcommand_from import' -l narinfos-only -d 'Import narinfos without nars, if another server has the nars'
 complete -c nar-herder -n '__fish_seen_subcommand_from import' -l tag -d 'Tag to add to the items' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from import' -l ensure-references-exist -d 'Refuse items that refer to items without a narinfo'
-complete -c nar-herder -n '__fish_seen_subcommand_from import' -l keep -d 'Copy nars into the storage instead of moving them'
+complete -c nar-herder -n '__fish_seen_subcommand_from import' -l nars -d 'How to add nars to the storage: move, copy or hard-link them' -x -a 'auto move copy link'
+complete -c nar-herder -n '__fish_seen_subcommand_from import' -l keep -d 'The same as --nars=copy'
+complete -c nar-herder -n '__fish_seen_subcommand_from import' -l allow-missing-files -d 'Import items that have at least one of the nars that their narinfo names'
 complete -c nar-herder -n '__fish_seen_subcommand_from import' -l replace -d 'Replace the nar of an item that is already served'
 complete -c nar-herder -n '__fish_seen_subcommand_from import' -l no-verify -d 'Don\'t decompress nars to compare them with their NarHash'
 complete -c nar-herder -n '__fish_seen_subcommand_from import' -l sign-with -d 'Private key, as keygen writes it, to sign narinfos that have no signature' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from import' -l sign-as -d 'Name of the signer in signatures' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from import' -F
+complete -c nar-herder -n '__fish_seen_subcommand_from fetch' -l database -d 'SQLite index' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from fetch' -l acl -d 'List of authorized keys, such as Guix\'s /etc/guix/acl' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from fetch' -l authorized-key -d 'Public key to authorize, such as signing-key.pub, in addition to those of --acl' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from fetch' -l storage -d 'Directory or s3://BUCKET/PREFIX?… of the stored nars' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from fetch' -l from -d 'Substitute server to fetch from, of any kind: https://HOST, or file:// with a directory' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from fetch' -l upstream -d 'Like --from, for an environment or file that sets the upstreams of run-server' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from fetch' -l closure -d 'Also fetch all items that they refer to'
+complete -c nar-herder -n '__fish_seen_subcommand_from fetch' -l tag -d 'Tag to add to the items, with --closure to all that they refer to as well' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from fetch' -l pin -d 'Pin the named items: protect them, and everything they refer to, from removal'
+complete -c nar-herder -n '__fish_seen_subcommand_from fetch' -l allow-private-redirects -d 'Follow redirects of other instances to any server, not only to themselves and to public https addresses'
+complete -c nar-herder -n '__fish_seen_subcommand_from fetch' -F
 complete -c nar-herder -n '__fish_seen_subcommand_from remove' -l database -d 'SQLite index' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from remove' -l storage -d 'Directory or s3://BUCKET/PREFIX?… of the stored nars' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from remove' -l tag -d 'Also items with this tag' -x
@@ -107,6 +122,13 @@ complete -c nar-herder -n '__fish_seen_subcommand_from remove' -l dry-run -d 'Ch
 complete -c nar-herder -n '__fish_seen_subcommand_from remove' -l force -d 'With --now: also remove pinned items and what they refer to'
 complete -c nar-herder -n '__fish_seen_subcommand_from remove' -l json -d 'Print the summary as JSON, without a line for each item'
 complete -c nar-herder -n '__fish_seen_subcommand_from remove' -F
+complete -c nar-herder -n '__fish_seen_subcommand_from drop-files' -l database -d 'SQLite index' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from drop-files' -l storage -d 'Directory or s3://BUCKET/PREFIX?… of the stored nars' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from drop-files' -l compression -d 'The compression to drop: none,gzip,lzip,zstd,xz,bzip2' -x -a 'none gzip lzip zstd xz bzip2'
+complete -c nar-herder -n '__fish_seen_subcommand_from drop-files' -l tag -d 'Of items with this tag' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from drop-files' -l all -d 'Of all items'
+complete -c nar-herder -n '__fish_seen_subcommand_from drop-files' -l dry-run -d 'Change nothing; show what would change'
+complete -c nar-herder -n '__fish_seen_subcommand_from drop-files' -F
 complete -c nar-herder -n '__fish_seen_subcommand_from plan-removal' -l database -d 'SQLite index' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from plan-removal' -l storage -d 'Directory or s3://BUCKET/PREFIX?… of the stored nars' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from plan-removal' -l storage-limit -d 'Remove nars to keep the storage below this size' -x
@@ -168,6 +190,7 @@ complete -c nar-herder -n '__fish_seen_subcommand_from check' -l closures -d 'Re
 complete -c nar-herder -n '__fish_seen_subcommand_from check' -l no-closures -d 'Report items that refer to items without a narinfo'
 complete -c nar-herder -n '__fish_seen_subcommand_from check' -l repair -d 'Fetch missing and wrong nars again, quarantine wrong files, and correct the index'
 complete -c nar-herder -n '__fish_seen_subcommand_from check' -l from -d 'With --repair: instance to fetch nars from' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from check' -l closure-of -d 'Only check that this item, and everything that it refers to, is in the index and the storage; - reads a text with store paths from standard input' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from check' -l allow-private-redirects -d 'Follow redirects of other instances to any server, not only to themselves and to public https addresses'
 complete -c nar-herder -n '__fish_seen_subcommand_from check' -l json -d 'Print each finding as a line of JSON, and the totals as the last line'
 complete -c nar-herder -n '__fish_seen_subcommand_from verify' -l database -d 'SQLite index' -r -F
@@ -258,4 +281,4 @@ complete -c nar-herder -n '__fish_seen_subcommand_from config' -l max-connection
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l control-host -d 'Name or address of the control listener, or unix:PATH' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l control-port -d 'Port of the control listener, which serves /metrics, /health and /debug/pprof/' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l public-metrics -d 'Whether to serve /metrics and /health to all clients too' -x -a 'yes no'
-complete -c nar-herder -n '__fish_seen_subcommand_from help' -a 'run-server import remove plan-removal pin unpin pins tag untag list export copy-storage backup check verify keygen sign claim-storage new-identity dump mirror-status mirror-accept-loss stats migrate convert config version help'
+complete -c nar-herder -n '__fish_seen_subcommand_from help' -a 'run-server import fetch remove drop-files plan-removal pin unpin pins tag untag list export copy-storage backup check verify keygen sign claim-storage new-identity dump mirror-status mirror-accept-loss stats migrate convert config version help'
