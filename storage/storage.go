@@ -231,6 +231,10 @@ func (i *Item) EasiestFile(there func(n int) bool) int {
 	return best
 }
 
+// IsUnwanted reports whether the Nth file was dropped and another one is stored, so that this
+// one is not to be stored.
+func (i *Item) IsUnwanted(n int) bool { return i.HasDropped(n) && i.Stored&^i.Dropped != 0 }
+
 // Items returns all items that have every given tag. An error that is [index.ErrDamaged] is
 // about one item, and others follow.
 func (s *Storage) Items(ctx context.Context, tags ...index.Tag) iter.Seq2[*Item, error] {
