@@ -16,6 +16,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
+	"nar-herder/storage/probe"
 )
 
 var errBroken = errors.New("broken at /secret/path")
@@ -128,8 +129,8 @@ func TestStorageIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Open files can still be read.
-	_, err := s.TryReading(t.Context())
-	if err := errors.Join(s.TryIndex(t.Context()), err); err != nil || s.TryWriting(t.Context()) == nil {
+	_, err := probe.Reading(t.Context(), s.Storage)
+	if err := errors.Join(probe.Index(t.Context(), s.Storage), err); err != nil || probe.Writing(t.Context(), s.Storage) == nil {
 		t.Errorf("reading: %v; or it can be written", err)
 	}
 	if err := os.Mkdir(s.directory, 0o755); err != nil { // an empty mount point
@@ -138,7 +139,7 @@ func TestStorageIsGone(t *testing.T) {
 	if err := os.RemoveAll(s.directory + ".away"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.TryReading(t.Context()); !errors.Is(err, bytestore.ErrNotInPlace) {
+	if _, err := probe.Reading(t.Context(), s.Storage); !errors.Is(err, bytestore.ErrNotInPlace) {
 		t.Errorf("reading: %v, want ErrNotInPlace", err)
 	}
 	isFault(t, c.ask("GET", "/nar/lzip/"+gtk), 500)

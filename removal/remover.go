@@ -36,6 +36,7 @@ import (
 	"nar-herder/storage/importer/replacing"
 	"nar-herder/storage/index"
 	"nar-herder/storage/narcheck"
+	"nar-herder/storage/probe"
 )
 
 // Options of [New].
@@ -276,7 +277,7 @@ func (r *Remover) Round(ctx context.Context) error {
 		return nil // as the last round found, nothing may be removed
 	}
 	// If files can't be deleted, rows must stay. On a full disk, they can.
-	if err := r.storage.TryWriting(ctx); err != nil && !disk.IsFull(err) {
+	if err := probe.Writing(ctx, r.storage); err != nil && !disk.IsFull(err) {
 		return err
 	}
 	if err := r.storage.MayDelete(ctx); err != nil {

@@ -14,6 +14,7 @@ import (
 	"nar-herder/storage/directory"
 	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
+	"nar-herder/storage/probe"
 )
 
 func TestCheck(t *testing.T) {
@@ -121,7 +122,7 @@ func TestCheckUnknown(t *testing.T) {
 	if last == nil {
 		t.Error("no error")
 	}
-	if s.TryWriting(t.Context()) == nil {
+	if probe.Writing(t.Context(), s) == nil {
 		t.Error("the store can be written")
 	}
 	// Imports fail, too.
@@ -133,7 +134,7 @@ func TestCheckUnknown(t *testing.T) {
 	wantOnlyUnreferenced(t, s)
 	wantServed(t, s, f)
 	wantWarning(t, s, "")
-	if err := errors.Join(s.TryIndex(t.Context()), s.TryWriting(t.Context())); err != nil {
+	if err := errors.Join(probe.Index(t.Context(), s), probe.Writing(t.Context(), s)); err != nil {
 		t.Error(err)
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"nar-herder/storage/index"
 )
 
 // ErrNotOwner says that only another instance may change the byte store.
@@ -53,17 +55,19 @@ func (s *Storage) IsOurs(ctx context.Context) bool {
 	return s.bytes != nil && s.MayDelete(ctx) == nil
 }
 
-// asReadOnly marks an item's files as stored if this instance must look for them to know.
-// A file of unknown length can't be served.
-func (s *Storage) asReadOnly(item *Item) *Item {
-	if !s.readOnly {
-		return item
+// ItemOf parses the narinfo of a row, and marks the item's files as stored if this instance must
+// look for them to know. A file of unknown length can't be served.
+func (s *Storage) ItemOf(row *index.Item) (*Item, error) {
+	item, err := NewItem(row)
+	if err != nil || !s.readOnly {
+		return item, err
 	}
-	row := *item.Item
+	marked := *row
 	for n := range item.names {
 		if item.names[n] != "" && item.StoredSize(n) >= 0 {
-			row.Stored |= 1 << n
+			marked.Stored |= 1 << n
 		}
 	}
-	return &Item{Item: &row, Narinfo: item.Narinfo, names: item.names}
+	item.Item = &marked
+	return item, nil
 }

@@ -157,11 +157,7 @@ func (s *Storage) Item(ctx context.Context, hash narinfo.PathHash) (*Item, error
 	if err != nil {
 		return nil, err
 	}
-	item, err := NewItem(row)
-	if err != nil {
-		return nil, err
-	}
-	return s.asReadOnly(item), nil
+	return s.ItemOf(row)
 }
 
 // ItemsAt returns many items, in the order of hashes; nil if there certainly is none.
@@ -175,11 +171,9 @@ func (s *Storage) ItemsAt(ctx context.Context, hashes []narinfo.PathHash) ([]*It
 		if row == nil {
 			continue
 		}
-		item, err := NewItem(row)
-		if err != nil {
+		if items[i], err = s.ItemOf(row); err != nil {
 			return nil, err
 		}
-		items[i] = s.asReadOnly(item)
 	}
 	return items, nil
 }
@@ -236,6 +230,10 @@ func (i *Item) EasiestFile(there func(n int) bool) int {
 	}
 	return best
 }
+
+// IsUnwanted reports whether the Nth file was dropped and another one is stored, so that this
+// one is not to be stored.
+func (i *Item) IsUnwanted(n int) bool { return i.HasDropped(n) && i.Stored&^i.Dropped != 0 }
 
 // Items returns all items that have every given tag. An error that is [index.ErrDamaged] is
 // about one item, and others follow.

@@ -11,6 +11,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/importer"
+	"nar-herder/storage/probe"
 )
 
 // probed is a store with a failing Probe, like one that can't be written.
@@ -21,13 +22,13 @@ func (probed) Probe(context.Context) error { return errFault }
 // tries are the expected results of the three ways to try a storage.
 func tries(t *testing.T, what string, s *storage.Storage, reading, writing error) {
 	t.Helper()
-	if err := s.TryIndex(t.Context()); err != nil {
+	if err := probe.Index(t.Context(), s); err != nil {
 		t.Errorf("%s: %v", what, err)
 	}
-	if _, err := s.TryReading(t.Context()); !errors.Is(err, reading) {
+	if _, err := probe.Reading(t.Context(), s); !errors.Is(err, reading) {
 		t.Errorf("%s: reading: %v, want %v", what, err, reading)
 	}
-	if err := s.TryWriting(t.Context()); !errors.Is(err, writing) {
+	if err := probe.Writing(t.Context(), s); !errors.Is(err, writing) {
 		t.Errorf("%s: writing: %v, want %v", what, err, writing)
 	}
 }
@@ -35,7 +36,7 @@ func tries(t *testing.T, what string, s *storage.Storage, reading, writing error
 // wantWarning is the expected warning of reading; "" for none.
 func wantWarning(t *testing.T, s *storage.Storage, want string) {
 	t.Helper()
-	if warning, err := s.TryReading(t.Context()); err != nil || !strings.Contains(warning, want) || want == "" && warning != "" {
+	if warning, err := probe.Reading(t.Context(), s); err != nil || !strings.Contains(warning, want) || want == "" && warning != "" {
 		t.Errorf("reading: %q, %v, want %q", warning, err, want)
 	}
 }
@@ -111,7 +112,7 @@ func TestTryUnreadable(t *testing.T) {
 	tries(t, "all calls fail", s, errFault, errFault)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := s.TryReading(ctx); err == nil {
+	if _, err := probe.Reading(ctx, s); err == nil {
 		t.Error("there is no error with a context that has ended")
 	}
 }
@@ -138,7 +139,7 @@ func TestTryPartly(t *testing.T) {
 	warned := 0
 	var before error
 	for range 200 {
-		warning, err := s.TryReading(t.Context())
+		warning, err := probe.Reading(t.Context(), s)
 		if err != nil && before != nil {
 			t.Fatal(err)
 		}

@@ -10,6 +10,7 @@ import (
 
 	"nar-herder/removal/dropping"
 	"nar-herder/storage"
+	"nar-herder/storage/dropped"
 	"nar-herder/storage/index"
 )
 
@@ -137,7 +138,7 @@ func (c *dropFilesCommand) summarize(ctx context.Context, s *streams, store *ope
 	}
 	printf(s.out, "%s %s files in compression %s, %s", countOf(counts[dropping.Dropped], "item"), lose, c.Compression, byteCount(bytes))
 	if bytes > 0 {
-		due, err := store.DroppedAfter(ctx)
+		due, err := dropped.DeleteAfter(ctx, store.Storage)
 		if err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 	"nar-herder/httpapi/health"
 	"nar-herder/internal/disk"
 	"nar-herder/storage/index"
+	"nar-herder/storage/probe"
 )
 
 const (
@@ -40,7 +41,7 @@ func (s *subsystems) health(directory string) (parts []health.Part) {
 		needed bool
 		look   func(context.Context) error
 	}{
-		{"database", true, true, s.store.TryIndex},
+		{"database", true, true, func(ctx context.Context) error { return probe.Index(ctx, s.store.Storage) }},
 		{"database_damage", true, false, warns(func() []string { return damageWarnings(s.store.index) })},
 		{"database_space", true, false, warns(s.room.Warnings)},
 		{"storage", stores, true, sample.try},
@@ -76,7 +77,7 @@ type narSample struct {
 // try returns an error if no nars can be read. A warning stays for a while, since the next
 // sample may not include any missing nar.
 func (n *narSample) try(ctx context.Context) error {
-	warning, err := n.store.TryReading(ctx)
+	warning, err := probe.Reading(ctx, n.store.Storage)
 	if err != nil {
 		return err
 	}
@@ -94,7 +95,7 @@ func (s *subsystems) tryWriting(ctx context.Context, directory string) error {
 	if len(s.ownership.Warnings()) > 0 {
 		return health.Warnings{"this server does not write to the storage: see storage_owner"}
 	}
-	err := s.store.TryWriting(ctx)
+	err := probe.Writing(ctx, s.store.Storage)
 	if directory == "" || err != nil && !errors.Is(err, fs.ErrPermission) {
 		return err
 	}

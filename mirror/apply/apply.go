@@ -10,6 +10,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/dropped"
 	"nar-herder/storage/index"
 )
 
@@ -189,7 +190,7 @@ func applyAddition(s *storage.Storage, tx *index.Tx, change Change, entry *index
 	if err != nil {
 		return sums, nil, err
 	}
-	if files, ok := old.DroppedIn(n.Text); ok && (old.Mirrored || !old.WithdrawnAt.IsZero()) {
+	if files, ok := dropped.In(old, n.Text); ok && (old.Mirrored || !old.WithdrawnAt.IsZero()) {
 		// Its files stay until no client has a narinfo that names them.
 		return Sums{Updated: 1}, nil, dropAs(tx, old, files, change.At, s.Now())
 	}

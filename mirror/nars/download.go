@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"nar-herder/internal/notify"
+	"nar-herder/mirror/nars/room"
 	"nar-herder/storage"
 )
 
@@ -19,7 +20,7 @@ type download struct {
 	onDemand bool     // it began for a client
 	// again is how many downloads of this file were wrong right before.
 	again int
-	room  *room
+	room  *room.Share
 	// wrongFrom is the server that sent a wrong file, and others says that there are other
 	// servers.
 	wrongFrom string

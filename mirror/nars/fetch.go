@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"nar-herder/mirror/nars/room"
 	"nar-herder/storage"
 )
 
@@ -18,7 +19,7 @@ var ErrFull = errors.New("no room for more nars")
 // call resumes.
 func (f *Fetcher) Fetch(ctx context.Context, item *storage.Item, n int) error {
 	err := f.fetchFile(ctx, item, n)
-	if errors.Is(err, errNoRoom) || isFull(err) {
+	if errors.Is(err, room.ErrNone) || room.IsFull(err) {
 		return fmt.Errorf("%w: %w", ErrFull, err)
 	}
 	return err

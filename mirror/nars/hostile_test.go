@@ -115,7 +115,7 @@ func TestUnsizedWithinLimits(t *testing.T) {
 					t.Error(err)
 				}
 				m.wantStored(small)
-				if coming := f.coming.Load(); coming != 0 {
+				if coming := f.room.Coming(); coming != 0 {
 					t.Errorf("%d bytes are coming", coming)
 				}
 				m.wantConsistent()

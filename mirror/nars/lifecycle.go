@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"nar-herder/mirror/nars/room"
 	"nar-herder/mirror/nars/spool"
 	"nar-herder/peer/failover"
 	"nar-herder/storage"
@@ -28,7 +29,7 @@ func (f *Fetcher) begin(ctx context.Context, item *storage.Item, n int, onDemand
 			f.spool.Retain(ctx, key, left) // or else the next DropStale removes it
 		}
 	}()
-	room, err := f.reserveMaking(ctx, max(sizeOf(item, n), 0), onDemand)
+	share, err := f.reserve(ctx, max(sizeOf(item, n), 0), onDemand)
 	if err != nil {
 		return nil, err
 	}
@@ -36,22 +37,46 @@ func (f *Fetcher) begin(ctx context.Context, item *storage.Item, n int, onDemand
 	defer f.mu.Unlock()
 	if d := f.downloads[key]; d != nil {
 		d.join()
-		room.Release()
+		share.Release()
 		return d, nil
 	}
 	switch {
 	case f.closed:
-		room.Release()
+		share.Release()
 		return nil, errStopped
 	case onDemand && f.onDemand >= maxOnDemand():
-		room.Release()
+		share.Release()
 		return nil, errTooMany
 	}
-	d := &download{item: item, n: n, key: key, via: via, onDemand: onDemand, room: room, size: -1, readers: 1,
+	d := &download{item: item, n: n, key: key, via: via, onDemand: onDemand, room: share, size: -1, readers: 1,
 		done: make(chan struct{})}
 	f.start(d)
 	launched = true
 	return d, nil
+}
+
+// reserve reserves room for a file of size bytes. The error is [room.ErrNone], or a fault of this
+// machine.
+func (f *Fetcher) reserve(ctx context.Context, size int64, onDemand bool) (*room.Share, error) {
+	share, err := f.room.Reserve(ctx, size, onDemand)
+	if err != nil && !errors.Is(err, room.ErrNone) && ctx.Err() == nil {
+		err = localError{err}
+	}
+	return share, err
+}
+
+// grow enlarges the room of a download once the source has sent the file's length.
+func (f *Fetcher) grow(ctx context.Context, d *download, size int64) error {
+	share, err := f.reserve(ctx, size, d.onDemand)
+	if err != nil {
+		if errors.Is(err, room.ErrNone) {
+			err = localError{err}
+		}
+		return err
+	}
+	d.room.Release()
+	d.room = share
+	return nil
 }
 
 // errTooMany reports that clients already wait for too many nars.
@@ -159,10 +184,10 @@ func (f *Fetcher) leaveSpool(d *download) bool {
 // isResumable reports whether the next download may resume after an error.
 func isResumable(err error) bool {
 	switch {
-	case err == nil, errors.Is(err, errStored), errors.Is(err, narcheck.ErrWrongNar), errors.Is(err, failover.ErrDiffers), errors.Is(err, storage.ErrNotWanted), errors.Is(err, narcheck.ErrUnreadable), errors.Is(err, errNoRoom):
+	case err == nil, errors.Is(err, errStored), errors.Is(err, narcheck.ErrWrongNar), errors.Is(err, failover.ErrDiffers), errors.Is(err, storage.ErrNotWanted), errors.Is(err, narcheck.ErrUnreadable), errors.Is(err, room.ErrNone):
 		return false
 	}
-	return !isFull(err) // others need the room
+	return !room.IsFull(err) // others need the room
 }
 
 // keep stores a complete download.

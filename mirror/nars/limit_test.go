@@ -132,8 +132,8 @@ func TestNoRoomForClients(t *testing.T) {
 	m := newMirror(t, item)
 	f := m.fetcher(from, Options{Limit: 50_000})
 	read(t, f, m.item(item), item.files[item.names[0]])
-	if m.stored(item) || len(m.spooled()) != 0 || f.coming.Load() != 0 {
-		t.Errorf("stored %v, spool %v, %d coming", m.stored(item), m.spooled(), f.coming.Load())
+	if m.stored(item) || len(m.spooled()) != 0 || f.room.Coming() != 0 {
+		t.Errorf("stored %v, spool %v, %d coming", m.stored(item), m.spooled(), f.room.Coming())
 	}
 }
 
@@ -242,7 +242,7 @@ func TestUnsized(t *testing.T) {
 					t.Errorf("%d requests, want %d", got, want)
 				}
 				until(t, "nothing is in download", func() bool { return f.Status().InFlight == 0 })
-				if coming := f.coming.Load(); coming != 0 {
+				if coming := f.room.Coming(); coming != 0 {
 					t.Errorf("%d bytes are coming", coming)
 				}
 				m.wantConsistent()

@@ -4,14 +4,13 @@ import (
 	"context"
 	"errors"
 	"io"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"nar-herder/mirror/nars/room"
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
-	"nar-herder/storage/space"
 )
 
 // TestMakeRoom: a download for a client makes room, which concurrent ones share, and others don't.
@@ -73,55 +72,10 @@ func TestMakeRoom(t *testing.T) {
 		t.Errorf("room was made for %d", asked)
 	}
 	// No client waits for it.
-	if _, err := f.reserveMaking(t.Context(), size, false); !errors.Is(err, errNoRoom) || len(asked) != 3 {
+	if _, err := f.reserve(t.Context(), size, false); !errors.Is(err, room.ErrNone) || len(asked) != 3 {
 		t.Errorf("%v, room was made for %d", err, asked)
 	}
 	m.wantConsistent()
-}
-
-// TestMakeRoomElsewhere: room is made below the hard limit as well, but not for a large shortage,
-// and not while that frees nothing.
-func TestMakeRoomElsewhere(t *testing.T) {
-	t.Parallel()
-	item := spec{n: 1, size: 1000}.make(t)
-	m := newMirror(t, item)
-	var asked []int64
-	f := m.fetcher(newSource(t, item), Options{MakeRoom: func(_ context.Context, bytes int64) error {
-		asked = append(asked, bytes)
-		return nil
-	}})
-	if err := m.SetHardLimit(t.Context(), 500); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.reserveMaking(t.Context(), 1000, true); !errors.Is(err, space.ErrLimit) || len(asked) != 1 || asked[0] < 500 {
-		t.Errorf("%v, %d", err, asked)
-	}
-	if err := m.SetHardLimit(t.Context(), -1); err != nil {
-		t.Fatal(err)
-	}
-	free, _, err := m.FreeSpace()
-	if err != nil {
-		t.Skip(err)
-	}
-	set := func(minimum int64) {
-		t.Helper()
-		if err := m.SetMinimumFree(t.Context(), minimum); err != nil {
-			t.Fatal(err)
-		}
-	}
-	set(free + 4*mostBehind)
-	if _, err := f.reserveMaking(t.Context(), 1000, true); !errors.Is(err, space.ErrFreeSpace) || len(asked) != 1 {
-		t.Errorf("%v, %d", err, asked)
-	}
-	set(free + mostBehind/2)
-	for range 2 {
-		if _, err := f.reserveMaking(t.Context(), 1000, true); !errors.Is(err, space.ErrFreeSpace) || len(asked) != 2 {
-			t.Errorf("%v, %d", err, asked)
-		}
-	}
-	if !strings.Contains(m.log.String(), "has not freed space") {
-		t.Error("the log doesn't say so")
-	}
 }
 
 // TestReadDownload: the stored nar of a download stays while a client reads it.

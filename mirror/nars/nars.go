@@ -21,10 +21,10 @@ import (
 	"nar-herder/internal/logonce"
 	"nar-herder/internal/pace"
 	"nar-herder/mirror/nars/queue"
+	"nar-herder/mirror/nars/room"
 	"nar-herder/mirror/nars/spool"
 	"nar-herder/peer/passing"
 	"nar-herder/storage"
-	"nar-herder/storage/index"
 	"nar-herder/storage/narcheck"
 )
 
@@ -86,11 +86,6 @@ const (
 	// farAhead is how far behind an offset a download may be so that a client waits for it:
 	// about what arrives in the time of another request.
 	farAhead = 16 << 20
-	// pageItems is how many items a pass has in memory.
-	pageItems = 200
-	// maxUnfit is how many items in a row may be too large for the room that is left
-	// before a pass gives up.
-	maxUnfit = 20
 )
 
 // timing has the pauses, which tests shorten.
@@ -121,7 +116,6 @@ var usualTiming = timing{
 // [prometheus.Collector] of its own metrics.
 type Fetcher struct {
 	storage *storage.Storage
-	index   *index.Index
 	source  Source
 	options Options
 	log     *slog.Logger
@@ -131,6 +125,7 @@ type Fetcher struct {
 	limiter pace.Limiter // of all downloads that no client waits for
 	queue   *queue.Queue
 	spool   *spool.Spool
+	room    *room.Room
 
 	ctx  context.Context // of all downloads
 	stop context.CancelFunc
@@ -140,11 +135,6 @@ type Fetcher struct {
 	wake chan struct{}
 	// missing is about how many items lack nars.
 	missing atomic.Int64
-	// coming is how many bytes all downloads will take.
-	coming atomic.Int64
-	// making is a semaphore for MakeRoom, and guards vainUntil, until which it isn't called.
-	making    chan struct{}
-	vainUntil time.Time
 
 	mu        sync.Mutex
 	closed    bool
@@ -154,11 +144,6 @@ type Fetcher struct {
 	// fullUntil, nothing is stored.
 	pausedUntil, fullUntil time.Time
 	sourceFailures         int // in a row
-	// unfits is how many files in a row did not fit. unfitUsage was the size of the storage
-	// then, negative if all fitted, and unfitSpare what could be written above the minimum
-	// of free space.
-	unfits                 int
-	unfitUsage, unfitSpare int64
 	status                 Status
 	logged                 logonce.Filter
 }
@@ -170,9 +155,8 @@ func New(s *storage.Storage, source Source, options Options) (*Fetcher, error) {
 		return nil, errors.New("nars can't be fetched without a storage to put them in")
 	}
 	f := &Fetcher{
-		storage: s, index: s.Index(), source: source, options: options, log: options.Log, now: options.Now, timing: usualTiming, queue: queue.New(),
-		wake: make(chan struct{}, 1), making: make(chan struct{}, 1), downloads: make(map[string]*download),
-		unfitUsage: -1,
+		storage: s, source: source, options: options, log: options.Log, now: options.Now, timing: usualTiming, queue: queue.New(),
+		wake: make(chan struct{}, 1), downloads: make(map[string]*download),
 	}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
@@ -189,7 +173,8 @@ func New(s *storage.Storage, source Source, options Options) (*Fetcher, error) {
 	if options.Passing == nil {
 		f.options.Passing = passing.New(source, 0)
 	}
-	f.spool = spool.New(spool.Options{Storage: s, Fallback: options.Spool, InFlight: f.isInFlight, Reserve: f.reserveRetained, Now: f.now})
+	f.room = room.New(room.Options{Storage: s, Limit: options.Limit, Usage: f.options.Usage, MakeRoom: options.MakeRoom, Log: f.log, Now: f.now})
+	f.spool = spool.New(spool.Options{Storage: s, Fallback: options.Spool, InFlight: f.isInFlight, Reserve: f.room.Retain, Now: f.now})
 	f.options.AtOnce = cmp.Or(options.AtOnce, defaultAtOnce)
 	f.limiter.Rate = options.Bandwidth
 	f.ctx, f.stop = context.WithCancel(context.Background())

@@ -115,8 +115,8 @@ func TestStoredMeanwhile(t *testing.T) {
 					t.Errorf("%d failures for the reason %s", got, reason)
 				}
 			}
-			if status := f.Status(); status.InFlight != 0 || f.coming.Load() != 0 {
-				t.Errorf("%+v, %d bytes are coming", status, f.coming.Load())
+			if status := f.Status(); status.InFlight != 0 || f.room.Coming() != 0 {
+				t.Errorf("%+v, %d bytes are coming", status, f.room.Coming())
 			}
 			m.wantConsistent()
 		})

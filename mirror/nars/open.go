@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 
+	"nar-herder/mirror/nars/room"
 	"nar-herder/mirror/nars/spool"
 	"nar-herder/peer"
 	"nar-herder/peer/passing"
@@ -95,7 +96,7 @@ func (f *Fetcher) joinOrBegin(ctx context.Context, item *storage.Item, n int, of
 		}
 		// If it can't be stored, the source still serves the client.
 		if d, err = f.begin(ctx, now, i, true, via); err != nil {
-			if f.logged.IsDue(errNoRoom.Error(), f.now()) {
+			if f.logged.IsDue(room.ErrNone.Error(), f.now()) {
 				f.log.Info("a nar that a client requested is passed on and not stored", "file", now.FileName(i), "reason", err)
 			}
 			return direct()

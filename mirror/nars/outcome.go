@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"nar-herder/internal/pace"
+	"nar-herder/mirror/nars/room"
 	"nar-herder/mirror/nars/spool"
 	"nar-herder/storage"
 	"nar-herder/storage/narcheck"
@@ -31,7 +32,7 @@ func reasonOf(err error) reason {
 		return reasonAbsent
 	case errors.Is(err, narcheck.ErrWrongNar):
 		return reasonWrong
-	case isFull(err):
+	case room.IsFull(err):
 		return reasonFull
 	case errors.Is(err, errLocal):
 		return reasonLocal
@@ -49,7 +50,7 @@ func (f *Fetcher) finish(d *download, err error) {
 	switch {
 	case err == nil:
 		f.succeeded(d)
-	case errors.Is(err, errNoRoom):
+	case errors.Is(err, room.ErrNone):
 		f.unfit(err)
 	case errors.Is(err, errStored), errors.Is(err, storage.ErrNotWanted), errors.Is(err, errStopped):
 		// Not a failure.
@@ -60,12 +61,21 @@ func (f *Fetcher) finish(d *download, err error) {
 	}
 }
 
+// unfit records a file for which there is no room.
+func (f *Fetcher) unfit(err error) {
+	f.room.Unfit(f.ctx)
+	const text = "the storage has no room: nars that don't fit wait until others are removed"
+	if f.logged.IsDue(text, f.now()) {
+		f.log.Info(text, "error", err)
+	}
+}
+
 func (f *Fetcher) succeeded(d *download) {
 	f.metrics.fetched.Add(1)
 	f.metrics.bytes.Add(d.size)
+	f.room.Fit()
 	ofUpstream := d.item.Origin != 0
 	f.mu.Lock()
-	f.unfits = 0
 	if !ofUpstream {
 		f.sourceFailures, f.pausedUntil = 0, time.Time{}
 	}

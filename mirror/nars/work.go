@@ -6,8 +6,11 @@ import (
 	"sync"
 	"time"
 
+	"nar-herder/mirror/nars/lacking"
+	"nar-herder/mirror/nars/room"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/dropped"
 	"nar-herder/storage/narcheck"
 )
 
@@ -54,9 +57,10 @@ func (f *Fetcher) Run(ctx context.Context) {
 	}
 	defer working.Wait()
 	defer close(jobs)
-	p := &pass{f: f, due: f.options.All}
+	pass := lacking.New(lacking.Options{All: f.options.All, Index: f.storage.Index(), Queue: f.queue, Room: f.room, Spool: f.spool, Missing: &f.missing,
+		Pause: f.timing.fullPause, Every: f.timing.passEvery, Log: f.log})
 	for ctx.Err() == nil {
-		hash, pause, err := f.next(ctx, p)
+		hash, pause, err := f.next(ctx, pass)
 		if err != nil && ctx.Err() == nil {
 			pause = f.timing.fullPause
 			f.log.Error("can't find out which nars are missing: retrying", "error", err, "again", pause.String())
@@ -79,7 +83,7 @@ func (f *Fetcher) Run(ctx context.Context) {
 }
 
 // next returns the next item, or how long to wait for one.
-func (f *Fetcher) next(ctx context.Context, p *pass) (hash narinfo.PathHash, wait time.Duration, err error) {
+func (f *Fetcher) next(ctx context.Context, pass *lacking.Pass) (hash narinfo.PathHash, wait time.Duration, err error) {
 	now := f.now()
 	if paused := f.pausedFor(now); paused > 0 {
 		return hash, paused, nil
@@ -87,7 +91,7 @@ func (f *Fetcher) next(ctx context.Context, p *pass) (hash narinfo.PathHash, wai
 	if hash, wait = f.queue.Next(now); wait == 0 {
 		return hash, 0, nil
 	}
-	hash, passWait, err := p.next(ctx, now)
+	hash, passWait, err := pass.Next(ctx, now)
 	return hash, min(wait, passWait), err
 }
 
@@ -154,14 +158,14 @@ func (f *Fetcher) fetchItem(ctx context.Context, hash narinfo.PathHash) {
 // dropAbsent gives up the files of an item that the source doesn't have, if another one is
 // stored. Otherwise they are looked for again, and it returns false.
 func (f *Fetcher) dropAbsent(ctx context.Context, item *storage.Item, absent uint64) bool {
-	dropped, err := f.storage.DropAbsent(ctx, item, absent)
+	isDropped, err := dropped.DropAbsent(ctx, f.storage, item, absent)
 	switch {
 	case ctx.Err() != nil:
 		return false
 	case err != nil:
 		f.log.Error("can't record which nars the source does not have", "item", item.Narinfo.StorePath.String(), "error", err)
 		return false
-	case !dropped:
+	case !isDropped:
 		return false
 	}
 	const text = "the source does not have some files of an item, and others are stored here: not looking for them again"
@@ -180,7 +184,7 @@ func (f *Fetcher) fetchFile(ctx context.Context, item *storage.Item, n int) erro
 		d, err := f.begin(ctx, item, n, false, nil)
 		if err != nil {
 			switch {
-			case errors.Is(err, errNoRoom):
+			case errors.Is(err, room.ErrNone):
 				f.unfit(err)
 			case ctx.Err() == nil && !errors.Is(err, errStopped):
 				f.failed(item, item.FileName(n), err)

@@ -11,6 +11,7 @@ import (
 
 	"nar-herder/internal/linger"
 	"nar-herder/storage"
+	"nar-herder/storage/dropped"
 	"nar-herder/storage/index"
 )
 
@@ -65,7 +66,7 @@ func deleteDropped(ctx context.Context, s *storage.Storage, rows []*index.Item, 
 	alone := make([]bool, len(rows)) // certainly without another file
 	unknown := s.Each(len(rows), func(i int) (err error) {
 		if items[i], err = storage.NewItem(rows[i]); err == nil {
-			err = s.KeepsFile(ctx, items[i], items[i].Dropped)
+			err = dropped.Keeps(ctx, s, items[i], items[i].Dropped)
 		}
 		if errors.Is(err, storage.ErrNotStored) {
 			alone[i], err = true, nil

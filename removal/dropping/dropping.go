@@ -9,6 +9,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/dropped"
 	"nar-herder/storage/index"
 )
 
@@ -168,7 +169,7 @@ func (d *Dropper) decide(ctx context.Context, item *storage.Item) (result Result
 		}
 		return result, 0, nil
 	}
-	err = d.Storage.KeepsFile(ctx, item, all)
+	err = dropped.Keeps(ctx, d.Storage, item, all)
 	if errors.Is(err, storage.ErrNotStored) {
 		result.Outcome = Only
 		return result, 0, nil
