@@ -661,3 +661,29 @@ func TestDropped(t *testing.T) {
 		})
 	}
 }
+
+// TestSameKey: an item that can't be written, since the hash of another begins with the same 64
+// bits, keeps no others from being written.
+func TestSameKey(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, Options{})
+	first, same, next := numbered(1), numbered(1), numbered(2)
+	same[len(same)-1] = 1
+	b.put(text(first, 1), 0, time.Time{}, 0)
+	for _, hash := range []narinfo.PathHash{same, next} {
+		b.wants(hash, text(hash, 100), time.Hour)
+	}
+	b.write()
+	if row := b.row(next); row.Origin == 0 {
+		t.Errorf("%+v", row)
+	}
+	if row := b.row(first); row.Origin != 0 || !bytes.Equal(row.Text, text(first, 1)) {
+		t.Errorf("%+v", row)
+	}
+	if n := unwritten(b); n != 0 {
+		t.Errorf("%d items are unwritten", n)
+	}
+	if !strings.Contains(b.log.String(), "same first 64 bits") {
+		t.Errorf("the log: %s", b.log)
+	}
+}
