@@ -25,7 +25,8 @@ func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 			_, _, generation = s.answers.Get(hash)
 		}
 		err := storage.ErrNotFound
-		if found.CacheControl = s.cacheControls.missing; s.options.Upstreams == nil || !s.options.Upstreams.IsPending(hash) {
+		isPending := s.options.Upstreams != nil && s.options.Upstreams.IsPending(hash)
+		if found.CacheControl = s.cacheControls.missing; !isPending {
 			engine.Enter(ctx, s.pool)
 			found, err = s.answer(s.live, hash)
 		}
@@ -41,7 +42,9 @@ func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 			s.fault(ctx, "look up a narinfo", err)
 			return
 		}
-		s.answers.Put(hash, found, generation)
+		if !isPending { // or else the item may have been imported before the generation was read
+			s.answers.Put(hash, found, generation)
+		}
 	}
 	ctx.Response.Header.SetContentType("application/x-nix-narinfo")
 	found.SetCacheControl(ctx)

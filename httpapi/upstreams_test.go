@@ -520,3 +520,44 @@ func (c expiredCached) Text(context.Context, narinfo.PathHash) ([]byte, []string
 }
 
 func (c expiredCached) TTL([]string) *time.Duration { return seconds(50) }
+
+// TestImportedMeanwhile: an item is imported before that of the upstream is written. The answer
+// of the upstream isn't kept in memory then.
+func TestImportedMeanwhile(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	opts := options()
+	finder := lookup.New(s.Storage, &fakeUpstreams{answer: upstreamHas(time.Hour)}, lookup.Options{})
+	t.Cleanup(finder.Close)
+	opts.Upstreams = finder // which writes nothing before Close
+	server := start(t, s, opts)
+	watcher, err := s.index.Watch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { watcher.Close() })
+	server.follow(t, watcher)
+	client := dial(t, server.address)
+	hash, err := narinfo.ParsePathHash(hashOf(greeting))
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := "/" + hash.String() + ".narinfo"
+	if a := client.ask("GET", target); a.body != string(upstreamText(hash)) {
+		t.Fatalf("%s, %q", a.Status, a.body)
+	}
+	s.importAll(t, importer.Options{Keep: true}, published+"/"+hash.String()+".narinfo")
+	until(t, "the server notices the import", func() bool {
+		_, ok, _ := server.answers.Get(hash)
+		return !ok
+	})
+	client.ask("GET", target)
+	finder.Close()
+	text, err := s.Text(t.Context(), hash)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := client.ask("GET", target); a.body != string(text) {
+		t.Errorf("%s, %q", a.Status, a.body)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 	"nar-herder/upstream/pipeline"
 )
 
@@ -101,6 +102,9 @@ func (c *call) judge(response *pipeline.Response, err error) (reply, outcome) {
 			return reply{err: c.err}, invalid
 		case c.narinfo.StorePath.Hash != c.question.hashes[c.item]:
 			return reply{err: fmt.Errorf("asked for the narinfo of %s, it sends that of %s", c.question.hashes[c.item], c.narinfo.StorePath.BaseName())}, invalid
+		}
+		if err := storage.CheckNarinfo(c.narinfo); err != nil {
+			return reply{err: fmt.Errorf("the narinfo of %s: %w", c.narinfo.StorePath.BaseName(), err)}, invalid
 		}
 		return reply{narinfo: c.narinfo, maxAge: maxAge(response.Header)}, found
 	case http.StatusAccepted:

@@ -61,8 +61,12 @@ func TestFaults(t *testing.T) {
 		"trailing garbage": {says(func(n int) string { return text(n) + "\x00garbage" }), "NUL", 0},
 		"no signature": {says(func(n int) string {
 			before, _, _ := strings.Cut(text(n), "Signature")
-			return before + "URL: nar/x\nCompression: none\n"
+			return before + "URL: nar/" + mirrortest.Path(n).BaseName() + "\nCompression: none\n"
 		}), "signature", 0},
+		"another item's nar": {says(func(n int) string {
+			return strings.ReplaceAll(text(n), "nar/none/"+mirrortest.Path(n).BaseName(), "nar/none/"+mirrortest.Path(n+1).BaseName())
+		}), "named after another item", 0},
+		"a file that isn't a nar": {says(func(n int) string { return strings.ReplaceAll(text(n), "nar/none/", "../") }), "URL", 0},
 		"half a narinfo": {raw(func(conn net.Conn, n int) {
 			fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(text(n)), text(n)[:50])
 		}), "closes the connection", 0},

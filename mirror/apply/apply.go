@@ -179,12 +179,9 @@ func applyAddition(s *storage.Storage, tx *index.Tx, change Change, entry *index
 			if _, err := tx.Restore(row.Hash, change.At); err != nil {
 				return sums, nil, err
 			}
-			return Sums{Updated: 1}, nil, tx.SetMirrored(row.Hash, true)
+			return Sums{Updated: 1}, nil, setMirrored(tx, row)
 		}
-		if !row.Mirrored {
-			return Sums{Known: 1}, nil, tx.SetMirrored(row.Hash, true)
-		}
-		return Sums{Known: 1}, nil, nil
+		return Sums{Known: 1}, nil, setMirrored(tx, row)
 	}
 	old, err := storage.NewItem(row)
 	if err != nil {
@@ -194,7 +191,7 @@ func applyAddition(s *storage.Storage, tx *index.Tx, change Change, entry *index
 		// Its files stay until no client has a narinfo that names them.
 		return Sums{Updated: 1}, nil, dropAs(tx, old, files, change.At, s.Now())
 	}
-	if !old.Mirrored && old.WithdrawnAt.IsZero() {
+	if !old.Mirrored && old.Origin == 0 && old.WithdrawnAt.IsZero() {
 		// It has another signature or another nar: the local one stays.
 		if old.Narinfo.NarHash != n.NarHash {
 			s.Log().Warn("the mirrored instance has another nar of an item that was added here: keeping the local one", "item", n.StorePath.String())
@@ -210,6 +207,19 @@ func applyAddition(s *storage.Storage, tx *index.Tx, change Change, entry *index
 	return Sums{Updated: 1}, obsolete, tx.Put(entry, row)
 }
 
+// setMirrored records that the mirrored instance has an item, which is not of an upstream then.
+func setMirrored(tx *index.Tx, row *index.Item) error {
+	if row.Origin != 0 {
+		if err := tx.SetOrigin(row.Hash, 0, time.Time{}); err != nil {
+			return err
+		}
+	}
+	if row.Mirrored {
+		return nil
+	}
+	return tx.SetMirrored(row.Hash, true)
+}
+
 // dropAs drops the files that the mirrored instance has dropped, besides those that were
 // dropped here, if any file is left then.
 func dropAs(tx *index.Tx, item *storage.Item, files uint64, at, now time.Time) error {
@@ -217,7 +227,7 @@ func dropAs(tx *index.Tx, item *storage.Item, files uint64, at, now time.Time) e
 		if _, err := tx.Restore(item.Hash, at); err != nil {
 			return err
 		}
-		if err := tx.SetMirrored(item.Hash, true); err != nil {
+		if err := setMirrored(tx, item.Item); err != nil {
 			return err
 		}
 	}

@@ -133,3 +133,34 @@ func TestWithdrawnDrops(t *testing.T) {
 		t.Errorf("it is still hidden: %v", err)
 	}
 }
+
+// TestOfUpstream: an item that came from an upstream is that of the mirrored instance from then
+// on: it is not evicted, and no upstream decides about it.
+func TestOfUpstream(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		old, new string // signature
+		want     Sums
+	}{
+		"same text":  {"AAAA", "AAAA", Sums{Known: 1}},
+		"other text": {"AAAA", "BBBB", Sums{Updated: 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDropping(t)
+			hash := d.full.StorePath.Hash
+			err := d.Index().Update(t.Context(), func(tx *index.Tx) error {
+				origin, err := tx.Origin("http://upstream.example")
+				return errors.Join(err, tx.SetOrigin(hash, origin, time.Now()), tx.SetMirrored(hash, false))
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.apply(d.parse([]byte(strings.Replace(string(d.full.Text), test.old, test.new, 1))), test.want, 0, 0b111)
+			item, err := d.Item(t.Context(), hash)
+			if err != nil || item.Origin != 0 || !item.FreshUntil.IsZero() || !item.Mirrored || item.Narinfo.Signature() != "1;host;"+test.new {
+				t.Errorf("%+v, %v", item, err)
+			}
+		})
+	}
+}

@@ -356,11 +356,16 @@ func (e *Evictor) tryBatch(ctx context.Context, batch []index.LeastUsed) (freed 
 		if err := e.pinned.Guard(tx); err != nil {
 			return err
 		}
-		// Uses are not changes of an item.
+		// Uses are not changes of an item, and the origin isn't one.
 		for _, item := range unread {
 			if wasUsed, err := e.wasUsed(tx, item.Hash, at[item.Hash]); err != nil {
 				return err
 			} else if wasUsed {
+				return deletion.ErrOutdated
+			}
+			if origin, err := tx.OriginOf(item.Hash); err != nil {
+				return err
+			} else if origin == 0 { // it was imported
 				return deletion.ErrOutdated
 			}
 		}

@@ -9,12 +9,14 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/narinfo"
 	"nar-herder/removal"
 	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
+	"nar-herder/storage/uses"
 )
 
 const narSize = 10_000
@@ -178,6 +180,36 @@ func TestConcurrentUses(t *testing.T) {
 		t.Errorf("%d bytes were evicted", got)
 	}
 	c.wantState(1, count, strings.Repeat("r", count))
+	c.wantConsistent()
+}
+
+// importing imports an item after it was read, and before it is evicted.
+type importing struct {
+	*uses.Counter
+	at      narinfo.PathHash // read after the item
+	imports func()
+}
+
+func (i *importing) LastUse(hash narinfo.PathHash) time.Time {
+	if hash == i.at {
+		i.imports()
+	}
+	return i.Counter.LastUse(hash)
+}
+
+// TestImportedMeanwhile: an item that is imported while it is about to be evicted stays.
+func TestImportedMeanwhile(t *testing.T) {
+	t.Parallel()
+	c := newCache(t)
+	c.put(many(1, 3, narSize), upstreamURL, time.Now().Add(-time.Hour), true)
+	e := c.evictor(Options{Limit: -1})
+	e.options.Uses = &importing{c.uses, nar{n: 2}.hash(), sync.OnceFunc(func() {
+		c.update(func(tx *index.Tx) error { return tx.SetOrigin(nar{n: 1}.hash(), 0, time.Time{}) })
+	})}
+	if n := c.evict(e, 3*narSize); n != 2 {
+		t.Errorf("%d were evicted", n)
+	}
+	c.wantState(1, 3, "srr")
 	c.wantConsistent()
 }
 

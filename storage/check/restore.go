@@ -73,7 +73,7 @@ func (c *Checker) record(ctx context.Context, finding Finding, n int) error {
 }
 
 // unclaim makes the row no longer claim the file of a finding. If it was the last one, the item
-// may be hidden from clients.
+// may be hidden from clients, unless its nar can be fetched again from an upstream.
 func (r *Repairer) unclaim(ctx context.Context, finding Finding) error {
 	c := r.c
 	return c.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
@@ -85,7 +85,7 @@ func (r *Repairer) unclaim(ctx context.Context, finding Finding) error {
 		if err := tx.SetStored(item.Hash, stored, item.Sizes, time.Time{}); err != nil {
 			return err
 		}
-		if stored == 0 && r.options.Hide != nil && r.options.Hide(item) {
+		if stored == 0 && item.Origin == 0 && r.options.Hide != nil && r.options.Hide(item) {
 			return tx.SetLost(item.Hash, c.Now())
 		}
 		return nil

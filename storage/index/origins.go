@@ -24,6 +24,11 @@ func (tx *Tx) SetOrigin(hash narinfo.PathHash, origin int64, freshUntil time.Tim
 	return tx.conn.exec("UPDATE items SET origin = ?, fresh_until = ? WHERE key = ?", origin, timeColumn(freshUntil), keyOf(hash))
 }
 
+// OriginOf returns the upstream that an item came from; 0 for none.
+func (tx *Tx) OriginOf(hash narinfo.PathHash) (int64, error) {
+	return tx.conn.integer("SELECT coalesce((SELECT origin FROM items WHERE key = ?), 0)", keyOf(hash))
+}
+
 // Origins returns the URLs of all upstreams that items came from, by their numbers.
 func (x *Index) Origins(ctx context.Context) (origins map[int64]string, err error) {
 	origins = make(map[int64]string)

@@ -282,6 +282,13 @@ func referencesColumn(n *narinfo.Narinfo) []byte {
 	return references
 }
 
+// IsTaken reports whether an item that [Tx.Item] doesn't find can't be added, because another
+// one has the same first 64 bits.
+func (tx *Tx) IsTaken(hash narinfo.PathHash) (bool, error) {
+	count, err := tx.conn.integer("SELECT count(*) FROM items WHERE key = ?", keyOf(hash))
+	return count != 0, err
+}
+
 // isDuplicate reports whether a row violates a uniqueness constraint.
 func isDuplicate(err error) bool {
 	var failure *sqlite.Error

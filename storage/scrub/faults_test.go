@@ -696,3 +696,31 @@ func TestTexts(t *testing.T) {
 		t.Errorf("%v findings", n)
 	}
 }
+
+// TestOfUpstream: an item that came from an upstream stays visible when its nar is lost, since
+// that can be fetched again.
+func TestOfUpstream(t *testing.T) {
+	t.Parallel()
+	s := newTested(t, 2, storage.Options{}, nil, new(source))
+	n := s.nars[0]
+	err := s.Storage.Index().Update(t.Context(), func(tx *index.Tx) error {
+		origin, err := tx.Origin("http://upstream.example")
+		if err != nil {
+			return err
+		}
+		return tx.SetOrigin(n.hash(), origin, s.clock.Now())
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.flip(t, n)
+	if err := s.Pass(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if item := s.item(t, n); item.Stored != 0 {
+		t.Errorf("stored %b", item.Stored)
+	}
+	if text, err := s.Storage.Text(t.Context(), n.hash()); err != nil || !bytes.Equal(text, n.info.Text) {
+		t.Errorf("%q, %v", text, err)
+	}
+}

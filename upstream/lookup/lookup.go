@@ -326,9 +326,9 @@ func (f *Finder) known(hashes []narinfo.PathHash, via string) (rows map[narinfo.
 			// It was removed here. Clients may find it again when its row is deleted.
 			f.resolve(q, Answer{}, storage.ErrNotFound, time.Time{})
 		case row.Origin == 0:
-			f.resolve(q, Answer{Text: row.Text}, nil, time.Time{})
+			f.resolve(q, Answer{Text: row.Announced()}, nil, time.Time{})
 		case now.Before(row.FreshUntil):
-			f.resolve(q, Answer{Text: row.Text, Until: row.FreshUntil}, nil, time.Time{})
+			f.resolve(q, Answer{Text: row.Announced(), Until: row.FreshUntil}, nil, time.Time{})
 		default:
 			rows[q.hash] = row
 			unknown = append(unknown, q.hash)
@@ -355,14 +355,15 @@ func (f *Finder) deliver(q question, from upstream.Answer, row *index.Item) {
 	now := f.storage.Now()
 	switch {
 	case from.Err == nil:
-		until := now.Add(lifetime(from.MaxAge, unsaidTTL))
-		f.keep(q, &finding{
-			narinfo: from.Narinfo, origin: from.Upstream.String(), until: until,
-			isNew: row == nil || !bytes.Equal(row.Text, from.Narinfo.Text),
-		}, Answer{from.Narinfo.Text, until})
+		found := &finding{narinfo: from.Narinfo, origin: from.Upstream.String(), until: now.Add(lifetime(from.MaxAge, unsaidTTL))}
+		text := from.Narinfo.Text
+		if found.isNew = row == nil || !bytes.Equal(row.Text, text); !found.isNew {
+			text = row.Announced() // without the files that were dropped here
+		}
+		f.keep(q, found, Answer{text, found.until})
 	case errors.Is(from.Err, storage.ErrNotFound) && row != nil && row.Stored != 0:
 		until := now.Add(keptTTL)
-		f.keep(q, &finding{until: until}, Answer{row.Text, until})
+		f.keep(q, &finding{until: until}, Answer{row.Announced(), until})
 	case errors.Is(from.Err, storage.ErrNotFound):
 		ttl := max(0, from.MaxAge)
 		switch longest := f.options.NegativeTTL; {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -645,4 +646,69 @@ func TestSourceForgets(t *testing.T) {
 type forgetful struct{}
 
 func (forgetful) Ask(context.Context, []narinfo.PathHash, []string, func(narinfo.PathHash, upstream.Answer)) {
+}
+
+// TestDropped: the answers are without the blocks of files that were dropped here.
+func TestDropped(t *testing.T) {
+	t.Parallel()
+	hash := numbered(1)
+	base := hash.String() + "-item"
+	full := fmt.Appendf(nil, "StorePath: /gnu/store/%s\nNarHash: sha256:%052d\nNarSize: 100\nReferences: \nSignature: 1;host;AAAA\n", base, 1)
+	for _, kind := range []string{"lzip", "gzip"} {
+		full = fmt.Appendf(full, "URL: nar/%s/%s\nCompression: %[1]s\nFileSize: 100\n", kind, base)
+	}
+	announced, _, _ := bytes.Cut(full, []byte("URL: nar/gzip"))
+	for name, test := range map[string]struct {
+		origin int64
+		fresh  time.Duration
+		answer upstream.Answer
+		ttl    time.Duration
+	}{
+		"imported": {ttl: -1},
+		"fresh":    {origin: 1, fresh: time.Hour, ttl: time.Hour},
+		"same":     {origin: 1, answer: found(full, 2*time.Hour), ttl: 2 * time.Hour},
+		"gone":     {origin: 1, answer: missing(time.Minute), ttl: keptTTL},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBed(t, Options{})
+			b.put(full, test.origin, b.now().Add(test.fresh), 0b11)
+			err := b.index.Update(t.Context(), func(tx *index.Tx) error { return tx.SetDropped(hash, 0b10, b.now()) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.set(func(narinfo.PathHash) upstream.Answer { return test.answer })
+			b.wants(hash, announced, test.ttl)
+			b.write()
+			if row := b.row(hash); row.Dropped != 0b10 || !bytes.Equal(row.Text, full) {
+				t.Errorf("the row is %+v, %q", row, row.Text)
+			}
+		})
+	}
+}
+
+// TestSameKey: an item that can't be written, since the hash of another begins with the same 64
+// bits, keeps no others from being written.
+func TestSameKey(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, Options{})
+	first, same, next := numbered(1), numbered(1), numbered(2)
+	same[len(same)-1] = 1
+	b.put(text(first, 1), 0, time.Time{}, 0)
+	for _, hash := range []narinfo.PathHash{same, next} {
+		b.wants(hash, text(hash, 100), time.Hour)
+	}
+	b.write()
+	if row := b.row(next); row.Origin == 0 {
+		t.Errorf("%+v", row)
+	}
+	if row := b.row(first); row.Origin != 0 || !bytes.Equal(row.Text, text(first, 1)) {
+		t.Errorf("%+v", row)
+	}
+	if n := unwritten(b); n != 0 {
+		t.Errorf("%d items are unwritten", n)
+	}
+	if !strings.Contains(b.log.String(), "same first 64 bits") {
+		t.Errorf("the log: %s", b.log)
+	}
 }

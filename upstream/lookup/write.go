@@ -28,6 +28,9 @@ const (
 
 var writeRetry = pace.Backoff{First: time.Second, Last: 30 * time.Second}
 
+// errTaken reports an item that can't be in the index.
+var errTaken = errors.New("another item has the same first 64 bits")
+
 // finding is an answer that is to be written.
 type finding struct {
 	*asked
@@ -163,8 +166,8 @@ func (f *Finder) write(ctx context.Context, hashes []narinfo.PathHash, batch []*
 				origins[found.origin] = number
 			}
 			names, err := f.put(tx, hashes[n], found, origins[found.origin])
-			if errors.Is(err, index.ErrDamaged) {
-				f.repeats.Log(f.log, slog.LevelWarn, time.Now(), "can't write an item of an upstream, as its row is damaged", "error", err)
+			if errors.Is(err, index.ErrDamaged) || errors.Is(err, errTaken) {
+				f.repeats.Log(f.log, slog.LevelWarn, time.Now(), "can't write an item of an upstream: it is asked for again", "error", err)
 				continue
 			}
 			if err != nil {
@@ -194,6 +197,12 @@ func (f *Finder) put(tx *index.Tx, hash narinfo.PathHash, found *finding, origin
 	case errors.Is(err, storage.ErrNotFound):
 		if found.entry == nil {
 			return nil, nil // removed meanwhile
+		}
+		// An upstream can choose its hashes. Put would fail the transaction.
+		if isTaken, err := tx.IsTaken(hash); err != nil {
+			return nil, err
+		} else if isTaken {
+			return nil, fmt.Errorf("%s: %w", hash, errTaken)
 		}
 		return nil, tx.Put(f.entry(found, origin), nil)
 	case err != nil:
