@@ -70,6 +70,7 @@ func (c *dropFilesCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	doing := newProgress(s.err, "dropping "+c.Compression+" nars", "items", all)
 	var bytes int64
+	unverified := 0
 	dropper := &dropping.Dropper{Storage: store.Storage, Compression: c.Compression, DryRun: c.DryRun}
 	err = dropper.Do(ctx, counted(items, doing), func(r dropping.Result) {
 		if r.Outcome == dropping.Failed {
@@ -79,6 +80,9 @@ func (c *dropFilesCommand) Run(ctx context.Context, s *streams) (err error) {
 		}
 		counts[r.Outcome]++
 		bytes += r.Bytes
+		if r.Unverified {
+			unverified++
+		}
 	})
 	doing.end()
 	dropped := counts[dropping.Dropped]
@@ -90,7 +94,7 @@ func (c *dropFilesCommand) Run(ctx context.Context, s *streams) (err error) {
 	case err != nil:
 		return fmt.Errorf("drop-files: nothing was dropped: %w", err)
 	}
-	if err := c.summarize(ctx, s, store, counts, bytes); err != nil {
+	if err := c.summarize(ctx, s, store, counts, unverified, bytes); err != nil {
 		return err
 	}
 	if counts[dropping.Failed] > 0 {
@@ -131,7 +135,7 @@ func counted(items iter.Seq2[*storage.Item, error], doing *progress) iter.Seq2[*
 }
 
 // summarize prints what was done.
-func (c *dropFilesCommand) summarize(ctx context.Context, s *streams, store *opened, counts map[dropping.Outcome]int, bytes int64) error {
+func (c *dropFilesCommand) summarize(ctx context.Context, s *streams, store *opened, counts map[dropping.Outcome]int, unverified int, bytes int64) error {
 	lose, freed := "lost", "are freed"
 	if c.DryRun {
 		lose, freed = "would lose", "would be freed"
@@ -145,6 +149,9 @@ func (c *dropFilesCommand) summarize(ctx context.Context, s *streams, store *ope
 		printf(s.out, ", which %s by a running server from about %s on", freed, due.UTC().Format(time.RFC3339))
 	}
 	printf(s.out, "\n")
+	if unverified > 0 {
+		printf(s.out, "%d of them have nars that were never verified; next: nar-herder check --verify\n", unverified)
+	}
 	if before := counts[dropping.Before]; before > 0 {
 		printf(s.out, "%s lost them before\n", countOf(before, "item"))
 	}

@@ -292,6 +292,25 @@ func TestDropFilesUndone(t *testing.T) {
 	succeed(t, p.args("check", "--verify")...)
 }
 
+// TestDropFilesUnverified: nobody knows whether the nars are right that items keep.
+func TestDropFilesUnverified(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	dir, _ := gzipFarm(t)
+	succeed(t, p.args("import", "--no-verify", dir)...)
+	drop := p.args("drop-files", "--compression=gzip", "--all")
+	const warning = "\n7 of them have nars that were never verified; next: nar-herder check --verify\n"
+	for _, options := range [][]string{{"--dry-run"}, {}} {
+		if out := succeed(t, append(drop, options...)...); !strings.Contains(out, warning) {
+			t.Errorf("%s: %s", options, out)
+		}
+	}
+	succeed(t, p.args("check", "--verify")...)
+	if out := succeed(t, p.args("drop-files", "--compression=zstd", "--all", "--dry-run")...); strings.Contains(out, "verified") {
+		t.Errorf("verified: %s", out)
+	}
+}
+
 // TestDropFilesAlone: the other files vanish during the grace.
 func TestDropFilesAlone(t *testing.T) {
 	t.Parallel()

@@ -319,7 +319,11 @@ func (a *announcer) reply(l *link, query dnsmessage.Message, from netip.AddrPort
 		return
 	}
 	if from.Port() != port {
-		_ = l.send(legacy(message, query), from)
+		// Plain DNS clients ask one question. The response repeats it, and would repeat
+		// thousands, to an address that may be forged.
+		if len(query.Questions) == 1 {
+			_ = l.send(legacy(message, query), from)
+		}
 		return
 	}
 	interval := answerInterval

@@ -192,6 +192,27 @@ func TestAnnounce(t *testing.T) {
 	})
 }
 
+// TestManyQuestions: a query to which the answer would repeat many questions gets none.
+func TestManyQuestions(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := new(lan)
+		_, stop := l.join(t, "a", fixed("192.0.2.1/24"))
+		defer stop()
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		l.take()
+		q := query("_guix_publish._tcp.local.", dnsmessage.TypePTR)
+		q.Questions = slices.Repeat(q.Questions, 1000)
+		data, err := q.Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.multicast(netip.MustParseAddrPort("192.0.2.9:40000"), group, data)
+		l.want(t, "many questions", "192.0.2.9 asks")
+	})
+}
+
 // TestStopWhileProbing: a name that may be another's is not withdrawn.
 func TestStopWhileProbing(t *testing.T) {
 	t.Parallel()

@@ -35,7 +35,10 @@ type Result struct {
 	StorePath narinfo.StorePath
 	// Bytes is the length of the stored files that are dropped.
 	Bytes int64
-	Err   error
+	// Unverified says that a stored file of the item was never compared with its NarHash, maybe
+	// one that it keeps.
+	Unverified bool
+	Err        error
 }
 
 // Dropper drops a compression.
@@ -176,7 +179,7 @@ func (d *Dropper) decide(ctx context.Context, item *storage.Item) (result Result
 	} else if err != nil {
 		return result, 0, err
 	}
-	result.Outcome = Dropped
+	result.Outcome, result.Unverified = Dropped, item.VerifiedAt.IsZero()
 	for n := range item.Narinfo.Files {
 		if files&(1<<n) != 0 && item.HasStored(n) {
 			result.Bytes += max(item.StoredSize(n), 0)

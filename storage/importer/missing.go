@@ -3,6 +3,7 @@ package importer
 import (
 	"fmt"
 	"io/fs"
+	"math/bits"
 	"strings"
 
 	"nar-herder/storage"
@@ -77,6 +78,7 @@ func (p *prepared) setDropped(tx *index.Tx, row *storage.Item) error {
 	}
 	if !row.Mirrored { // otherwise, the mirrored instance has them
 		dropped |= p.entry.Dropped
+		p.result.Missing = bits.OnesCount64(dropped &^ row.Dropped)
 	}
 	if dropped == row.Dropped {
 		return nil

@@ -182,3 +182,27 @@ func TestDroppedNarFound(t *testing.T) {
 		t.Errorf("%+v, %+v, %v", r, item, err)
 	}
 }
+
+// TestKnownItemLosesNar: a nar that a known item has lost is counted once as missing.
+func TestKnownItemLosesNar(t *testing.T) {
+	t.Parallel()
+	s, cache := newStorage(t), newCache(t)
+	importsOne(t, s, cache, importer.Options{})
+	path, err := narinfo.ParseStorePath("/gnu/store/" + base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := "nar/zstd/" + base
+	err = errors.Join(s.NarStore().Remove(t.Context(), name), os.Remove(filepath.Join(cache, "zstd", base+".nar")),
+		s.Index().Update(t.Context(), func(tx *index.Tx) error { return tx.SetStored(path.Hash, 1, nil, time.Time{}) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, missing := range []int{1, 0} {
+		r := importsOne(t, s, cache, importer.Options{AllowMissing: true})
+		item, err := s.Item(t.Context(), path.Hash)
+		if err != nil || r.Outcome != importer.Known || r.Missing != missing || item.Dropped != 2 || item.Stored != 1 {
+			t.Errorf("want %d missing: %+v, %+v, %v", missing, r, item, err)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -477,6 +478,55 @@ func TestKnownRows(t *testing.T) {
 			t.Errorf("%s: pins %v, %v, %+v", what, pins, err, results)
 		}
 		s.wantTagged(what, fetched, n)
+	}
+}
+
+// TestUsedWhenFetched: a nar that was fetched ahead is not the next to be evicted because its item
+// has been known for long.
+func TestUsedWhenFetched(t *testing.T) {
+	t.Parallel()
+	lzip := []string{"lzip"}
+	s := newSite(t, item{n: 2, kinds: lzip})
+	begun := time.Now().Truncate(time.Millisecond)
+	for n, until := range map[int]time.Time{1: begun.Add(time.Hour), 2: begun.Add(-time.Hour)} {
+		s.put(item{n: n, kinds: lzip}, func(e *index.Entry) {
+			e.Origin, e.FreshUntil, e.AddedAt = 1, until, begun.AddDate(-1, 0, 0)
+		})
+	}
+	s.wantRun(Options{}, "1 fetched 4; 2 fetched 4", 1, 2)
+	for n := 1; n <= 2; n++ {
+		err := s.Index().View(t.Context(), func(tx *index.Tx) error {
+			used, err := tx.LastUsed(path(n).Hash)
+			if used.Before(begun) {
+				t.Errorf("item %d was last used at %v", n, used)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestOtherCompression: the file that only the former narinfo of a withdrawn item names is
+// deleted.
+func TestOtherCompression(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, item{n: 1, kinds: []string{"zstd"}})
+	s.wantRun(Options{}, "1 fetched 4", 1)
+	s.update(func(tx *index.Tx) error {
+		_, err := tx.Withdraw(path(1).Hash, time.Now())
+		return err
+	})
+	s.items[path(1).Hash] = item{n: 1, kinds: []string{"lzip"}}
+	s.wantRun(Options{}, "1 fetched 4", 1)
+	for kind, want := range map[string]error{"lzip": nil, "zstd": fs.ErrNotExist} {
+		if _, err := s.NarStore().Stat(t.Context(), "nar/"+kind+"/"+path(1).BaseName()); !errors.Is(err, want) {
+			t.Errorf("%s: %v", kind, err)
+		}
+	}
+	if names, err := s.Index().PendingDeletes(t.Context(), "", 10); err != nil || len(names) > 0 {
+		t.Errorf("pending: %q, %v", names, err)
 	}
 }
 

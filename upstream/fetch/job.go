@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"time"
 
@@ -22,9 +23,11 @@ type job struct {
 	*storage.Item
 	// entry is its new row; nil for a row that stays.
 	entry *index.Entry
-	// written says that the last attempt wrote the row, and refused why it could not.
-	written bool
-	refused error
+	// written says that the last attempt wrote the row, and refused why it could not. obsolete
+	// are names in the storage that the row may no longer claim.
+	written  bool
+	refused  error
+	obsolete []string
 }
 
 // newJob makes a job. entry is nil for an item of the index.
@@ -47,6 +50,10 @@ func (r *run) fetch(ctx context.Context, j *job) {
 		err = r.index.Update(ctx, j.Write)
 	}
 	result.Err, result.Pinned = err, err == nil && r.isPinned(j.Hash)
+	if err == nil {
+		// The next start of a server deletes those that can't be deleted now.
+		_, _, _ = r.Storage.DeleteUnclaimed(ctx, j.obsolete, 0)
+	}
 	switch {
 	case errors.Is(err, nars.ErrFull):
 		r.stop(err)
@@ -97,7 +104,7 @@ func smallestFirst(item *storage.Item) (files []int) {
 // fetchFile stores one file of an item.
 func (r *run) fetchFile(ctx context.Context, j *job, n int) error {
 	for {
-		j.written, j.refused = false, nil
+		j.written, j.refused, j.obsolete = false, nil, nil
 		err := r.Nars.Fetch(ctx, j.Item, n)
 		if !errors.Is(err, spool.ErrInUse) {
 			return err
@@ -108,7 +115,8 @@ func (r *run) fetchFile(ctx context.Context, j *job, n int) error {
 	}
 }
 
-// write writes the row of an item, and tags and pins it.
+// write writes the row of an item, and tags and pins it. It counts as used now: otherwise, the
+// nar of an item that has been known for long would be evicted next.
 func (r *run) write(tx *index.Tx, j *job) error {
 	j.written = true
 	if j.entry != nil {
@@ -119,7 +127,10 @@ func (r *run) write(tx *index.Tx, j *job) error {
 	err := r.mark(tx, j.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
 		return storage.ErrNotWanted
+	} else if err != nil {
+		return err
 	}
+	_, err = tx.CountUses([]index.Uses{{Hash: j.Hash, Last: r.Storage.Now()}}, math.MaxInt64)
 	return err
 }
 
@@ -159,5 +170,6 @@ func (r *run) writeRow(tx *index.Tx, j *job) error {
 	}
 	j.entry.Stored, j.entry.Sizes, j.entry.VerifiedAt = 0, nil, time.Time{}
 	storage.CarryStored(j.entry, item)
-	return tx.Put(j.entry, row)
+	j.obsolete = item.NarNames()
+	return errors.Join(tx.AddPendingDeletes(j.obsolete), tx.Put(j.entry, row))
 }
