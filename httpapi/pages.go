@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"bytes"
-	"fmt"
 
 	"github.com/valyala/fasthttp"
 
@@ -22,11 +21,7 @@ func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
 		s.fault(ctx, "read the totals", err)
 		return routeHome
 	}
-	keys := make([]string, len(s.options.SigningKeys))
-	for i := range keys {
-		keys[i] = signingKeyName(i)
-	}
-	page, err := home.Page(home.Content{Items: totals.Items, Keys: keys, Version: s.options.Version})
+	page, err := home.Page(home.Content{Items: totals.Items, Keys: s.options.SigningKeys.Names(), Version: s.options.Version})
 	if err != nil {
 		s.fault(ctx, "write the home page", err)
 		return routeHome
@@ -36,24 +31,6 @@ func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
 	ctx.Response.Header.SetContentType("text/html; charset=utf-8")
 	ctx.Response.SetBody(page)
 	return routeHome
-}
-
-// signingKeyName returns the name of the Nth public key, counted from 0.
-func signingKeyName(n int) string {
-	if n == 0 {
-		return "signing-key.pub"
-	}
-	return fmt.Sprintf("signing-key-%d.pub", n+1)
-}
-
-// signingKey returns the public key with a name, or "" if there is none.
-func (s *Server) signingKey(name string) string {
-	for i, key := range s.options.SigningKeys {
-		if name == signingKeyName(i) {
-			return key
-		}
-	}
-	return ""
 }
 
 // serveHealth answers at one of the health's paths.

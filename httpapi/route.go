@@ -131,8 +131,8 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 		engine.LeaveLoop(ctx)
 		s.serveMetrics(ctx)
 		return routeMetrics
-	case len(segments) == 1 && s.signingKey(first) != "":
-		respond.Text(ctx, "text/plain; charset=utf-8", s.signingKey(first))
+	case len(segments) == 1 && s.options.SigningKeys.Text(first) != "":
+		respond.Text(ctx, "text/plain; charset=utf-8", s.options.SigningKeys.Text(first))
 		return routeSigningKey
 	case decoded == health.Path && !s.options.HideMetrics, decoded == health.ReadyPath, decoded == health.LivePath:
 		engine.LeaveLoop(ctx)

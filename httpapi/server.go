@@ -23,6 +23,7 @@ import (
 	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/health"
+	"nar-herder/httpapi/home"
 	"nar-herder/httpapi/itemcache"
 	"nar-herder/httpapi/metrics"
 	"nar-herder/httpapi/peerapi"
@@ -187,7 +188,7 @@ type Options struct {
 
 	// SigningKeys are public keys as texts: the first is at /signing-key.pub, the second at
 	// /signing-key-2.pub. A client can authorize only one key from a file.
-	SigningKeys []string
+	SigningKeys home.Keys
 
 	// HideMetrics answers 404 at /metrics and /health, but not at /health/ready and
 	// /health/live. [health.Control] serves all of them.
