@@ -21,13 +21,14 @@ type dropFilesCommand struct {
 	Compression string     `required:"" enum:"none,gzip,lzip,zstd,xz,bzip2" placeholder:"TYPE" help:"The compression to drop: ${enum}."`
 	Tag         []tagValue `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Of items with this tag. May be repeated: then of items with all of them."`
 	All         bool       `argumentsonly:"" help:"Of all items."`
+	Undo        bool       `argumentsonly:"" help:"Announce dropped files again that are not deleted yet, or that the mirrored instance or an upstream may have."`
 	DryRun      bool       `help:"Change nothing; show what would change."`
 	Items       []string   `arg:"" optional:"" name:"store-path" help:"Store paths, their base names, or their hashes; - reads them from standard input, one per line."`
 }
 
 // Help is shown below the options.
 func (dropFilesCommand) Help() string {
-	return `Only items that have a nar of another compression in the storage lose theirs. Narinfos no longer name the dropped files, except where that part of a narinfo is signed. The running server deletes the files when no client can still have a narinfo that names them. Until then, importing the item with them undoes it.
+	return `Only items that have a nar of another compression in the storage lose theirs. Narinfos no longer name the dropped files, except where that part of a narinfo is signed. The running server deletes the files when no client can still have a narinfo that names them. Until then, --undo undoes it, or importing the item with them.
 
 Give store paths, --tag or --all. The command can be interrupted and repeated. It changes nothing if the storage belongs to another instance or seems not to be mounted.`
 }
@@ -68,10 +69,14 @@ func (c *dropFilesCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.All {
 		all = totals.Items
 	}
-	doing := newProgress(s.err, "dropping "+c.Compression+" nars", "items", all)
+	what, done := "dropping ", "lost"
+	if c.Undo {
+		what, done = "announcing ", "got back"
+	}
+	doing := newProgress(s.err, what+c.Compression+" nars", "items", all)
 	var bytes int64
 	unverified := 0
-	dropper := &dropping.Dropper{Storage: store.Storage, Compression: c.Compression, DryRun: c.DryRun}
+	dropper := &dropping.Dropper{Storage: store.Storage, Compression: c.Compression, Undo: c.Undo, DryRun: c.DryRun}
 	err = dropper.Do(ctx, counted(items, doing), func(r dropping.Result) {
 		if r.Outcome == dropping.Failed {
 			doing.clear()
@@ -90,7 +95,7 @@ func (c *dropFilesCommand) Run(ctx context.Context, s *streams) (err error) {
 	case ctx.Err() != nil:
 		return fmt.Errorf("drop-files: interrupted after %s: the same command continues", countOf(dropped, "item"))
 	case err != nil && dropped > 0:
-		return fmt.Errorf("drop-files: %s lost their %s nars, then: %w", countOf(dropped, "item"), c.Compression, err)
+		return fmt.Errorf("drop-files: %s %s their %s nars, then: %w", countOf(dropped, "item"), done, c.Compression, err)
 	case err != nil:
 		return fmt.Errorf("drop-files: nothing was dropped: %w", err)
 	}
@@ -136,6 +141,14 @@ func counted(items iter.Seq2[*storage.Item, error], doing *progress) iter.Seq2[*
 
 // summarize prints what was done.
 func (c *dropFilesCommand) summarize(ctx context.Context, s *streams, store *opened, counts map[dropping.Outcome]int, unverified int, bytes int64) error {
+	if c.Undo {
+		would := ""
+		if c.DryRun {
+			would = "would "
+		}
+		printf(s.out, "%s %sname files in compression %s again, %s stored\n", countOf(counts[dropping.Dropped], "narinfo"), would, c.Compression, byteCount(bytes))
+		return nil
+	}
 	lose, freed := "lost", "are freed"
 	if c.DryRun {
 		lose, freed = "would lose", "would be freed"

@@ -292,6 +292,42 @@ func TestDropFilesUndone(t *testing.T) {
 	succeed(t, p.args("check", "--verify")...)
 }
 
+// TestDropFilesUndo: a slip is undone without the imported files. What is deleted stays dropped.
+func TestDropFilesUndo(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	dir, texts := gzipFarm(t)
+	p.imports(t, dir)
+	drop := p.args("drop-files", "--compression=gzip", "--all")
+	undo := append(drop, "--undo")
+	succeed(t, drop...)
+	before := p.dump(t)
+	if out := succeed(t, append(undo, "--dry-run")...); !strings.HasPrefix(out, "7 narinfos would name files in compression gzip again, ") || p.dump(t) != before {
+		t.Errorf("dry run: %s", out)
+	}
+	if out := succeed(t, undo...); !strings.HasPrefix(out, "7 narinfos name files in compression gzip again, ") {
+		t.Errorf("undo: %s", out)
+	}
+	if out := succeed(t, undo...); !strings.HasPrefix(out, "0 narinfos ") {
+		t.Errorf("again: %s", out)
+	}
+	p.endGraceOfDropped(t)
+	s := p.serve(t)
+	for name, text := range texts {
+		if got := get(t, s.addresses[0], "/"+name); got.body != text {
+			t.Errorf("%s: %s", name, got.body)
+		}
+	}
+	succeed(t, drop...)
+	p.endGraceOfDropped(t)
+	until(t, "the files are deleted", func() bool { return len(p.nars(t, "gzip")) == 1 })
+	if out := succeed(t, undo...); !strings.HasPrefix(out, "0 narinfos ") {
+		t.Errorf("undo after the grace: %s", out)
+	}
+	droppedGzip(t, s.addresses[0], texts, 404)
+	succeed(t, p.args("check", "--verify")...)
+}
+
 // TestDropFilesUnverified: nobody knows whether the nars are right that items keep.
 func TestDropFilesUnverified(t *testing.T) {
 	t.Parallel()
@@ -459,4 +495,8 @@ func TestDropFilesMirror(t *testing.T) {
 		text, _, _ := strings.Cut(texts[narinfoName(deepTree)], "URL: nar/zstd/")
 		return get(t, lateMirror.addresses[0], "/"+narinfoName(deepTree)).body == text
 	})
+	succeed(t, old.args("drop-files", "--undo", "--compression=gzip", deepTree)...)
+	oldMirror.stop(t, os.Interrupt)
+	old.serve(t, url)
+	until(t, "the earlier mirror fetches it again", func() bool { return slices.Contains(old.nars(t, "gzip"), deepTree) })
 }

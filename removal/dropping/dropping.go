@@ -19,7 +19,7 @@ type Outcome int
 const (
 	// None: the item has no file of the compression, or it is withdrawn.
 	None Outcome = iota
-	// Dropped: its files of the compression are dropped.
+	// Dropped: its files of the compression are dropped, or with Undo not any more.
 	Dropped
 	// Before: they were dropped before.
 	Before
@@ -45,6 +45,9 @@ type Result struct {
 type Dropper struct {
 	Storage     *storage.Storage
 	Compression string
+	// Undo wants the files again that are still stored, or that the mirrored instance or an
+	// upstream may have.
+	Undo bool
 	// DryRun reports what would be dropped, and changes nothing.
 	DryRun bool
 }
@@ -115,7 +118,7 @@ func (d *Dropper) batch(ctx context.Context, items []*storage.Item, tries int, r
 				if files[i] == 0 {
 					continue
 				}
-				now, err := drop(tx, item, files[i], d.Storage)
+				now, err := d.drop(tx, item, files[i])
 				if err != nil {
 					return err
 				}
@@ -166,6 +169,16 @@ func (d *Dropper) decide(ctx context.Context, item *storage.Item) (result Result
 			all &^= 1 << n // a file of another compression has the same name
 		}
 	}
+	if d.Undo {
+		if files = all & item.Dropped; !item.Mirrored && item.Origin == 0 {
+			files &= item.Stored
+		}
+		if files != 0 {
+			result.Outcome = Dropped
+			result.Bytes = storedBytes(item, files)
+		}
+		return result, files, nil
+	}
 	if files = all &^ item.Dropped; files == 0 {
 		if all != 0 {
 			result.Outcome = Before
@@ -180,17 +193,23 @@ func (d *Dropper) decide(ctx context.Context, item *storage.Item) (result Result
 		return result, 0, err
 	}
 	result.Outcome, result.Unverified = Dropped, item.VerifiedAt.IsZero()
-	for n := range item.Narinfo.Files {
-		if files&(1<<n) != 0 && item.HasStored(n) {
-			result.Bytes += max(item.StoredSize(n), 0)
-		}
-	}
+	result.Bytes = storedBytes(item, files)
 	return result, files, nil
 }
 
-// drop drops files of an item, and returns it. If it has changed since the decision, drop
-// changes nothing and returns the item as it is now, nil if it was removed.
-func drop(tx *index.Tx, item *storage.Item, files uint64, s *storage.Storage) (*storage.Item, error) {
+// storedBytes is the length of those of the files that are stored.
+func storedBytes(item *storage.Item, files uint64) (bytes int64) {
+	for n := range item.Narinfo.Files {
+		if files&(1<<n) != 0 && item.HasStored(n) {
+			bytes += max(item.StoredSize(n), 0)
+		}
+	}
+	return bytes
+}
+
+// drop drops files of an item or undoes that, and returns it. If it has changed since the
+// decision, drop changes nothing and returns the item as it is now, nil if it was removed.
+func (d *Dropper) drop(tx *index.Tx, item *storage.Item, files uint64) (*storage.Item, error) {
 	row, err := tx.Item(item.Hash)
 	if errors.Is(err, storage.ErrNotFound) || errors.Is(err, index.ErrDamaged) {
 		return nil, nil
@@ -198,7 +217,11 @@ func drop(tx *index.Tx, item *storage.Item, files uint64, s *storage.Storage) (*
 		return nil, err
 	}
 	if row.Stored == item.Stored && row.Dropped == item.Dropped && row.WithdrawnAt.IsZero() && bytes.Equal(row.Text, item.Text) {
-		return item, tx.SetDropped(row.Hash, row.Dropped|files, s.Now())
+		dropped := row.Dropped | files
+		if d.Undo {
+			dropped = row.Dropped &^ files
+		}
+		return item, tx.SetDropped(row.Hash, dropped, d.Storage.Now())
 	}
 	return storage.NewItem(row)
 }
