@@ -14,13 +14,13 @@ type cacheControls struct {
 	narinfo string
 	nar     string
 	missing string            // of a 404 for a narinfo, nar or file
-	lost    string            // of a 404 for the narinfo of an item whose nars are lost
+	lost    string            // of a 404 for the narinfo of an item whose nars are lost, or for a nar that an upstream lacks
 	ttl     time.Duration     // bounds that of the narinfo of an upstream's item
 	cached  map[string]string // of cached nars, by type
 }
 
 // lostTTL is the longest time that clients may cache that an item is hidden because its nars are
-// lost: a repair may bring them back at any time.
+// lost, or that an upstream lacks a nar: that may be repaired, or be made, at any time.
 const lostTTL = 2 * time.Minute
 
 func newCacheControls(options *Options) cacheControls {

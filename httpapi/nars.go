@@ -341,6 +341,9 @@ func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err erro
 	switch {
 	case errors.Is(err, storage.ErrNotStored):
 		respond.NotFound(ctx, "this nar is not stored here")
+		if item.Origin != 0 && s.cacheControls.lost != "" {
+			ctx.Response.Header.Set(fasthttp.HeaderCacheControl, s.cacheControls.lost)
+		}
 	case errors.Is(err, errRemote):
 		s.unreached(ctx, item, err)
 	case errors.Is(err, verify.ErrDamaged):

@@ -561,3 +561,26 @@ func TestImportedMeanwhile(t *testing.T) {
 		t.Errorf("%s, %q", a.Status, a.body)
 	}
 }
+
+// TestNarMissingAtUpstream: an upstream may have a nar later, so clients must not keep for long
+// that it doesn't.
+func TestNarMissingAtUpstream(t *testing.T) {
+	t.Parallel()
+	here, there := make1(t, "here", "here", "none"), make1(t, "there", "there", "none")
+	s := without(t, here, there)
+	err := s.index.Update(t.Context(), func(tx *index.Tx) error {
+		origin, err := tx.Origin("http://upstream.example")
+		return errors.Join(err, tx.SetOrigin(there.path.Hash, origin, time.Now().Add(time.Hour)))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts := options()
+	opts.NegativeTTL = seconds(3600)
+	client := dial(t, start(t, s, opts).address)
+	for item, want := range map[*made]string{here: "max-age=3600", there: "max-age=120"} {
+		if a := client.ask("GET", "/nar/"+item.path.BaseName()); a.StatusCode != 404 || a.Header.Get("Cache-Control") != want {
+			t.Errorf("%s: %s, %q, want %q", item.path, a.Status, a.Header.Get("Cache-Control"), want)
+		}
+	}
+}

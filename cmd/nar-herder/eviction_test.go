@@ -91,6 +91,9 @@ func TestEviction(t *testing.T) {
 	s.stop(t, syscall.SIGTERM)
 	// As if they had been added long ago.
 	alter(t, p.database, "UPDATE items SET added_at = added_at - 2 * 86400000")
-	p.serve(t, "--log-level=INFO", "--upstream=https://upstream.example", "--upstream-keep=1d")
+	s = p.serve(t, "--log-level=INFO", "--upstream=https://upstream.example", "--upstream-keep=1d")
 	until(t, "the items are removed", func() bool { return len(p.listed(t)) == 10 })
+	if !strings.Contains(s.err.String(), "the storage grows until its disk is full") {
+		t.Error("the log misses a limit")
+	}
 }

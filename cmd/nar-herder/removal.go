@@ -128,7 +128,7 @@ func (c *serverCommand) newRemover(store *opened, peers peer.Peers, counter *use
 	return removal.New(store.Storage, options)
 }
 
-// warnAboutRemoval logs options of the storage that have no effect.
+// warnAboutRemoval logs options of the storage that have no effect, or that are missing.
 func (c *serverCommand) warnAboutRemoval(log *slog.Logger) {
 	hasLimit, hasMinimum, hasCriteria := c.StorageLimit != noLimit, c.StorageMinimumFreeSpace != noLimit, len(c.StorageNarRemovalCriteria) > 0
 	if c.StorageReadOnly {
@@ -143,6 +143,9 @@ func (c *serverCommand) warnAboutRemoval(log *slog.Logger) {
 	}
 	if hasMinimum && !hasCriteria && !mayEvict {
 		log.Warn("--storage-minimum-free-space is given, but no --storage-nar-removal-criteria: imports and mirroring are refused below it, but nothing is removed")
+	}
+	if mayEvict && !hasLimit && !hasMinimum {
+		log.Warn("--upstream is given without --storage-limit or --storage-minimum-free-space: the storage grows until its disk is full")
 	}
 	if !hasLimit && !hasMinimum && hasCriteria {
 		log.Warn("--storage-nar-removal-criteria is given without --storage-limit or --storage-minimum-free-space: nothing is removed")

@@ -258,3 +258,11 @@ func (b *bed) row(hash narinfo.PathHash) *index.Item {
 	}
 	return row
 }
+
+// Prefetch asks for items, without waiting. Those that the index has are not asked for.
+func (f *Finder) Prefetch(hashes []narinfo.PathHash, asker Asker) {
+	via := asker.via()
+	if batch := f.beginAll(nil, hashes, via); len(batch) > 0 {
+		go f.ask(batch, via, asker)
+	}
+}

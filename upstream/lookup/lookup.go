@@ -217,14 +217,6 @@ func (f *Finder) IsPending(hash narinfo.PathHash) bool {
 	return a != nil && a.isNew
 }
 
-// Prefetch asks for items, without waiting. Those that the index has are not asked for.
-func (f *Finder) Prefetch(hashes []narinfo.PathHash, asker Asker) {
-	via := asker.via()
-	if batch := f.beginAll(nil, hashes, via); len(batch) > 0 {
-		go f.ask(batch, via, asker)
-	}
-}
-
 // Add is [Finder.LookUp] for an item that the index lacks. It waits until the index has it, as
 // nars are stored for items of the index only.
 func (f *Finder) Add(ctx context.Context, hash narinfo.PathHash, asker Asker) (Answer, error) {
