@@ -40,7 +40,7 @@ _nar_herder() {
 			import) words='--database= --acl= --authorized-key= --storage= --narinfos-only --tag= --ensure-references-exist --nars= --keep --allow-missing-files --replace --no-verify --sign-with= --sign-as= --help --config= --version' ;;
 			fetch) words='--database= --acl= --authorized-key= --storage= --from= --upstream= --closure --tag= --pin --allow-private-redirects --help --config= --version' ;;
 			remove) words='--database= --storage= --tag= --now --dry-run --force --json --help --config= --version' ;;
-			drop-files) words='--database= --storage= --compression= --tag= --all --dry-run --help --config= --version' ;;
+			drop-files) words='--database= --storage= --compression= --tag= --all --undo --dry-run --help --config= --version' ;;
 			plan-removal) words='--database= --storage= --storage-limit= --storage-minimum-free-space= --storage-nar-removal-criteria= --allow-private-redirects --help --config= --version' ;;
 			pin) words='--database= --allow-missing --help --config= --version' ;;
 			unpin) words='--database= --help --config= --version' ;;

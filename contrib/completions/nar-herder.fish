@@ -127,6 +127,7 @@ complete -c nar-herder -n '__fish_seen_subcommand_from drop-files' -l storage -d
 complete -c nar-herder -n '__fish_seen_subcommand_from drop-files' -l compression -d 'The compression to drop: none,gzip,lzip,zstd,xz,bzip2' -x -a 'none gzip lzip zstd xz bzip2'
 complete -c nar-herder -n '__fish_seen_subcommand_from drop-files' -l tag -d 'Of items with this tag' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from drop-files' -l all -d 'Of all items'
+complete -c nar-herder -n '__fish_seen_subcommand_from drop-files' -l undo -d 'Announce dropped files again that are not deleted yet, or that the mirrored instance or an upstream may have'
 complete -c nar-herder -n '__fish_seen_subcommand_from drop-files' -l dry-run -d 'Change nothing; show what would change'
 complete -c nar-herder -n '__fish_seen_subcommand_from drop-files' -F
 complete -c nar-herder -n '__fish_seen_subcommand_from plan-removal' -l database -d 'SQLite index' -r -F
