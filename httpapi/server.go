@@ -26,6 +26,7 @@ import (
 	"nar-herder/httpapi/itemcache"
 	"nar-herder/httpapi/metrics"
 	"nar-herder/httpapi/peerapi"
+	"nar-herder/httpapi/prepared"
 	"nar-herder/httpapi/respond"
 	"nar-herder/httpapi/verify"
 	"nar-herder/internal/eventloop"
@@ -215,7 +216,7 @@ type Server struct {
 	log     *slog.Logger
 	// answers are prepared narinfos, and nars the items with requested nars. Follow
 	// invalidates them.
-	answers *itemcache.Cache[madeAnswer]
+	answers *itemcache.Cache[prepared.Answer]
 	nars    *itemcache.Cache[*nars]
 	metrics *metrics.Answers
 	totals  *metrics.Totals
@@ -246,7 +247,7 @@ type Server struct {
 func New(items Items, options Options) *Server {
 	s := &Server{
 		items: items, options: options, log: options.Log,
-		answers: itemcache.New(options.AnswerCache, func(a madeAnswer) int64 { return int64(cap(a.body)) }),
+		answers: itemcache.New(options.AnswerCache, func(a prepared.Answer) int64 { return int64(cap(a.Body)) }),
 		// A parsed narinfo takes about as much again as its text.
 		nars:   itemcache.New(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
 		pool:   eventloop.NewPool(max(4, 2*runtime.GOMAXPROCS(0))), // as many as the index has readers

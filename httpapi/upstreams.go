@@ -12,6 +12,7 @@ import (
 	"nar-herder/httpapi/ahead"
 	"nar-herder/httpapi/clients"
 	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/prepared"
 	"nar-herder/httpapi/respond"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
@@ -26,7 +27,7 @@ func isUnknown(err error) bool {
 
 // askUpstreams makes the answer for an item that is unknown, or known and expired. Meanwhile it
 // asks for the narinfos that the client has requested after this one.
-func (s *Server) askUpstreams(ctx *fasthttp.RequestCtx, hash narinfo.PathHash, found madeAnswer, known bool) (madeAnswer, error) {
+func (s *Server) askUpstreams(ctx *fasthttp.RequestCtx, hash narinfo.PathHash, found prepared.Answer, known bool) (prepared.Answer, error) {
 	engine.LeaveLoop(ctx)
 	answer, err := lookup.Answer{}, error(lookup.ErrBusy)
 	asker, ok := s.asker(ctx)
@@ -35,17 +36,17 @@ func (s *Server) askUpstreams(ctx *fasthttp.RequestCtx, hash narinfo.PathHash, f
 		answer, err = s.options.Upstreams.LookUp(s.live, hash, asker)
 	}
 	switch {
-	case known && err == nil && bytes.HasPrefix(found.body, answer.Text):
-		found.until = answer.Until // and the blocks of cached nars stay
+	case known && err == nil && bytes.HasPrefix(found.Body, answer.Text):
+		found.Until = answer.Until // and the blocks of cached nars stay
 	case err == nil:
-		found = madeAnswer{body: answer.Text, cacheControl: s.cacheControls.narinfo, until: answer.Until, ttl: s.cacheControls.ttl}
+		found = prepared.Answer{Body: answer.Text, CacheControl: s.cacheControls.narinfo, Until: answer.Until, TTL: s.cacheControls.ttl}
 	case errors.Is(err, storage.ErrNotFound):
-		found.until, found.ttl = answer.Until, lookup.LongestTTL
+		found.Until, found.TTL = answer.Until, lookup.LongestTTL
 		return found, err
 	case known:
-		found.until = time.Now().Add(lookup.DownTTL)
+		found.Until = time.Now().Add(lookup.DownTTL)
 	case !ok:
-		return madeAnswer{cacheControl: respond.NoStore}, storage.ErrNotFound
+		return prepared.Answer{CacheControl: respond.NoStore}, storage.ErrNotFound
 	default:
 		return found, err
 	}
@@ -61,13 +62,13 @@ func (s *Server) addItem(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) (*nars
 		return nil, storage.ErrNotFound
 	}
 	answer, err := s.options.Upstreams.Add(s.live, hash, asker)
-	if err != nil {
-		if missing := (madeAnswer{until: answer.Until, ttl: lookup.LongestTTL}); errors.Is(err, storage.ErrNotFound) && !answer.Until.IsZero() {
-			missing.setCacheControl(ctx)
-		}
-		return nil, err
+	if err == nil {
+		return s.item(s.live, hash)
 	}
-	return s.item(s.live, hash)
+	if errors.Is(err, storage.ErrNotFound) {
+		(&prepared.Answer{Until: answer.Until, TTL: lookup.LongestTTL}).SetCacheControl(ctx)
+	}
+	return nil, err
 }
 
 // asker returns who asks the upstreams. It returns false if the request has passed this instance
@@ -83,7 +84,7 @@ func (s *Server) asker(ctx *fasthttp.RequestCtx) (asker lookup.Asker, ok bool) {
 func (s *Server) requestedNext(ctx *fasthttp.RequestCtx) []narinfo.PathHash {
 	return slices.DeleteFunc(ahead.Narinfos(engine.Ahead(ctx)), func(hash narinfo.PathHash) bool {
 		found, ok, _ := s.answers.Get(hash)
-		return ok && !found.hasExpired()
+		return ok && !found.HasExpired()
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
@@ -49,6 +50,8 @@ const (
 	// item that is asked for early is requested within the same burst.
 	burstTime = 5 * time.Second
 
+	// askAtOnce is how many items are asked for in one call.
+	askAtOnce = 250
 	// longestPoll is the longest interval of calls of [Asker.Next].
 	longestPoll = 16 * time.Millisecond
 )
@@ -275,8 +278,15 @@ func (f *Finder) begin(q question, most int) (a *asked, isNew bool) {
 	return a, true
 }
 
-// ask answers questions that have begun.
+// ask answers questions that have begun. It asks for the first ones while it looks for the next
+// in the index.
 func (f *Finder) ask(hashes []narinfo.PathHash, via string, asker Asker) {
+	for part := range slices.Chunk(hashes, askAtOnce) {
+		f.askPart(part, via, asker)
+	}
+}
+
+func (f *Finder) askPart(hashes []narinfo.PathHash, via string, asker Asker) {
 	rows, unknown := f.known(hashes, via)
 	granted := f.limits.take(asker.Client, len(unknown), time.Now())
 	for _, hash := range unknown[granted:] {
@@ -286,12 +296,14 @@ func (f *Finder) ask(hashes []narinfo.PathHash, via string, asker Asker) {
 		return
 	}
 	f.waitForWriter()
-	f.source.Ask(f.ctx, unknown, asker.Via, func(hash narinfo.PathHash, answer upstream.Answer) {
-		f.deliver(question{hash, via}, answer, rows[hash])
-	})
-	for _, hash := range unknown { // none is left, unless the source is faulty
-		f.resolve(question{hash, via}, Answer{}, upstream.ErrUnknown, time.Time{})
-	}
+	go func() {
+		f.source.Ask(f.ctx, unknown, asker.Via, func(hash narinfo.PathHash, answer upstream.Answer) {
+			f.deliver(question{hash, via}, answer, rows[hash])
+		})
+		for _, hash := range unknown { // none is left, unless the source is faulty
+			f.resolve(question{hash, via}, Answer{}, upstream.ErrUnknown, time.Time{})
+		}
+	}()
 }
 
 // known answers the questions that the index can answer. It returns the others, and the rows
