@@ -98,6 +98,8 @@ type Finder struct {
 	closed  bool
 	// wake notifies Run that there is something to write, and hurry that somebody waits for it.
 	wake, hurry chan struct{}
+	// writing has a value while findings are written.
+	writing chan struct{}
 }
 
 // question is one about an item. via are the instances that have forwarded it, as these are not
@@ -154,7 +156,7 @@ func New(s *storage.Storage, source Source, options Options) *Finder {
 		storage: s, source: source, options: options, log: options.Log,
 		limits:    newLimits(),
 		questions: make(map[question]*asked), found: make(map[narinfo.PathHash]*finding),
-		wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), writing: make(chan struct{}, 1),
 	}
 	f.answers, _ = simplelru.NewLRU[question, *asked](f.limits.remembered, nil) // fails only for a size below one
 	if f.log == nil {

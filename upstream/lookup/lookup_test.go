@@ -609,6 +609,31 @@ func TestCloseLocked(t *testing.T) {
 	}
 }
 
+// TestCloseWhileWriting: Close doesn't write what Run is just writing.
+func TestCloseWhileWriting(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, Options{})
+	for n := range 10 {
+		b.wants(numbered(n), text(numbered(n), 100), time.Hour)
+	}
+	release := lock(t, b)
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		if err := b.writeAll(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	writing.Go(b.Close)
+	time.AfterFunc(100*time.Millisecond, release) // when both wait
+	writing.Wait()
+	for n := range 10 {
+		b.row(numbered(n))
+	}
+	if n := unwritten(b); n != 0 {
+		t.Errorf("%d items are left", n)
+	}
+}
+
 // TestSourceForgets: a source that delivers no answer is a fault, and nobody waits for ever.
 func TestSourceForgets(t *testing.T) {
 	t.Parallel()

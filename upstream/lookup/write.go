@@ -86,8 +86,8 @@ func (f *Finder) Run(ctx context.Context) {
 	}
 }
 
-// Close ends all questions, and writes for the last time, after Run has returned. It takes less
-// than a second.
+// Close ends all questions, and writes for the last time. The context of Run has ended, but Run may
+// still write. It takes less than a second.
 func (f *Finder) Close() {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
@@ -106,6 +106,12 @@ func (f *Finder) Close() {
 
 // writeAll writes all that was found.
 func (f *Finder) writeAll(ctx context.Context) error {
+	select {
+	case f.writing <- struct{}{}:
+		defer func() { <-f.writing }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	for {
 		f.mu.Lock()
 		hashes := f.order[:min(writeBatch, len(f.order))]
