@@ -94,6 +94,10 @@ func TestCacheFlood(t *testing.T) {
 	files := http.FileServer(http.Dir(filepath.Join(testdata, "published")))
 	stub := startStub(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		questions.Add(1)
+		if strings.HasPrefix(r.URL.Path, "/000") {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
 		files.ServeHTTP(w, r)
 	}))
 	p := newPlace(t)
@@ -254,7 +258,14 @@ func TestCacheOutage(t *testing.T) {
 			return strings.Contains(got.body, want)
 		}
 	}
-	until(t, "the health warns", health("no upstream can be reached"))
+	unknown := 4000
+	until(t, "the health warns", func() bool {
+		unknown++ // an outage is noticed when the upstream is asked
+		if got := get(t, address, numbered(unknown)); got.StatusCode != http.StatusBadGateway {
+			t.Errorf("an unknown item: %s", got.Status)
+		}
+		return health("no upstream can be reached")()
+	})
 	begun := time.Now()
 	for target, text := range known {
 		if got := get(t, address, target); got.body != text {
