@@ -51,11 +51,14 @@ func AddVia(header http.Header, via []string, instance string) {
 }
 
 // HasPassed reports whether a request has come through another instance.
-func HasPassed(via []string) bool {
+func HasPassed(via []string) bool { return Hops(via) > 0 }
+
+// Hops returns how many instances a request has come through.
+func Hops(via []string) (count int) {
 	for range instances(via) {
-		return true
+		count++
 	}
-	return false
+	return count
 }
 
 // instances iterates over the pseudonyms of instances, not proxies, in the header Via.

@@ -74,7 +74,7 @@ func (c *call) Done(response *pipeline.Response, err error) {
 			}
 		}
 		c.isPlain = true
-		c.server.plain.Send(c)
+		c.server.sendPlain(c)
 		return
 	}
 	r, outcome := c.judge(response, err)

@@ -27,6 +27,8 @@ const (
 	// plainRequests is how many requests are in flight without pipelining, and streams with
 	// HTTP/2, of which web servers accept 128 on a connection.
 	plainRequests, streams = 8, 128
+	// mostHops is how many instances a request comes through at most, see [peer.CanPass].
+	mostHops = 8
 	// idleTimeout is how long connections are kept.
 	idleTimeout = time.Minute
 	// maxHead bounds the header of an answer, as of [pipeline.Client].
@@ -41,9 +43,9 @@ var errHTTP2 = &pipeline.Refusal{Err: errors.New("it speaks HTTP/2")}
 type server struct {
 	base   *url.URL
 	report func(err error, took time.Duration)
-	// pipelined is nil with a proxy.
-	pipelined *pipeline.Client
-	plain     pool
+	// pipelined and plain are by [hops]. With a proxy, pipelined are nil.
+	pipelined [mostHops]*pipeline.Client
+	plain     [mostHops]pool
 	client    *http.Client
 	timeout   time.Duration
 	running   context.Context // ends with close
@@ -72,33 +74,50 @@ func newServer(base *url.URL, o *Options, report func(error, time.Duration)) *se
 		ForceAttemptHTTP2:      true,
 	}, dialer, o.AllowPrivateRedirects)
 	s.client = &http.Client{Transport: transport, CheckRedirect: transport.Check}
-	s.plain.process = s.answer
-	s.plain.limit = func() int {
-		if s.http2.Load() {
-			return streams
+	for n := range s.plain {
+		s.plain[n].process = s.answer
+		s.plain[n].limit = func() int {
+			if s.http2.Load() {
+				return streams
+			}
+			return plainRequests
 		}
-		return plainRequests
 	}
 	// An error of Proxy is reported by each request.
 	if proxy, err := redact.Proxy(&http.Request{URL: base}); proxy == nil && err == nil {
-		s.pipelined = pipeline.New(pipeline.Options{
-			Dial:        func(ctx context.Context) (net.Conn, error) { return s.dial(ctx, dial, o.tls) },
-			Connections: connections, Depth: depth,
-			Timeout: o.SilenceTimeout, Idle: idleTimeout,
-			MaxBody: narinfo.MaxSize,
-			Report:  s.report,
-		})
+		for n := range s.pipelined { // they connect with the first request
+			s.pipelined[n] = pipeline.New(pipeline.Options{
+				Dial:        func(ctx context.Context) (net.Conn, error) { return s.dial(ctx, dial, o.tls) },
+				Connections: connections, Depth: depth,
+				Timeout: o.SilenceTimeout, Idle: idleTimeout,
+				MaxBody: narinfo.MaxSize,
+				Report:  s.report,
+			})
+		}
 	}
 	return s
 }
 
-// send sends requests, with pipelining if possible.
+// send sends requests with the same Via, with pipelining if possible.
 func (s *server) send(calls ...pipeline.Call) {
-	if s.pipelined != nil && !s.http2.Load() {
-		s.pipelined.Send(calls...)
-	} else {
-		s.plain.Send(calls...)
+	if len(calls) == 0 {
+		return
 	}
+	if client := s.pipelined[hops(calls[0])]; client != nil && !s.http2.Load() {
+		client.Send(calls...)
+	} else {
+		s.sendPlain(calls...)
+	}
+}
+
+// sendPlain sends requests with the same Via, without pipelining.
+func (s *server) sendPlain(calls ...pipeline.Call) { s.plain[hops(calls[0])].Send(calls...) }
+
+// hops returns how many instances a request has come through before this one. The answer may
+// wait only for answers to requests that have come through more. If these shared connections,
+// instances that ask each other would wait for each other.
+func hops(call pipeline.Call) int {
+	return min(max(peer.Hops(call.Request().Header.Values(peer.ViaHeader))-1, 0), mostHops-1)
 }
 
 // dial makes a connection for pipelining.
@@ -174,8 +193,10 @@ func (s *server) get(ctx context.Context, request *http.Request) (_ *pipeline.Re
 
 func (s *server) close() {
 	s.cancel()
-	if s.pipelined != nil {
-		s.pipelined.Close()
+	for _, client := range s.pipelined {
+		if client != nil {
+			client.Close()
+		}
 	}
 	s.client.CloseIdleConnections()
 }
