@@ -346,8 +346,8 @@ func TestCacheCertificate(t *testing.T) {
 						t.Errorf("%s: %s", target, got.Status)
 					}
 				}
-				until := "the health names the reason"
-				poll(t, until, patience, longestPause, func() bool { return strings.Contains(get(t, alone.addresses[0], "/health").body, "expired") })
+				what := "the health names the reason"
+				poll(t, what, patience, longestPause, func() bool { return strings.Contains(get(t, alone.addresses[0], "/health").body, "expired") })
 				if !strings.Contains(alone.err.String(), "expired") {
 					t.Error("the log lacks the reason")
 				}
