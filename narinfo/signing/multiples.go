@@ -17,7 +17,7 @@ const (
 )
 
 // multiples has the multiples of a point by all digits at all positions. Multiplying with it
-// only adds 37 points, which takes an eighth of the time. It has 280 KB.
+// only adds 37 points, which takes less than a quarter of the time. It has 280 KB.
 type multiples [windows][windowSize]affinePoint
 
 // affinePoint is a point in the form that is added with the fewest multiplications: y+x, y-x,
