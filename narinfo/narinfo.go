@@ -65,8 +65,11 @@ type Narinfo struct {
 	signature string
 	signedLen int  // bytes before the first "Signature:"; -1 for none
 	ended     bool // an empty line ended the record
-	sized     bool // each file has its size
-	mixed     bool // some files have one, and others none
+	// signedFirst is whether the field Signature is where the signed bytes end, and StorePath,
+	// NarHash and References are above.
+	signedFirst bool
+	sized       bool // each file has its size
+	mixed       bool // some files have one, and others none
 }
 
 // signatureMark ends the signed bytes. As in Guix's client (narinfo-sha256 in (guix narinfo)),

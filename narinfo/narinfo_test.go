@@ -245,6 +245,12 @@ func TestParse(t *testing.T) {
 			want.Files = append([]File(nil), base.Files...)
 			want.Text = []byte(test.text)
 			test.want(&want)
+			if got.signedFirst {
+				got.signedFirst = false
+				if err := got.checkSignedFields(); err != nil {
+					t.Errorf("the signed fields are complete, but not when parsed alone: %v", err)
+				}
+			}
 			if !reflect.DeepEqual(got, &want) {
 				t.Errorf("got\n%+v, want\n%+v", *got, want)
 			}

@@ -94,6 +94,7 @@ const (
 // record splits the text into fields.
 func (p *parser) record(text string) error {
 	for number := 1; text != ""; number++ {
+		offset := len(p.Text) - len(text)
 		line, rest, _ := strings.Cut(text, "\n")
 		text = rest
 		switch {
@@ -122,6 +123,10 @@ func (p *parser) record(text string) error {
 				return err
 			}
 			p.field = fieldLine{number, line[:colon], trimLeft(line[colon+1:])}
+			if p.field.name == "Signature" {
+				const needed = seenStorePath | seenNarHash | seenReferences
+				p.signedFirst = p.seen&needed == needed && offset == p.signedLen
+			}
 		default:
 			return &SyntaxError{Line: number, Err: fmt.Errorf("%s: a line must begin with the name of a field, '+', or '#'", quote(line))}
 		}

@@ -61,57 +61,68 @@ func (b *bench) burst() (err error) {
 	}
 	defer plain.stop()
 
-	var direct, unknown, known, stored []float64
+	var direct, unknown, known, stored, connected, connectedDirect []float64
 	for round := range b.rounds {
 		hashes := t.hashes[round*burstItems:][:burstItems]
 		// nginx opens the files, and reads them, the first time.
-		if _, err := b.burstAt(origin.address, hashes); err != nil {
+		if _, _, err := b.burstAt(origin.address, hashes); err != nil {
 			return err
 		}
 		for _, m := range []struct {
 			address string
 			times   *[]float64
 		}{{distant.Addr().String(), &direct}, {cache.address, &unknown}, {cache.address, &known}, {plain.address, &stored}} {
-			took, err := b.burstAt(m.address, hashes)
+			connecting, took, err := b.burstAt(m.address, hashes)
 			if err != nil {
 				return err
 			}
-			*m.times = append(*m.times, float64(took)/float64(time.Millisecond))
+			const ms = float64(time.Millisecond)
+			*m.times = append(*m.times, float64(took)/ms)
+			switch m.times {
+			case &unknown:
+				connected = append(connected, float64(connecting+took)/ms)
+			case &direct: // the proxy can't delay the kernel's handshake
+				connectedDirect = append(connectedDirect, float64(connecting+2*burstDelay+took)/ms)
+			}
 			if err := b.untilWritten(cache); err != nil {
 				return err
 			}
 		}
 	}
 	b.add("burst of 1,000 unknown narinfos, through the cache and from its upstream at 50 ms", "ms ", unknown, direct, 1.5, true)
+	b.add("the same with connecting to the server, which takes a round trip", "ms ", connected, connectedDirect, 1.5, true)
 	b.add("the same again, and from a server with the items imported", "ms ", known, stored, 1.2, true)
 	return nil
 }
 
-// burstAt requests narinfos like the client of Guix, and returns the time until the last answer.
-func (b *bench) burstAt(address string, hashes []string) (time.Duration, error) {
+// burstAt requests narinfos like the client of Guix, and returns the time until it is connected,
+// and from then on until the last answer.
+func (b *bench) burstAt(address string, hashes []string) (connecting, took time.Duration, err error) {
+	begun := time.Now()
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
+	connecting = time.Since(begun)
 	defer conn.Close()
 	if err := conn.SetDeadline(time.Now().Add(burstWait)); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	var requests []byte
 	for _, hash := range hashes {
 		requests = fmt.Appendf(requests, "GET /%s.narinfo HTTP/1.1\r\nHost: %s\r\nUser-Agent: GNU Guile\r\nAccept: application/x-nix-narinfo,*/*\r\nConnection: keep-alive\r\n\r\n", hash, address)
 	}
-	begun := time.Now()
+	begun = time.Now()
 	if _, err := conn.Write(requests); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	answers := bufio.NewReaderSize(conn, 64<<10)
 	for _, hash := range hashes {
 		if err := skipAnswer(answers); err != nil {
-			return 0, fmt.Errorf("%s.narinfo from %s: %w", hash, address, err)
+			return 0, 0, fmt.Errorf("%s.narinfo from %s: %w", hash, address, err)
 		}
 	}
-	return time.Since(begun), nil
+	return connecting, time.Since(begun), nil
 }
 
 // skipAnswer reads an answer with a body. It parses just enough of HTTP, so that the client

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"filippo.io/edwards25519"
+	"filippo.io/edwards25519/field"
 )
 
 // scalarSize is the length in bytes of a number below n, the order of Ed25519's base point. n
@@ -86,15 +87,15 @@ func (k *ecdsaKey) verify(values sexp, hash [sha256.Size]byte) error {
 	w := varTimeInvert(s)
 	u1 := new(edwards25519.Scalar).Multiply(hashScalar(hash), w)
 	u2 := new(edwards25519.Scalar).Multiply(r, w)
-	sum := edwards25519.NewIdentityPoint()
+	sum := sumPointOf(edwards25519.NewIdentityPoint())
 	if k.uses.Add(1) < usesForTable {
-		sum.VarTimeDoubleScalarBaseMult(u2, k.q, u1)
+		sum = sumPointOf(new(edwards25519.Point).VarTimeDoubleScalarBaseMult(u2, k.q, u1))
 	} else {
-		baseMultiples().addTo(sum, u1)
-		k.multiples().addTo(sum, u2)
+		baseMultiples().addTo(&sum, u1)
+		k.multiples().addTo(&sum, u2)
 	}
 	// If the sum is the identity, x is 0, which differs from r.
-	if affineX(sum).Equal(r) != 1 {
+	if !sum.hasX(r) {
 		return errors.New("the key didn't make this signature")
 	}
 	return nil
@@ -175,13 +176,43 @@ func shift(number [sha256.Size]byte) (shifted [sha256.Size]byte) {
 	return shifted
 }
 
+// hasX reports whether the point's x, modulo n, is r. Most often this takes no inversion: x is
+// one of r, r+n, … r+7n, and x = X/Z means X = xZ.
+func (p *sumPoint) hasX(r *edwards25519.Scalar) bool {
+	var candidate, step field.Element
+	if _, err := candidate.SetBytes(r.Bytes()); err != nil {
+		panic(err) // the length is 32
+	}
+	candidate.Multiply(&candidate, &p.z)
+	step.Multiply(orderElement(), &p.z)
+	for range 7 { // r+6n is certainly below the field's order, so x isn't reduced
+		if candidate.Equal(&p.x) == 1 {
+			return true
+		}
+		candidate.Add(&candidate, &step)
+	}
+	return p.affineX().Equal(r) == 1
+}
+
 // affineX returns a point's x, modulo n.
-func affineX(p *edwards25519.Point) *edwards25519.Scalar {
-	x, _, z, _ := p.ExtendedCoordinates()
+func (p *sumPoint) affineX() *edwards25519.Scalar {
+	var x field.Element
 	var wide [64]byte
-	copy(wide[:], x.Multiply(x, z.Invert(z)).Bytes())
+	copy(wide[:], x.Multiply(&p.x, x.Invert(&p.z)).Bytes())
 	return reduce(&wide)
 }
+
+// orderElement is n as a number of the field.
+var orderElement = sync.OnceValue(func() *field.Element {
+	var b [scalarSize]byte
+	groupOrder.FillBytes(b[:])
+	slices.Reverse(b[:])
+	n, err := new(field.Element).SetBytes(b[:])
+	if err != nil {
+		panic(err) // the length is 32
+	}
+	return n
+})
 
 // reduce returns a little-endian number modulo n.
 func reduce(wide *[64]byte) *edwards25519.Scalar {

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"filippo.io/edwards25519"
 )
 
 const (
@@ -97,7 +99,7 @@ func TestKeysSpellings(t *testing.T) {
 				continue
 			}
 			for _, second := range spellings {
-				key, err := Key(field("(signature " + second + ")"))
+				key, err := Key(fieldOf("(signature " + second + ")"))
 				if err != nil || !keys.Contains(key) {
 					t.Errorf("%q and %q differ: %q, %v", first, second, key, err)
 				}
@@ -109,7 +111,7 @@ func TestKeysSpellings(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, other := range []string{key2, rsaText(1024)} {
-		if key, err := Key(field("(signature " + other + ")")); err != nil || keys.Contains(key) {
+		if key, err := Key(fieldOf("(signature " + other + ")")); err != nil || keys.Contains(key) {
 			t.Errorf("%q: %v", key, err)
 		}
 	}
@@ -185,7 +187,7 @@ func TestParseKeysTruncated(t *testing.T) {
 func TestVerifyOrder(t *testing.T) {
 	signer := newTestSigner(1)
 	good := signer.sign(signed)
-	text, err := Key(field(good))
+	text, err := Key(fieldOf(good))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +220,7 @@ func TestVerifyOrder(t *testing.T) {
 		{"other keys, unsupported", signed, odd, others, ErrUnauthorized, "unauthorized key"},
 		{"other text, unsupported", "x", odd, authorized, ErrHashMismatch, "hash mismatch"},
 	} {
-		checkVerdict(t, Verify(field(test.sexp), sha256.Sum256([]byte(test.text)), test.keys), test.want, test.message)
+		checkVerdict(t, Verify(fieldOf(test.sexp), sha256.Sum256([]byte(test.text)), test.keys), test.want, test.message)
 		if t.Failed() {
 			t.Fatal(test.name)
 		}
@@ -237,16 +239,17 @@ func TestMultiples(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sum := timesBase(big.NewInt(99))
+		sum := sumPointOf(timesBase(big.NewInt(99)))
 		want := new(big.Int).Add(new(big.Int).Mul(number, big.NewInt(12345)), big.NewInt(99))
-		table.addTo(sum, s)
-		if sum.Equal(timesBase(want.Mod(want, groupOrder))) != 1 {
+		table.addTo(&sum, s)
+		got, err := new(edwards25519.Point).SetExtendedCoordinates(&sum.x, &sum.y, &sum.z, &sum.t)
+		if err != nil || got.Equal(timesBase(want.Mod(want, groupOrder))) != 1 {
 			t.Errorf("%x times the point is wrong", number)
 		}
 	}
 	for i := range uint(253) {
 		power := new(big.Int).Lsh(big.NewInt(1), i)
-		for _, offset := range []int64{-33, -1, 0, 31, 32} {
+		for _, offset := range []int64{-windowSize - 1, -1, 0, windowSize - 1, windowSize} {
 			check(new(big.Int).Add(power, big.NewInt(offset)))
 			check(new(big.Int).Sub(groupOrder, new(big.Int).Add(power, big.NewInt(offset))))
 		}
@@ -284,7 +287,7 @@ func TestVerifyTooLong(t *testing.T) {
 		length int
 		want   error
 	}{{maxSignatureSize, nil}, {maxSignatureSize + 1, ErrCorrupt}, {64 << 20, ErrCorrupt}} {
-		signature := field(good)
+		signature := fieldOf(good)
 		signature = strings.Replace(signature, "host", strings.Repeat("h", test.length-len(signature)+len("host")), 1)
 		checkVerdict(t, Verify(signature, sha256.Sum256([]byte(signed)), nil), test.want, "at most 65536")
 	}

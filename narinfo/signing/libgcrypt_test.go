@@ -178,7 +178,7 @@ func checkBoth(t *testing.T, l *libgcrypt, random *rand.ChaCha8, key *PrivateKey
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, signature := range []string{made, field(want)} {
+	for _, signature := range []string{made, fieldOf(want)} {
 		if err := Verify(signature, hash, keys); err != nil {
 			t.Errorf("key %s: %v", key.Private(), err)
 		}
@@ -189,7 +189,7 @@ func checkBoth(t *testing.T, l *libgcrypt, random *rand.ChaCha8, key *PrivateKey
 	if _, err := l.ask(t, "verify", changed); err == nil {
 		t.Errorf("libgcrypt accepts %s", changed)
 	}
-	checkVerdict(t, Verify(field(changed), other, keys), ErrInvalid, "didn't make")
+	checkVerdict(t, Verify(fieldOf(changed), other, keys), ErrInvalid, "didn't make")
 }
 
 func TestLibgcryptECDSA(t *testing.T) {

@@ -195,7 +195,8 @@ func newECDSAPrivate(q, d []byte) (*PrivateKey, error) {
 func (k *ecdsaSigner) sign(hash [sha256.Size]byte) (flag string, values sexp, err error) {
 	e := hashScalar(hash)
 	for nonce := range k.nonces(e) {
-		r := affineX(new(edwards25519.Point).ScalarBaseMult(nonce))
+		point := sumPointOf(new(edwards25519.Point).ScalarBaseMult(nonce))
+		r := point.affineX()
 		s := new(edwards25519.Scalar).MultiplyAdd(r, k.d, e)
 		s.Multiply(s, nonce.Invert(nonce))
 		zero := edwards25519.NewScalar()

@@ -13,12 +13,12 @@ import (
 const signed = "StorePath: /gnu/store/hbdalsf5lpf01x4dcknwx6xbn6n5km6k-hello-2.10\n"
 
 // field returns the value of the field Signature with an s-expression.
-func field(sexp string) string {
+func fieldOf(sexp string) string {
 	return "1;host;" + base64.StdEncoding.EncodeToString([]byte(sexp))
 }
 
 // check verifies the s-expression of a text's signature.
-func check(text, sexp string) error { return Verify(field(sexp), sha256.Sum256([]byte(text)), nil) }
+func check(text, sexp string) error { return Verify(fieldOf(sexp), sha256.Sum256([]byte(text)), nil) }
 
 // checkVerdict asserts that an error is want, none of the others, and has the message.
 func checkVerdict(t *testing.T, got, want error, message string) {
@@ -134,7 +134,7 @@ func TestVerifyForms(t *testing.T) {
 func TestVerifyBase64(t *testing.T) {
 	sexp := newTestSigner(1).sign(signed)
 	sexp += strings.Repeat("\n", 3-(len(sexp)+2)%3) // one byte in the last four characters
-	signature, hash := field(sexp), sha256.Sum256([]byte(signed))
+	signature, hash := fieldOf(sexp), sha256.Sum256([]byte(signed))
 	if err := Verify(signature, hash, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +154,7 @@ func TestKeyForms(t *testing.T) {
 			"(public-key \n (ecc \n  (curve \"NIST P-256\")\n  (flags eddsa x)\n  (q #00#)\n  )\n )\n"},
 		{`(signature (public-key (ecc (q "\n) \" \\ä"))))`, "(public-key \n (ecc \n  (q \"\\n) \\\" \\\\ä\")\n  )\n )\n"},
 	} {
-		got, err := Key(field(test.text))
+		got, err := Key(fieldOf(test.text))
 		if err != nil || got != test.want {
 			t.Errorf("%q: got %q, %v, want %q", test.text, got, err, test.want)
 		}
@@ -187,7 +187,7 @@ func TestKeyForms(t *testing.T) {
 		strings.Repeat("(", 100000),
 		strings.Repeat("(a ", maxSexpDepth+1) + strings.Repeat(")", maxSexpDepth+1),
 	} {
-		if got, err := Key(field(text)); err == nil {
+		if got, err := Key(fieldOf(text)); err == nil {
 			t.Errorf("%.80q: got %q, want an error", text, got)
 		}
 	}

@@ -186,6 +186,11 @@ func (f *Finder) LookUp(ctx context.Context, hash narinfo.PathHash, asker Asker)
 		}
 		go f.ask(batch, via, asker)
 	}
+	select {
+	case <-a.done:
+		return a.answer, a.err
+	default:
+	}
 	var timer <-chan time.Time
 	for wait := time.Millisecond; ; wait = min(2*wait, longestPoll) {
 		if asker.Next != nil {

@@ -162,6 +162,16 @@ var errOld = errors.New("it answers with HTTP/1.0")
 
 // readResponse reads a response. The second error is why no other can follow, or errOld.
 func (c *Client) readResponse(r *bufio.Reader, from *allowance, request *http.Request) (_ *Response, closing, err error) {
+	if header, length, ok := readPlainHead(r); ok && length <= c.options.MaxBody {
+		from.left = length + maxHead
+		answer := &Response{Status: http.StatusOK, Header: header, Body: make([]byte, length)}
+		if _, err := io.ReadFull(r, answer.Body); err != nil {
+			return nil, nil, from.cause(err)
+		}
+		return answer, nil, nil
+	} else if ok {
+		return nil, nil, fmt.Errorf("%w: %d bytes", ErrTooLong, length)
+	}
 	var response *http.Response
 	for {
 		response, err = http.ReadResponse(r, request)

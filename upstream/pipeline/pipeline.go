@@ -28,6 +28,7 @@ var (
 // Response is an answer.
 type Response struct {
 	Status int
+	// Header may have only Cache-Control and Age if the status is 200.
 	Header http.Header
 	Body   []byte // of status 200 only
 }
