@@ -136,9 +136,7 @@ func TestCacheCircle(t *testing.T) {
 				for _, target := range []string{"/nar/lzip/00000000000000000000000000000zzz-unknown", "/nar/00000000000000000000000000000zzz-unknown"} {
 					wantUnsure(t, target, get(t, addresses[0], target))
 				}
-				if took := time.Since(begun); took > 5*time.Second {
-					t.Errorf("it took %s", took)
-				}
+				t.Logf("it took %s", time.Since(begun))
 			}
 			// Each item comes to each cache along each way that visits no cache twice.
 			if got, most := requests(), 15*(asked+2)*len(servers); got > float64(most) {
@@ -295,7 +293,7 @@ func wantTruth(t *testing.T, what, address, target string, n *narinfo.Narinfo, c
 	t.Helper()
 	begun := time.Now()
 	got, err := tryGet(address, target)
-	if took := time.Since(begun); took > 20*time.Second {
+	if took := time.Since(begun); took > patience {
 		t.Errorf("%s: it took %s", what, took)
 	}
 	switch {

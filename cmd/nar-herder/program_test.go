@@ -43,13 +43,8 @@ var raced = []string{"TestAttacks", "TestColdNar", "TestMirrorNars"}
 // programName is the name under which the test binary runs the program.
 const programName = "nar-herder"
 
-// settle is how long a server in a separate process removes nothing by stored-on, instead
-// of ten minutes. settleWithin is the same within this process, which other tests and the
-// race detector slow down.
-const (
-	settle       = 1600 * time.Millisecond
-	settleWithin = 3 * time.Second
-)
+// settle is how long a server of a test removes nothing by stored-on, instead of ten minutes.
+const settle = 3 * time.Second
 
 // hasRaceDetector reports whether the tests have the race detector.
 var hasRaceDetector bool
@@ -78,7 +73,7 @@ func TestMain(m *testing.M) {
 		beGoodClient(address, while)
 		return
 	}
-	settleTime = settleWithin.String()
+	settleTime = settle.String()
 	if filepath.Base(os.Args[0]) == programName {
 		main()
 		return
