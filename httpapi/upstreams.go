@@ -79,8 +79,8 @@ func (s *Server) asker(ctx *fasthttp.RequestCtx) (asker lookup.Asker, ok bool) {
 	return asker, ok
 }
 
-// requestedNext returns the items whose narinfos the client has requested since the last call,
-// apart from those whose answers are prepared.
+// requestedNext returns the items of the narinfos that the client has requested since the last
+// call, without those that have a prepared answer.
 func (s *Server) requestedNext(ctx *fasthttp.RequestCtx) []narinfo.PathHash {
 	return slices.DeleteFunc(ahead.Narinfos(engine.Ahead(ctx)), func(hash narinfo.PathHash) bool {
 		found, ok, _ := s.answers.Get(hash)

@@ -12,8 +12,8 @@ var (
 	end   = []byte(".narinfo HTTP/1.")
 )
 
-// Narinfos returns the items whose narinfos the lines of requests ask for. It skips lines that it
-// doesn't understand: their requests are answered in their turn.
+// Narinfos returns the items in requests for narinfos. It skips lines that it doesn't understand:
+// their requests are answered in their turn.
 func Narinfos(lines []byte) (hashes []narinfo.PathHash) {
 	for len(lines) > 0 {
 		var line []byte

@@ -60,8 +60,8 @@ func (i *Item) HasDropped(n int) bool { return n < 64 && i.Dropped&(1<<n) != 0 }
 func (i *Item) Position() int64 { return i.id }
 
 // Text returns the narinfo of the item as it is announced, see [Item.Announced]. The caller
-// owns the result. The error is [ErrNotFound] if the index definitely has no such item, and [ErrLost] if clients
-// must not get its narinfo because no nar of it is stored any more.
+// owns the result. The error is [ErrNotFound] if the index definitely has no such item, and
+// [ErrLost] if clients must not get its narinfo because no nar of it is stored any more.
 func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, err error) {
 	text, _, err = x.TextUntil(ctx, hash)
 	return text, err

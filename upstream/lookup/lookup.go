@@ -1,6 +1,6 @@
 // Package lookup finds items that the index lacks at the upstreams, each once, and stores them.
 //
-// It also asks again about items of upstreams whose answers have expired. A narinfo is answered
+// It also asks again about items of upstreams when their answers have expired. A narinfo is answered
 // as soon as it has arrived. It is in memory until [Finder.Run] has written it.
 package lookup
 
@@ -167,7 +167,7 @@ func New(s *storage.Storage, source Source, options Options) *Finder {
 	return f
 }
 
-// LookUp returns the narinfo of an item that the index lacks, or whose answer has expired. The
+// LookUp returns the narinfo of an item that the index lacks, or that has an expired answer. The
 // error is [storage.ErrNotFound] if certainly no upstream has it; then the answer of the index
 // must not be used either. It is [ErrBusy] or [upstream.ErrUnknown] if that can't be told.
 func (f *Finder) LookUp(ctx context.Context, hash narinfo.PathHash, asker Asker) (Answer, error) {
