@@ -124,7 +124,8 @@ func TestCacheCircle(t *testing.T) {
 			for n := range asked {
 				targets = append(targets, numbered(1000+n))
 			}
-			for range 2 {
+			const rounds = 2
+			for range rounds {
 				begun := time.Now()
 				var asking sync.WaitGroup
 				for _, address := range addresses { // which must not wait for each other
@@ -138,8 +139,9 @@ func TestCacheCircle(t *testing.T) {
 				}
 				t.Logf("it took %s", time.Since(begun))
 			}
-			// Each item comes to each cache along each way that visits no cache twice.
-			if got, most := requests(), 15*(asked+2)*len(servers); got > float64(most) {
+			// In each round, each item comes to each cache along each way that visits no cache
+			// twice: of three, to 36 in all. Uncertain answers may have expired between rounds.
+			if got, most := requests(), rounds*15*(asked+2)*len(servers); got > float64(most) {
 				t.Errorf("%v requests for %d items", got, asked)
 			}
 			// The narinfo of one is known everywhere, and its nar is nowhere else.
