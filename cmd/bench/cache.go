@@ -169,7 +169,22 @@ func (b *bench) emptyCache(upstream *server, nars ...cachedNar) (s *server, remo
 // cacheOf compares a cache with its upstream, and with a server that has the nars stored.
 func (b *bench) cacheOf(upstream, stored *server, link string, bar float64, nars map[string]cachedNar) error {
 	cold, hot, direct, kept := make(map[string][]float64), make(map[string][]float64), make(map[string][]float64), make(map[string][]float64)
+	var decompressed, decompressedDirect []float64
 	for range b.rounds {
+		took, err := b.decompressedDownload(upstream, nars["lzip"])
+		if err != nil {
+			return err
+		}
+		decompressedDirect = append(decompressedDirect, took)
+		cache, remove, err := b.emptyCache(upstream, nars["lzip"])
+		if err != nil {
+			return err
+		}
+		took, err = b.decompressedDownload(cache, nars["lzip"])
+		if err := errors.Join(err, remove()); err != nil {
+			return err
+		}
+		decompressed = append(decompressed, took)
 		for _, kind := range cacheKinds {
 			nar := nars[kind]
 			cache, remove, err := b.emptyCache(upstream, nar)
@@ -202,6 +217,7 @@ func (b *bench) cacheOf(upstream, stored *server, link string, bar float64, nars
 		name := fmt.Sprintf("a nar of 100 MB in %s of %s", kind, link)
 		if kind == "lzip" {
 			b.add(name+", cold", "MB/s ", cold[kind], direct[kind], 0, false) // the decoder's speed
+			b.add("the same, by a client that decompresses while it receives, as Guix does", "MB/s ", decompressed, decompressedDirect, 0.9, false)
 		} else {
 			b.add(name+", cold", "MB/s ", cold[kind], direct[kind], bar, false)
 		}
@@ -223,6 +239,43 @@ func (b *bench) download(from *server, nar cachedNar) (float64, error) {
 		return 0, fmt.Errorf("curl got %q of %s from %s, want %d bytes", out, nar.path, from.name, nar.size)
 	}
 	return float64(size) / took / 1e6, nil
+}
+
+// decompressedDownload downloads a nar in lzip with curl, decompresses it with lzip, and
+// returns the speed of the download in MB/s.
+func (b *bench) decompressedDownload(from *server, nar cachedNar) (float64, error) {
+	program, err := lookUpProgram(lzipPrograms)
+	if err != nil {
+		return 0, err
+	}
+	curl := exec.CommandContext(b.ctx, "curl", "-sSf", "--max-time", "120", "--noproxy", "*", "http://"+from.address+"/"+nar.path)
+	lzip := exec.CommandContext(b.ctx, program, "-dc")
+	var size byteCounter
+	lzip.Stdout = &size
+	if lzip.Stdin, err = curl.StdoutPipe(); err != nil {
+		return 0, err
+	}
+	begun := time.Now()
+	if err := curl.Start(); err != nil {
+		return 0, err
+	}
+	err = lzip.Run()
+	if err := errors.Join(err, curl.Wait()); err != nil {
+		return 0, fmt.Errorf("download %s from %s through lzip: %w\n%s", nar.path, from.name, err, from.log)
+	}
+	took := time.Since(begun).Seconds()
+	if size != cacheNar {
+		return 0, fmt.Errorf("%s from %s has %d bytes decompressed, want %d", nar.path, from.name, size, cacheNar)
+	}
+	return float64(nar.size) / took / 1e6, nil
+}
+
+// byteCounter counts what is written to it.
+type byteCounter int64
+
+func (c *byteCounter) Write(p []byte) (int, error) {
+	*c += byteCounter(len(p))
+	return len(p), nil
 }
 
 // cacheTwice lets two clients request a nar at the same time, and counts the requests at the

@@ -35,10 +35,23 @@ var codecLevels = []struct {
 	programs []string // the first that is installed
 	levels   []int
 }{
-	// Debian may have plzip behind the name lzip.
-	{"lzip", []string{"lzip.lzip", "lzip"}, []int{0, 6, 9}},
+	{"lzip", lzipPrograms, []int{0, 6, 9}},
 	{"zstd", []string{"zstd"}, []int{1, 3, 9, 19}},
 	{"gzip", []string{"gzip"}, []int{1, 6, 9}},
+}
+
+// lzipPrograms are the names of lzip. Debian may have plzip, which uses all cores, behind the name
+// lzip.
+var lzipPrograms = []string{"lzip.lzip", "lzip"}
+
+// lookUpProgram returns the path of the first of the programs that is installed.
+func lookUpProgram(names []string) (path string, err error) {
+	for _, name := range names {
+		if path, err = exec.LookPath(name); err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%w: on Debian, apt-get install lzip zstd gzip", err)
 }
 
 // codecs measures each codec on one core, and then jobs of the cache on all cores.
@@ -50,13 +63,8 @@ func (b *bench) codecs() error {
 	programs := make(map[string]string)
 	for _, c := range codecLevels {
 		var err error
-		for _, name := range c.programs {
-			if programs[c.name], err = exec.LookPath(name); err == nil {
-				break
-			}
-		}
-		if err != nil {
-			return fmt.Errorf("%w: on Debian, apt-get install lzip zstd gzip", err)
+		if programs[c.name], err = lookUpProgram(c.programs); err != nil {
+			return err
 		}
 	}
 	for _, c := range codecLevels {
