@@ -11,7 +11,7 @@ import (
 	"sync/atomic"
 
 	"filippo.io/edwards25519"
-	"filippo.io/edwards25519/field"
+	"github.com/cloudflare/circl/math/fp25519"
 )
 
 // scalarSize is the length in bytes of a number below n, the order of Ed25519's base point. n
@@ -83,6 +83,11 @@ func (k *ecdsaKey) verify(values sexp, hash [sha256.Size]byte) error {
 	if err != nil {
 		return err
 	}
+	return k.verifyNumbers(r, s, hash)
+}
+
+// verifyNumbers verifies the signature of a hash. r and s are not 0.
+func (k *ecdsaKey) verifyNumbers(r, s *edwards25519.Scalar, hash [sha256.Size]byte) error {
 	// Everything here is public, so the time may vary.
 	w := varTimeInvert(s)
 	u1 := new(edwards25519.Scalar).Multiply(hashScalar(hash), w)
@@ -176,43 +181,54 @@ func shift(number [sha256.Size]byte) (shifted [sha256.Size]byte) {
 	return shifted
 }
 
-// hasX reports whether the point's x, modulo n, is r. Most often this takes no inversion: x is
-// one of r, r+n, … r+7n, and x = X/Z means X = xZ.
+// hasX reports whether the point's x, modulo n, is r: x is one of r, r+n, … r+7n. As x = X/Z means
+// X = xZ, this takes no inversion.
 func (p *sumPoint) hasX(r *edwards25519.Scalar) bool {
-	var candidate, step field.Element
-	if _, err := candidate.SetBytes(r.Bytes()); err != nil {
-		panic(err) // the length is 32
+	candidate, step, x := fp25519.Elt(r.Bytes()), orderElement, p.x
+	candidates := 7
+	if bytes.Compare(bigEndian(r), lastWith8) <= 0 {
+		candidates++ // else r+7n is not below the field's order
 	}
-	candidate.Multiply(&candidate, &p.z)
-	step.Multiply(orderElement(), &p.z)
-	for range 7 { // r+6n is certainly below the field's order, so x isn't reduced
-		if candidate.Equal(&p.x) == 1 {
+	fp25519.Mul(&candidate, &candidate, &p.z)
+	fp25519.Mul(&step, &step, &p.z)
+	fp25519.Sub(&x, &x, &candidate)
+	for range candidates {
+		if fp25519.IsZero(&x) {
 			return true
 		}
-		candidate.Add(&candidate, &step)
+		fp25519.Sub(&x, &x, &step)
 	}
-	return p.affineX().Equal(r) == 1
+	return false
 }
+
+var (
+	// orderElement is n as a number of the field.
+	orderElement = func() (n fp25519.Elt) {
+		groupOrder.FillBytes(n[:])
+		slices.Reverse(n[:])
+		return n
+	}()
+	// lastWith8 is the largest r for which r+7n is below the field's order, p: p-1-7n.
+	lastWith8 = func() []byte {
+		p := fp25519.P()
+		slices.Reverse(p[:])
+		last := new(big.Int).SetBytes(p[:])
+		last.Sub(last, big.NewInt(1))
+		last.Sub(last, new(big.Int).Mul(groupOrder, big.NewInt(7)))
+		return last.FillBytes(make([]byte, scalarSize))
+	}()
+)
 
 // affineX returns a point's x, modulo n.
 func (p *sumPoint) affineX() *edwards25519.Scalar {
-	var x field.Element
+	var x fp25519.Elt
+	fp25519.Inv(&x, &p.z)
+	fp25519.Mul(&x, &x, &p.x)
+	fp25519.Modp(&x)
 	var wide [64]byte
-	copy(wide[:], x.Multiply(&p.x, x.Invert(&p.z)).Bytes())
+	copy(wide[:], x[:])
 	return reduce(&wide)
 }
-
-// orderElement is n as a number of the field.
-var orderElement = sync.OnceValue(func() *field.Element {
-	var b [scalarSize]byte
-	groupOrder.FillBytes(b[:])
-	slices.Reverse(b[:])
-	n, err := new(field.Element).SetBytes(b[:])
-	if err != nil {
-		panic(err) // the length is 32
-	}
-	return n
-})
 
 // reduce returns a little-endian number modulo n.
 func reduce(wide *[64]byte) *edwards25519.Scalar {

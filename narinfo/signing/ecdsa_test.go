@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"filippo.io/edwards25519"
+	"github.com/cloudflare/circl/math/fp25519"
 )
 
 // curveOrder is n of RFC 8032, section 5.1 (L there).
@@ -81,6 +82,57 @@ func xOf(p *edwards25519.Point) *big.Int {
 		x.Sub(fieldOrder, x)
 	}
 	return x.Mod(x, curveOrder)
+}
+
+// hasX finds x modulo n, also of the numbers that n divides a seventh time, and those next to them.
+func TestHasX(t *testing.T) {
+	random := seeded(t)
+	xs := []*big.Int{big.NewInt(1), new(big.Int).Sub(fieldOrder, big.NewInt(1))}
+	for multiple := range int64(8) {
+		for _, offset := range []int64{-1, 1, 2} {
+			xs = append(xs, new(big.Int).Add(new(big.Int).Mul(curveOrder, big.NewInt(multiple)), big.NewInt(offset)))
+		}
+	}
+	rest := new(big.Int).Sub(fieldOrder, new(big.Int).Mul(curveOrder, big.NewInt(7)))
+	for _, offset := range []int64{-2, -1, 0, 1} { // around the last r of which there are eight x
+		xs = append(xs, new(big.Int).Add(rest, big.NewInt(offset)))
+	}
+	for range 1000 {
+		var b [32]byte
+		random.Read(b[:])
+		xs = append(xs, new(big.Int).SetBytes(b[:]))
+	}
+	element := func(number *big.Int) (e fp25519.Elt) {
+		number.FillBytes(e[:])
+		slices.Reverse(e[:])
+		return e
+	}
+	for _, x := range xs {
+		x.Mod(x, fieldOrder)
+		z := element(new(big.Int).Sub(fieldOrder, big.NewInt(int64(random.Uint64()>>2))))
+		point := sumPoint{z: z}
+		xElement := element(x)
+		fp25519.Mul(&point.x, &xElement, &z)
+		want := new(big.Int).Mod(x, curveOrder)
+		if got := new(big.Int).SetBytes(bigEndian(point.affineX())); got.Cmp(want) != 0 {
+			t.Errorf("x = %x modulo n is %x, want %x", x, got, want)
+		}
+		// The second is congruent to it modulo p, but not modulo n.
+		for _, r := range []*big.Int{want, new(big.Int).Sub(new(big.Int).Add(x, fieldOrder), new(big.Int).Mul(curveOrder, big.NewInt(7))),
+			new(big.Int).Add(want, big.NewInt(1)), new(big.Int).Sub(want, big.NewInt(1)), new(big.Int).Sub(curveOrder, want)} {
+			var b [scalarSize]byte
+			if r.Sign() <= 0 || r.Cmp(curveOrder) >= 0 {
+				continue
+			}
+			s, err := scalarOf(r.FillBytes(b[:]))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := point.hasX(s); got != (r.Cmp(want) == 0) {
+				t.Errorf("x = %x: hasX(%x) is %v", x, r, got)
+			}
+		}
+	}
 }
 
 // Valid signatures by many keys; none of them is valid for another hash.

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -85,12 +86,13 @@ func FuzzParsePrivateKey(f *testing.F) {
 	})
 }
 
-// FuzzVerify: each signature has one verdict, and one that is valid isn't valid for another
-// hash, nor without its key.
+// FuzzVerify: each signature has one verdict, and the same if it isn't a usual one. One that is
+// valid isn't valid for another hash, nor without its key.
 func FuzzVerify(f *testing.F) {
 	good := newTestSigner(1).sign(signed)
 	for _, seed := range []string{
 		good, strings.Replace(good, element(good, "r"), "(r #00#)", 1), strings.Replace(good, element(good, "q"), "(q #"+smallOrder[4]+"#)", 1),
+		printed(f, good), strings.Replace(printed(f, good), "(r #", "(r #00", 1),
 		strings.Replace(good, "rfc6979", "pkcs1", 1), "(signature " + key1 + ")", strings.Repeat("(", 100), "(signature (data (hash a)))",
 	} {
 		f.Add("1;host;", seed)
@@ -109,6 +111,12 @@ func FuzzVerify(f *testing.F) {
 		}
 		if verdicts != 1 || err != nil && (strings.Contains(err.Error(), "\n") || len(err.Error()) > 1000) {
 			t.Fatalf("%v is %d verdicts", err, verdicts)
+		}
+		if _, isField := decodeSignature(signature); isField == nil && len(signature) < maxSignatureSize-4 {
+			got := Verify(start+base64.StdEncoding.EncodeToString([]byte(asUnusual(sexp))), hash, nil)
+			if fmt.Sprint(got) != fmt.Sprint(err) {
+				t.Fatalf("%v; as an unusual one, %v", err, got)
+			}
 		}
 		if got := Verify(signature, hash, new(Keys)); !errors.Is(err, ErrCorrupt) && !errors.Is(got, ErrUnauthorized) {
 			t.Fatalf("%v; without keys, %v", err, got)

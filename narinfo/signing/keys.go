@@ -92,6 +92,16 @@ func (k *Keys) Add(other *Keys) {
 	maps.Copy(k.byText, other.byText)
 }
 
+// authorized returns the key itself if k is nil, or the equal key of k. Other signers can't displace
+// the table of that.
+func (k *Keys) authorized(key *publicKey) (*publicKey, bool) {
+	if k == nil {
+		return key, true
+	}
+	own, ok := k.byText[key.text]
+	return own, ok
+}
+
 // Len returns the number of different keys.
 func (k *Keys) Len() int { return len(k.byText) }
 

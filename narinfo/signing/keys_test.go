@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"filippo.io/edwards25519"
+	"filippo.io/edwards25519/field"
+	"github.com/cloudflare/circl/math/fp25519"
 )
 
 const (
@@ -242,7 +244,14 @@ func TestMultiples(t *testing.T) {
 		sum := sumPointOf(timesBase(big.NewInt(99)))
 		want := new(big.Int).Add(new(big.Int).Mul(number, big.NewInt(12345)), big.NewInt(99))
 		table.addTo(&sum, s)
-		got, err := new(edwards25519.Point).SetExtendedCoordinates(&sum.x, &sum.y, &sum.z, &sum.t)
+		var coordinates [4]field.Element
+		for i, c := range []*fp25519.Elt{&sum.x, &sum.y, &sum.z, &sum.t} {
+			fp25519.Modp(c)
+			if _, err := coordinates[i].SetBytes(c[:]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := new(edwards25519.Point).SetExtendedCoordinates(&coordinates[0], &coordinates[1], &coordinates[2], &coordinates[3])
 		if err != nil || got.Equal(timesBase(want.Mod(want, groupOrder))) != 1 {
 			t.Errorf("%x times the point is wrong", number)
 		}

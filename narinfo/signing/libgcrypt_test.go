@@ -165,7 +165,11 @@ func checkBoth(t *testing.T, l *libgcrypt, random *rand.ChaCha8, key *PrivateKey
 	if err != nil {
 		t.Fatal(err)
 	}
-	parsed, err := parseSignature(made)
+	decoded, err := decodeSignature(made)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := parseSignature(decoded)
 	if err != nil {
 		t.Fatal(err)
 	}

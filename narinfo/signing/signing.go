@@ -89,7 +89,18 @@ const (
 // hash but of an unsupported kind: Guix makes, and Verify supports, ECDSA on the curve Ed25519
 // and RSA with PKCS #1.
 func Verify(signature string, hash [sha256.Size]byte, keys *Keys) error {
-	parsed, err := parseSignature(signature)
+	text, err := decodeSignature(signature)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if u, ok := readUsual(text); ok && u.hash == hash {
+		if key, ok := keys.authorized(u.key); ok {
+			if verifier, ok := key.verifier.(*ecdsaKey); ok {
+				return invalid(verifier.verifyNumbers(u.r, u.s, hash))
+			}
+		}
+	}
+	parsed, err := parseSignature(text)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
@@ -105,12 +116,9 @@ func Verify(signature string, hash [sha256.Size]byte, keys *Keys) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
-	if keys != nil {
-		authorized, ok := keys.byText[key.text]
-		if !ok {
-			return fmt.Errorf("%w: %.200s", ErrUnauthorized, oneLine(key.text))
-		}
-		key = authorized // other signers can't displace its table
+	authorized, ok := keys.authorized(key)
+	if !ok {
+		return fmt.Errorf("%w: %.200s", ErrUnauthorized, oneLine(key.text))
 	}
 	// Compare the value first, whatever the algorithm, as the client does.
 	if !bytes.Equal(signed.value, hash[:]) {
@@ -120,7 +128,11 @@ func Verify(signature string, hash [sha256.Size]byte, keys *Keys) error {
 	if signed.algorithm != hashSHA256 {
 		return fmt.Errorf("%w: the hash is %.80q", ErrUnknownAlgorithm, signed.algorithm)
 	}
-	err = parsed.verify(key, hash)
+	return invalid(parsed.verify(authorized, hash))
+}
+
+// invalid makes an error an [ErrInvalid], unless it is an [ErrUnknownAlgorithm].
+func invalid(err error) error {
 	if err == nil || errors.Is(err, ErrUnknownAlgorithm) {
 		return err
 	}
@@ -135,7 +147,11 @@ func oneLine(text string) string { return strings.Join(strings.Fields(text), " "
 // printed form, with a newline at the end. Equal keys give equal texts. Key doesn't verify the
 // signature.
 func Key(signature string) (string, error) {
-	parsed, err := parseSignature(signature)
+	decoded, err := decodeSignature(signature)
+	if err != nil {
+		return "", err
+	}
+	parsed, err := parseSignature(decoded)
 	if err != nil {
 		return "", err
 	}
@@ -154,25 +170,32 @@ func Key(signature string) (string, error) {
 // signature is an s-expression (signature …).
 type signature struct{ sexp }
 
-// parseSignature parses the value of the field Signature.
-func parseSignature(text string) (signature, error) {
+// decodeSignature decodes the value of the field Signature to the text of an s-expression.
+func decodeSignature(text string) ([]byte, error) {
 	if len(text) > maxSignatureSize {
-		return signature{}, fmt.Errorf("%d bytes, at most %d are allowed", len(text), maxSignatureSize)
+		return nil, fmt.Errorf("%d bytes, at most %d are allowed", len(text), maxSignatureSize)
 	}
 	version, rest, _ := strings.Cut(text, ";")
 	_, encoded, found := strings.Cut(rest, ";") // after the host
 	if !found || strings.Contains(encoded, ";") {
-		return signature{}, fmt.Errorf("%.80q: must be VERSION;HOST;BASE64", text)
+		return nil, fmt.Errorf("%.80q: must be VERSION;HOST;BASE64", text)
 	}
 	if version != signatureVersion {
-		return signature{}, fmt.Errorf("version %.80q, only %s is known", version, signatureVersion)
+		return nil, fmt.Errorf("version %.80q, only %s is known", version, signatureVersion)
 	}
-	// Strict decoding also detects damage to the last characters.
-	decoded, err := base64.StdEncoding.Strict().DecodeString(encoded)
+	decoded, err := strictBase64.DecodeString(encoded)
 	if err != nil {
-		return signature{}, fmt.Errorf("must be base64: %w", err)
+		return nil, fmt.Errorf("must be base64: %w", err)
 	}
-	tree, err := parseSexp(string(decoded))
+	return decoded, nil
+}
+
+// strictBase64 also detects damage to the last characters.
+var strictBase64 = base64.StdEncoding.Strict()
+
+// parseSignature parses the s-expression of a signature.
+func parseSignature(text []byte) (signature, error) {
+	tree, err := parseSexp(string(text))
 	if err != nil {
 		return signature{}, err
 	}
