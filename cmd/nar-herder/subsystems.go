@@ -30,6 +30,7 @@ import (
 	"nar-herder/storage/location"
 	"nar-herder/storage/owner"
 	"nar-herder/storage/scrub"
+	"nar-herder/storage/search"
 	"nar-herder/storage/unfinished"
 	"nar-herder/storage/uses"
 	"nar-herder/upstream"
@@ -56,6 +57,7 @@ type subsystems struct {
 	scrubber  *scrub.Scrubber
 	room      *dbspace.Watch // for the database
 	unstored  *unstoredCount
+	search    *search.Index
 	server    *httpapi.Server
 	responder *dnssd.Responder // started once the server answers
 	changes   *index.Watcher
@@ -120,6 +122,7 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	s.checksums = checksums.New(store.index, log)
 	s.scrubber = c.newScrubber(store, s.peers, log)
 	s.unstored = &unstoredCount{index: store.index, log: log}
+	s.search = search.New(store.index, log)
 	s.server = httpapi.New(store, s.httpOptions(c, config, caching.TTLs, starting, log))
 	if s.passing != nil {
 		s.passing.Turns = s.server.Processors()
@@ -198,7 +201,7 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 
 // collectors returns the metrics of the subsystems.
 func (s *subsystems) collectors() []prometheus.Collector {
-	all := []prometheus.Collector{s.room, damageMetric(s.store.index), s.unstored.metric(), s.dumps}
+	all := []prometheus.Collector{s.room, damageMetric(s.store.index), s.unstored.metric(), s.search, s.dumps}
 	if s.upstreams != nil {
 		all = append(all, s.upstreams, s.finder)
 	}
@@ -241,6 +244,7 @@ func (s *subsystems) start(ctx context.Context, running *tasks) {
 	start("writing down uses", s.uses.Run)
 	start("computing checksums", func(ctx context.Context) { s.checksums.Run(ctx, s.server.Forget) })
 	start("counting items without nars", s.unstored.Run)
+	start("indexing names for searches", s.search.Run)
 	start("watching the room for the database", s.room.Run)
 	start("watching the owner of the storage", s.ownership.Run)
 	start("removing withdrawn items", s.withdrawn.Run)
@@ -304,6 +308,9 @@ func (s *subsystems) close(running *tasks) (err error) {
 	}
 	if s.cache != nil {
 		err = errors.Join(err, running.Do("closing the cache", s.cache.Close))
+	}
+	if s.search != nil {
+		err = errors.Join(err, s.search.Close())
 	}
 	if s.store != nil {
 		err = errors.Join(err, running.Do("closing the database and the storage", s.store.close))
