@@ -39,21 +39,29 @@ type homeData struct {
 
 // Key is a public key for clients.
 type Key struct {
-	Name, Text string
-	// Scheme is the text as a literal of Scheme.
+	Name string
+	// Scheme is its text as a literal of Scheme.
 	Scheme string
 }
 
 func (s *Sources) home(_ context.Context, r *page.Request) (*page.Page, error) {
 	data := homeData{}
 	for _, name := range s.Keys.Names() {
-		text := strings.TrimSpace(s.Keys.Text(name))
-		data.Keys = append(data.Keys, Key{name, text, schemeLiteral(text)})
+		data.Keys = append(data.Keys, Key{name, schemeLiteral(oneLine(s.Keys.Text(name)))})
 	}
 	if r.ShowsMetrics {
 		s.addFigures(&data, r.Private)
 	}
 	return &page.Page{Template: homeTemplate, Data: &data}, nil
+}
+
+// oneLine returns a key without the line breaks of libgcrypt. They mean nothing outside of
+// strings, which keys don't have.
+func oneLine(key string) string {
+	if strings.Contains(key, `"`) {
+		return key
+	}
+	return strings.ReplaceAll(strings.Join(strings.Fields(key), " "), " )", ")")
 }
 
 // schemeLiteral returns a text as a string literal of Scheme.
