@@ -181,7 +181,7 @@ func plots(h *history.History) ([]history.Plot, time.Duration) {
 		history.NewPlot("Requests", window, 0, perSecond, series(func(b history.Bin) float64 { return b.Requests })),
 		history.NewPlot("Bytes sent", window, 0, bytesPerSecond, series(func(b history.Bin) float64 { return b.Bytes })),
 		history.NewPlot("Narinfos answered from memory", window, 1, percent, series(func(b history.Bin) float64 { return b.Hits })),
-		history.NewPlot("Time to answer", window, 0, seconds,
+		history.NewPlot("Time to the first byte of an answer", window, 0, seconds,
 			series(func(b history.Bin) float64 { return b.Median }), series(func(b history.Bin) float64 { return b.P99 })),
 	}, window
 }
