@@ -12,6 +12,7 @@ import (
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/headers"
 	"nar-herder/httpapi/health"
+	"nar-herder/httpapi/metrics"
 	"nar-herder/httpapi/respond"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
@@ -36,6 +37,10 @@ const (
 	routeMetrics
 	routeHealth
 	routeHome
+	routeStatus
+	routeSearch
+	routeItem
+	routeAsset
 	routeCount
 
 	// routePrepared is routeNarinfo for an answer from memory.
@@ -46,7 +51,7 @@ const (
 var patterns = [routeCount]string{
 	"other", "/HASH.narinfo", "/HASH.narinfo/info", "/stored-nars/", "/nar/", "/file/",
 	peer.DumpPath, peer.IndexPath, peer.ChangesPath, peer.StreamPath, "/nix-cache-info",
-	"/signing-key.pub", "/metrics", "/health", "/",
+	"/signing-key.pub", "/metrics", "/health", "/", "/status", "/search", "/item/HASH", "/page/",
 }
 
 const (
@@ -122,22 +127,26 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	}
 	segments := strings.Split(decoded[1:], "/")
 	switch first := segments[0]; {
-	case len(segments) == 1 && first == "":
+	case s.options.Pages.Has(segments):
 		engine.LeaveLoop(ctx)
-		return s.serveHome(ctx)
+		return s.servePage(ctx, segments)
 	case len(segments) == 1 && first == "nix-cache-info":
 		respond.Text(ctx, "text/plain; charset=utf-8", narinfo.CacheInfo)
 		return routeCacheInfo
 	case len(segments) == 1 && first == "metrics" && !s.options.HideMetrics:
 		engine.LeaveLoop(ctx)
-		s.serveMetrics(ctx)
+		if err := metrics.Serve(ctx, s.metrics.Registry); err != nil {
+			s.fault(ctx, "gather and write the metrics", err)
+		}
 		return routeMetrics
 	case len(segments) == 1 && s.options.SigningKeys.Text(first) != "":
 		respond.Text(ctx, "text/plain; charset=utf-8", s.options.SigningKeys.Text(first))
 		return routeSigningKey
 	case decoded == health.Path && !s.options.HideMetrics, decoded == health.ReadyPath, decoded == health.LivePath:
 		engine.LeaveLoop(ctx)
-		s.serveHealth(ctx, decoded)
+		if err := s.health.Serve(s.live, ctx, decoded); err != nil {
+			s.fault(ctx, "write the health", err)
+		}
 		return routeHealth
 	case first == "nar" && (len(segments) == 2 || len(segments) == 3):
 		s.serveNar(ctx, decoded[1:], segments[len(segments)-1])
@@ -183,6 +192,17 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	}
 	respond.NotFound(ctx, "there is nothing of that name")
 	return routeOther
+}
+
+// pageRoutes are the routes of the pages for browsers, by the first segment of their paths.
+var pageRoutes = map[string]route{"": routeHome, "status": routeStatus, "search": routeSearch, "item": routeItem, "page": routeAsset}
+
+// servePage answers with a page for browsers, or a file that pages use.
+func (s *Server) servePage(ctx *fasthttp.RequestCtx, segments []string) route {
+	if err := s.options.Pages.Serve(s.live, ctx, segments); err != nil {
+		s.fault(ctx, "answer with a page", err)
+	}
+	return pageRoutes[segments[0]]
 }
 
 // fault is [respond.Faults.Answer], unless the upstreams are the cause.

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/expfmt"
+	"github.com/valyala/fasthttp"
 
 	"nar-herder/httpapi/health"
 	"nar-herder/storage/index"
@@ -48,4 +50,21 @@ func (t *Totals) Collect(values chan<- prometheus.Metric) {
 	values <- prometheus.MustNewConstMetric(itemsDesc, prometheus.GaugeValue, float64(totals.Items))
 	values <- prometheus.MustNewConstMetric(storedNarsDesc, prometheus.GaugeValue, float64(totals.StoredNars))
 	values <- prometheus.MustNewConstMetric(storedSizeDesc, prometheus.GaugeValue, float64(totals.StoredSize))
+}
+
+// Serve answers with the metrics of a registry.
+func Serve(ctx *fasthttp.RequestCtx, registry *prometheus.Registry) error {
+	families, err := registry.Gather()
+	if err != nil {
+		return err
+	}
+	format := expfmt.NewFormat(expfmt.TypeTextPlain)
+	encoder := expfmt.NewEncoder(ctx.Response.BodyWriter(), format)
+	for _, family := range families {
+		if err := encoder.Encode(family); err != nil {
+			return err
+		}
+	}
+	ctx.Response.Header.SetContentType(string(format))
+	return nil
 }
