@@ -1,36 +1,21 @@
 package httpapi
 
 import (
-	"bytes"
-
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/httpapi/health"
-	"nar-herder/httpapi/home"
 	"nar-herder/httpapi/respond"
 )
 
-// serveHome answers browsers with a page, and other clients with 404.
-func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
-	if !bytes.Contains(ctx.Request.Header.Peek("Accept"), []byte("text/html")) {
-		respond.NotFound(ctx, "this is a substitute server: ask for /HASH.narinfo")
-		return routeHome
+// pageRoutes are the routes of the pages for browsers, by the first segment of their paths.
+var pageRoutes = map[string]route{"": routeHome, "status": routeStatus, "search": routeSearch, "item": routeItem, "page": routeAsset}
+
+// servePage answers with a page for browsers, or a file that pages use.
+func (s *Server) servePage(ctx *fasthttp.RequestCtx, segments []string) route {
+	if err := s.options.Pages.Serve(s.live, ctx, segments); err != nil {
+		s.fault(ctx, "answer with a page", err)
 	}
-	totals, err := s.totals.Get()
-	if err != nil {
-		s.fault(ctx, "read the totals", err)
-		return routeHome
-	}
-	page, err := home.Page(home.Content{Items: totals.Items, Keys: s.options.SigningKeys.Names(), Version: s.options.Version})
-	if err != nil {
-		s.fault(ctx, "write the home page", err)
-		return routeHome
-	}
-	ctx.Response.Header.Set("Vary", "Accept")
-	ctx.Response.Header.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
-	ctx.Response.Header.SetContentType("text/html; charset=utf-8")
-	ctx.Response.SetBody(page)
-	return routeHome
+	return pageRoutes[segments[0]]
 }
 
 // serveHealth answers at one of the health's paths.

@@ -37,6 +37,10 @@ const (
 	routeMetrics
 	routeHealth
 	routeHome
+	routeStatus
+	routeSearch
+	routeItem
+	routeAsset
 	routeCount
 )
 
@@ -44,7 +48,7 @@ const (
 var patterns = [routeCount]string{
 	"other", "/HASH.narinfo", "/HASH.narinfo/info", "/stored-nars/", "/nar/", "/file/",
 	peer.DumpPath, peer.IndexPath, peer.ChangesPath, peer.StreamPath, "/nix-cache-info",
-	"/signing-key.pub", "/metrics", "/health", "/",
+	"/signing-key.pub", "/metrics", "/health", "/", "/status", "/search", "/item/HASH", "/page/",
 }
 
 const (
@@ -121,9 +125,9 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	}
 	segments := strings.Split(decoded[1:], "/")
 	switch first := segments[0]; {
-	case len(segments) == 1 && first == "":
+	case s.options.Pages.Has(segments):
 		engine.LeaveLoop(ctx)
-		return s.serveHome(ctx)
+		return s.servePage(ctx, segments)
 	case len(segments) == 1 && first == "nix-cache-info":
 		respond.Text(ctx, "text/plain; charset=utf-8", narinfo.CacheInfo)
 		return routeCacheInfo

@@ -23,9 +23,9 @@ import (
 	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/health"
-	"nar-herder/httpapi/home"
 	"nar-herder/httpapi/itemcache"
 	"nar-herder/httpapi/metrics"
+	"nar-herder/httpapi/page"
 	"nar-herder/httpapi/peerapi"
 	"nar-herder/httpapi/prepared"
 	"nar-herder/httpapi/respond"
@@ -188,7 +188,10 @@ type Options struct {
 
 	// SigningKeys are public keys as texts: the first is at /signing-key.pub, the second at
 	// /signing-key-2.pub. A client can authorize only one key from a file.
-	SigningKeys home.Keys
+	SigningKeys page.Keys
+
+	// Pages are those for browsers; nil for none.
+	Pages *page.Site
 
 	// HideMetrics answers 404 at /metrics and /health, but not at /health/ready and
 	// /health/live. [health.Control] serves all of them.
@@ -256,6 +259,9 @@ func New(items Items, options Options) *Server {
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.options.Pages == nil {
+		s.options.Pages = page.New(page.Options{})
 	}
 	s.health = health.New(options.Health, options.Mirror, s.log)
 	s.cacheControls = newCacheControls(&options)
