@@ -14,6 +14,8 @@ import (
 	"nar-herder/compression/cached"
 	"nar-herder/httpapi"
 	"nar-herder/httpapi/health"
+	"nar-herder/httpapi/page"
+	"nar-herder/httpapi/page/history"
 	"nar-herder/internal/dnssd"
 	"nar-herder/mirror"
 	"nar-herder/mirror/dump"
@@ -24,6 +26,7 @@ import (
 	"nar-herder/removal"
 	"nar-herder/removal/eviction"
 	"nar-herder/removal/withdrawal"
+	"nar-herder/storage/census"
 	"nar-herder/storage/checksums"
 	"nar-herder/storage/dbspace"
 	"nar-herder/storage/index"
@@ -57,6 +60,9 @@ type subsystems struct {
 	room      *dbspace.Watch // for the database
 	unstored  *unstoredCount
 	server    *httpapi.Server
+	site      *page.Site
+	history   *history.History
+	census    *census.Census
 	responder *dnssd.Responder // started once the server answers
 	changes   *index.Watcher
 }
@@ -120,6 +126,7 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	s.checksums = checksums.New(store.index, log)
 	s.scrubber = c.newScrubber(store, s.peers, log)
 	s.unstored = &unstoredCount{index: store.index, log: log}
+	s.site = c.newSite(c.PublicMetrics == "no")
 	s.server = httpapi.New(store, s.httpOptions(c, config, caching.TTLs, starting, log))
 	if s.passing != nil {
 		s.passing.Turns = s.server.Processors()
@@ -127,6 +134,7 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	if s.scrubber != nil {
 		s.scrubber.TakeTurns(s.server.Processors())
 	}
+	s.addPages(config, log)
 	s.server.Registry().MustRegister(append(s.collectors(), config.keys.metric())...)
 	config.keys.warn(ctx, store.index, log)
 	s.changes, err = store.index.Watch(ctx)
@@ -167,6 +175,7 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 		HideMetrics:   c.PublicMetrics == "no",
 		AnswerCache:   max(int64(c.NarinfoCacheSize), 0),
 		SigningKeys:   config.keys.published,
+		Pages:         s.site,
 
 		TrustedProxies: proxies(c.TrustedProxies),
 		Limits:         c.limits(),
@@ -246,6 +255,12 @@ func (s *subsystems) start(ctx context.Context, running *tasks) {
 	start("removing withdrawn items", s.withdrawn.Run)
 	start("removing unfinished uploads", func(ctx context.Context) { unfinished.Run(ctx, s.store.Storage) })
 	start("making dumps", s.dumps.Run)
+	if s.site.Size() != page.Off {
+		start("counting nars by compression", s.census.Run)
+	}
+	if s.site.Size() == page.Full {
+		start("recording the history of requests", s.history.Run)
+	}
 	if s.upstreams != nil {
 		start("watching the upstreams", s.upstreams.Run)
 		start("writing items of upstreams", s.finder.Run)

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"nar-herder/internal/pace"
+	"nar-herder/internal/redact"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 )
@@ -209,6 +210,31 @@ type status struct {
 	Failing  map[string][]string `json:"failing,omitempty"`
 	Warnings map[string][]string `json:"warnings,omitempty"`
 	Mirror   any                 `json:"mirror,omitempty"`
+}
+
+// State is that of a part for pages.
+type State struct {
+	Part string
+	// Problems are the texts for clients; nil for none. Fails says that requests fail.
+	Problems []string
+	Fails    bool
+	// Detail is the error with its names of files, for the administrator; "" for none.
+	Detail string
+}
+
+// States returns the states of all parts.
+func (h *Health) States() []State {
+	states := make([]State, len(h.parts))
+	for i, p := range h.parts {
+		states[i].Part = p.Name
+		states[i].Problems, states[i].Fails = p.wrong()
+		p.mu.Lock()
+		if isFailure(p.err) && p.err != errNotLooked {
+			states[i].Detail = redact.Text(p.err.Error())
+		}
+		p.mu.Unlock()
+	}
+	return states
 }
 
 // state returns the problems of all parts. It waits for the first check, while the context

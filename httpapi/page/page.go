@@ -113,6 +113,9 @@ func New(options Options) *Site {
 	return s
 }
 
+// Size returns which pages there are.
+func (s *Site) Size() Size { return s.options.Size }
+
 // Add adds a page. The navigation has the order of the calls.
 func (s *Site) Add(r Route) {
 	if s.options.Size == Full || s.options.Size == Minimal && r.Minimal {
