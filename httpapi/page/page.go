@@ -110,6 +110,7 @@ func New(options Options) *Site {
 	s := &Site{options: options, assets: make(map[string]asset)}
 	s.AddAsset("style.css", "text/css; charset=utf-8", style)
 	s.AddAsset("icon.svg", "image/svg+xml", icon)
+	s.AddAsset("copy.js", "text/javascript; charset=utf-8", copyScript)
 	return s
 }
 
@@ -130,6 +131,8 @@ var (
 	style []byte
 	//go:embed icon.svg
 	icon []byte
+	//go:embed copy.js
+	copyScript []byte
 
 	notFound = Parse(templates, "notfound.html")
 )
