@@ -65,6 +65,7 @@ type subsystems struct {
 	site      *page.Site
 	history   *history.History
 	census    *census.Census
+	search    *search.Index    // nil without pages
 	responder *dnssd.Responder // started once the server answers
 	changes   *index.Watcher
 }
@@ -264,6 +265,7 @@ func (s *subsystems) start(ctx context.Context, running *tasks) {
 	}
 	if s.site.Size() == page.Full {
 		start("recording the history of requests", s.history.Run)
+		start("indexing names for the search", s.search.Run)
 	}
 	if s.upstreams != nil {
 		start("watching the upstreams", s.upstreams.Run)
@@ -325,7 +327,11 @@ func (s *subsystems) close(running *tasks) (err error) {
 		err = errors.Join(err, running.Do("closing the cache", s.cache.Close))
 	}
 	if s.search != nil {
+<<<<<<< HEAD
 		err = errors.Join(err, s.search.Close())
+=======
+		err = errors.Join(err, running.Do("closing the search index", s.search.Close))
+>>>>>>> i-items
 	}
 	if s.store != nil {
 		err = errors.Join(err, running.Do("closing the database and the storage", s.store.close))
