@@ -128,6 +128,9 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 		s.scrubber.TakeTurns(s.server.Processors())
 	}
 	s.server.Registry().MustRegister(append(s.collectors(), config.keys.metric())...)
+	if config.certificate != nil {
+		s.server.Registry().MustRegister(config.certificate)
+	}
 	config.keys.warn(ctx, store.index, log)
 	s.changes, err = store.index.Watch(ctx)
 	return err
@@ -158,7 +161,7 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 		Identity: s.store, DependsOn: s.reliesOn(c),
 		Uses: s.uses, Checksums: s.checksums, Changes: s.store.index,
 		Dumps: s.dumps.Published(), DumpsExpected: c.DatabaseDumpInterval > 0,
-		Health:         s.health(location.Directory(c.Storage)),
+		Health:         s.health(location.Directory(c.Storage), config.certificate),
 		RedirectRemote: c.ServeRemoteNars == redirect,
 
 		Decompress: compression.NewReaderWithin, Decoders: decoderBudget(),

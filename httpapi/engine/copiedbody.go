@@ -29,6 +29,7 @@ var copyPieces = sync.Pool{New: func() any { return new([copyPiece]byte) }}
 type copiedBody struct {
 	io.ReadCloser
 	connection *connection // nil to write through the engine
+	answering  *connection // nil if it is not one
 	length     int64
 }
 
@@ -36,10 +37,14 @@ type copiedBody struct {
 // bypasses it, and the first piece is written together with the head. (For bytes from another
 // socket, splice(2) took longer than copying.)
 func SendCopy(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int64) {
-	b := copiedBody{body, nil, length}
+	b := copiedBody{ReadCloser: body, length: length}
+	b.answering, _ = ctx.Conn().(*connection)
 	if length > writeBuffer {
 		if b.connection = pastEngine(ctx); b.connection != nil {
 			b.connection.holds = true
+			if b.connection.tls != nil {
+				b.connection.leaveLoop() // encryption takes as long as several short answers
+			}
 		}
 	}
 	ctx.Response.SetBodyStream(b, int(length))
@@ -98,6 +103,9 @@ func (b copiedBody) WriteTo(engine io.Writer) (total int64, err error) {
 			}
 		}
 		if err == io.EOF {
+			if b.answering != nil {
+				b.answering.incomplete = total < b.length
+			}
 			return total, nil
 		}
 		if err != nil {
