@@ -12,6 +12,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/measured"
 	"nar-herder/internal/eventloop"
 	"nar-herder/internal/rawio"
 )
@@ -32,9 +33,8 @@ type connection struct {
 	tls    *tls.Conn       // nil without TLS; over transport
 
 	// shakesHands is whether the handshake of TLS is in progress, peeks whether reads below
-	// TLS don't wait, and hurries whether writes don't wait for the client. incomplete is
-	// whether an answer has not ended yet.
-	shakesHands, peeks, hurries, incomplete bool
+	// TLS don't wait, and hurries whether writes don't wait for the client.
+	shakesHands, peeks, hurries bool
 
 	// ahead are bytes read while writing, and sealed are records of TLS that are not decrypted
 	// yet. unread is how much memory is reserved for both.
@@ -56,9 +56,11 @@ type connection struct {
 
 	deadline, deadlineSet time.Time
 
-	// begun is whether anything was read, and failure the error of the next Read.
-	begun   bool
+	// begun is when the first byte was read, or zero, and failure the error of the next Read.
+	begun   time.Time
 	failure error
+	// answers are those that are not written yet.
+	answers measured.Pending
 
 	// fileFollows says that the next Write is the head of an answer with a fileBody, and
 	// shares a segment with it.
@@ -87,10 +89,18 @@ func (c *connection) Close() error {
 		c.linger()
 	}
 	c.engine.remove(c)
-	return c.Conn.Close()
+	err := c.Conn.Close()
+	c.answers.Close(time.Now())
+	return err
 }
 
+// SetReadDeadline implements [net.Conn]. fasthttp sets a deadline when an answer is in its
+// buffer, which may have been flushed, and another when the next request has begun. These
+// times are known without asking the system again.
 func (c *connection) SetReadDeadline(t time.Time) error {
+	if c.answers.Waits() {
+		c.answers.Tick(t.Add(-c.engine.Server.IdleTimeout))
+	}
 	c.deadline = t
 	return nil
 }
@@ -156,9 +166,7 @@ func (c *connection) Write(p []byte) (n int, err error) {
 	default:
 		n, err = c.write(p)
 	}
-	if err != nil {
-		c.incomplete = true
-	}
+	c.wrote(n, err)
 	return n, err
 }
 
@@ -182,6 +190,14 @@ func (c *connection) write(p []byte) (int, error) {
 	}
 	m, err := c.writeSlowly(p[n:])
 	return n + m, err
+}
+
+func (c *connection) wrote(n int, err error) {
+	if err != nil {
+		c.answers.Failed(n)
+	} else if c.answers.Wrote() {
+		c.answers.Tick(time.Now())
+	}
 }
 
 // writeOnce is called with the file descriptor.

@@ -116,7 +116,6 @@ func New(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, error),
 					CloseAfter(ctx)
 				}
 				handle(ctx)
-				expectBody(ctx)
 			},
 			ErrorHandler:                  fail,
 			NoDefaultServerHeader:         true,

@@ -32,8 +32,6 @@ func SendUntilClose(ctx *fasthttp.RequestCtx) {
 		}
 		if err != nil {
 			reset(ctx.Conn())
-		} else if c, ok := ctx.Conn().(*connection); ok {
-			c.incomplete = false
 		}
 		_ = response.CloseBodyStream() // before the connection, as Stop waits only for that
 	})
@@ -43,7 +41,6 @@ func SendUntilClose(ctx *fasthttp.RequestCtx) {
 // is incomplete.
 func reset(conn net.Conn) {
 	if c, ok := conn.(*connection); ok {
-		c.incomplete = true
 		conn = c.Conn
 	}
 	if tcp, ok := conn.(interface{ SetLinger(seconds int) error }); ok {

@@ -106,7 +106,7 @@ const handshakeRecord = 0x16
 // endTLS tells the client that the connection ends as it should. Without this, clients notice
 // that an answer was cut. It doesn't wait.
 func (c *connection) endTLS() {
-	if c.tls == nil || c.incomplete {
+	if c.tls == nil || c.answers.Cut() {
 		return
 	}
 	c.hurries = true
@@ -146,12 +146,5 @@ func (c *connection) unseal() {
 	c.peeks = false
 	if len(c.ahead) == 0 {
 		c.ahead = nil
-	}
-}
-
-// expectBody marks an answer with a stream as incomplete. Its body, or the next Read, ends that.
-func expectBody(ctx *fasthttp.RequestCtx) {
-	if c, ok := ctx.Conn().(*connection); ok {
-		c.incomplete = ctx.Response.IsBodyStream()
 	}
 }

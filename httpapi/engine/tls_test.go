@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"math/big"
 	"nar-herder/httpapi/clients"
+	"nar-herder/httpapi/measured"
 	"net"
 	"net/http"
 	"strconv"
@@ -223,6 +224,7 @@ func TestTLSCut(t *testing.T) {
 	}{
 		"/small":   {func() io.Reader { return strings.NewReader("small") }, 5, true},
 		"/large":   {func() io.Reader { return io.LimitReader(zeros{}, 1<<20) }, 1 << 20, true},
+		"/chunks":  {func() io.Reader { return strings.NewReader("chunk") }, -1, true},
 		"/chunked": {func() io.Reader { return io.MultiReader(strings.NewReader("chunk"), broken{failing}) }, -1, false},
 		"/short":   {func() io.Reader { return io.LimitReader(zeros{}, 1<<19) }, 1 << 20, false},
 		"/failing": {func() io.Reader { return io.MultiReader(io.LimitReader(zeros{}, 1<<19), broken{failing}) }, 1 << 20, false},
@@ -234,7 +236,7 @@ func TestTLSCut(t *testing.T) {
 			_, address, _ := start(t, Limits{}, func(ctx *fasthttp.RequestCtx) {
 				if test.length < 0 {
 					LeaveLoop(ctx)
-					ctx.Response.SetBodyStream(test.body(), -1)
+					SendChunks(ctx, io.NopCloser(test.body()))
 				} else {
 					SendCopy(ctx, io.NopCloser(test.body()), test.length)
 				}
@@ -243,6 +245,7 @@ func TestTLSCut(t *testing.T) {
 				} else {
 					ctx.SetConnectionClose()
 				}
+				Measure(ctx, ignore{}, 0, false, nil)
 			})
 			seen := &records{Conn: dialPlain(t, address)}
 			conn := tls.Client(seen, &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12})
@@ -263,6 +266,10 @@ func TestTLSCut(t *testing.T) {
 		})
 	}
 }
+
+type ignore struct{}
+
+func (ignore) Finished([]measured.Answer) {}
 
 type zeros struct{}
 
