@@ -26,6 +26,8 @@ type tlsOptions struct {
 // socketOfTLS is the FileDescriptorName= of sockets of systemd that are for HTTPS.
 const socketOfTLS = "https"
 
+var errNoTLSPort = errors.New("--tls-certificate needs a port: add --tls-port, such as 8443")
+
 func (c *serverCommand) validateTLS() error {
 	switch {
 	case c.TLSCertificate == "" && c.TLSKey != "":
@@ -34,6 +36,8 @@ func (c *serverCommand) validateTLS() error {
 		return fmt.Errorf("--tls-certificate=%s needs --tls-key", c.TLSCertificate)
 	case c.TLSCertificate == "" && c.TLSPort != nil:
 		return fmt.Errorf("--tls-port=%d needs --tls-certificate and --tls-key", *c.TLSPort)
+	case c.TLSCertificate != "" && c.TLSPort == nil && os.Getenv("LISTEN_FDS") == "": // see listen
+		return errNoTLSPort
 	case c.TLSHost != "" && c.TLSPort == nil:
 		return fmt.Errorf("--tls-host=%s needs --tls-port", c.TLSHost)
 	case strings.HasPrefix(c.tlsHost(), "unix:") && c.TLSPort != nil:
@@ -80,7 +84,7 @@ func (c *serverCommand) listen(ctx context.Context, certificate *keypair.Keeper)
 	case certificate == nil && len(secret) > 0:
 		return nil, usagef("systemd passed a socket named %s: add --tls-certificate and --tls-key, or give it another FileDescriptorName=", socketOfTLS)
 	case certificate != nil && len(secret) == 0 && c.TLSPort == nil:
-		return nil, usagef("--tls-certificate=%s needs a port: add --tls-port, such as 8443", c.TLSCertificate)
+		return nil, usageError{errNoTLSPort}
 	case certificate != nil && len(secret) == 0:
 		if secret, err = listenOn(ctx, "tls-", c.tlsHost(), *c.TLSPort, 0); err != nil {
 			return nil, err

@@ -23,7 +23,7 @@ import (
 
 const (
 	// Interval is how often the files are compared with those that were read.
-	Interval = 2 * time.Second
+	Interval = time.Second
 	// expirySoon is how long before its expiry a certificate causes warnings. Those of
 	// ACME are renewed a month before, or after two thirds of a short life.
 	expirySoon = 14 * 24 * time.Hour
