@@ -10,6 +10,7 @@ import (
 
 	"nar-herder/compression/cached"
 	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/keypair"
 	"nar-herder/internal/recentlog"
 	"nar-herder/mirror/dump"
 	"nar-herder/storage/location"
@@ -74,6 +75,7 @@ type serverCommand struct {
 	MaxConnectionsPerAddress *positiveValue `placeholder:"N" help:"Maximum number of connections of one client address or IPv6 /64 network. Trusted proxies and unix sockets are exempt (default: a quarter of --max-connections)."`
 
 	controlOptions `embed:""`
+	tlsOptions     `embed:""`
 }
 
 // validate returns an error for options that contradict each other.
@@ -117,6 +119,9 @@ func (c *serverCommand) validate() error {
 	if err := c.scrubOptions.validate(c.Storage); err != nil {
 		return err
 	}
+	if err := c.validateTLS(); err != nil {
+		return err
+	}
 	return c.validateControl()
 }
 
@@ -147,11 +152,12 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, events *recent
 		return err
 	}
 	config.events = events
-	sockets, err := c.reserve(ctx, log)
+	sockets, err := c.reserve(ctx, config.certificate, log)
 	if err != nil {
 		return err
 	}
 	defer sockets.close()
+	c.watchFiles(ctx, config, running)
 	parts := new(subsystems)
 	if parts.responder, err = c.newResponder(sockets.public, log); err != nil {
 		return err
@@ -182,6 +188,7 @@ type serverConfig struct {
 	keys         serverKeys
 	storageCache *tiered.Options // nil for none
 	cached       cached.Options
+	certificate  *keypair.Keeper // nil without HTTPS
 }
 
 // configure reads the files that options name, and returns errors of values before anything is
@@ -202,6 +209,10 @@ func (c *serverCommand) configure(ctx context.Context, effect inEffect, log *slo
 	if err != nil {
 		return nil, err
 	}
+	certificate, err := c.loadCertificate(log)
+	if err != nil {
+		return nil, err
+	}
 	for _, warning := range effect.warnings {
 		log.Warn(warning)
 	}
@@ -209,7 +220,26 @@ func (c *serverCommand) configure(ctx context.Context, effect inEffect, log *slo
 	if err := dump.CheckPath(ctx, c.path(c.Database), c.Database); err != nil {
 		return nil, fmt.Errorf("--database-dump: %w", err)
 	}
-	return &serverConfig{effect: effect, keys: keys, storageCache: storageCache, cached: cacheOptions}, nil
+	return &serverConfig{effect: effect, keys: keys, storageCache: storageCache, cached: cacheOptions, certificate: certificate}, nil
+}
+
+// watchFiles reloads the files that may change while the server runs: when they change, and at
+// SIGHUP.
+func (c *serverCommand) watchFiles(ctx context.Context, config *serverConfig, running *tasks) {
+	certificate := config.certificate
+	if certificate != nil {
+		running.Go("watching the TLS certificate", func() error {
+			certificate.Run(ctx)
+			return nil
+		})
+	}
+	running.Go("waiting for SIGHUP", func() error {
+		return onHangup(ctx, func() {
+			if certificate != nil {
+				certificate.Reload()
+			}
+		})
+	})
 }
 
 // shownEvents is the number of log lines on the status page of the control listener.

@@ -140,6 +140,9 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	}
 	s.addPages(config, log)
 	s.server.Registry().MustRegister(append(s.collectors(), config.keys.metric())...)
+	if config.certificate != nil {
+		s.server.Registry().MustRegister(config.certificate)
+	}
 	config.keys.warn(ctx, store.index, log)
 	s.changes, err = store.index.Watch(ctx)
 	return err
@@ -170,7 +173,7 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 		Identity: s.store, DependsOn: s.reliesOn(c),
 		Uses: s.uses, Checksums: s.checksums, Changes: s.store.index,
 		Dumps: s.dumps.Published(), DumpsExpected: c.DatabaseDumpInterval > 0,
-		Health:         s.health(location.Directory(c.Storage)),
+		Health:         s.health(location.Directory(c.Storage), config.certificate),
 		RedirectRemote: c.ServeRemoteNars == redirect,
 
 		Decompress: compression.NewReaderWithin, Decoders: decoderBudget(),
@@ -327,11 +330,7 @@ func (s *subsystems) close(running *tasks) (err error) {
 		err = errors.Join(err, running.Do("closing the cache", s.cache.Close))
 	}
 	if s.search != nil {
-<<<<<<< HEAD
-		err = errors.Join(err, s.search.Close())
-=======
 		err = errors.Join(err, running.Do("closing the search index", s.search.Close))
->>>>>>> i-items
 	}
 	if s.store != nil {
 		err = errors.Join(err, running.Do("closing the database and the storage", s.store.close))

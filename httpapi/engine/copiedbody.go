@@ -42,6 +42,9 @@ func SendCopy(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int64) {
 	if length > writeBuffer {
 		if b.connection = pastEngine(ctx); b.connection != nil {
 			b.connection.holds = true
+			if b.connection.tls != nil {
+				b.connection.leaveLoop() // encryption takes as long as several short answers
+			}
 		}
 	}
 	ctx.Response.SetBodyStream(b, int(length))

@@ -40,6 +40,9 @@ func SendFile(ctx *fasthttp.RequestCtx, reader io.Reader, length int64) bool {
 	if !isLocal || length <= smallFile || length > math.MaxInt {
 		return false
 	}
+	if IsTLS(ctx) {
+		return false
+	}
 	c := pastEngine(ctx)
 	if c == nil {
 		return false

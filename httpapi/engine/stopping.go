@@ -73,10 +73,14 @@ func (c *connection) Read(p []byte) (int, error) {
 		return 0, c.failure
 	}
 	c.answers.Settle() // fasthttp flushes its buffer before it reads
-	n, err := c.read(p)
+	n, err := c.next(p)
 	if isFirst := c.begun.IsZero(); n > 0 {
 		if isFirst {
 			c.begun = time.Now()
+		}
+		if isFirst && p[0] == handshakeRecord {
+			c.failure = errTLS
+			return 0, errTLS
 		}
 		if endsBare(p[:n]) {
 			n = c.readBare(p, n, isFirst)

@@ -78,6 +78,8 @@ type Pending struct {
 	// failed is whether a write has failed, after taking some bytes.
 	failed bool
 	some   int64
+	// cut is whether an answer has ended too early.
+	cut bool
 }
 
 // Combine adds an answer with a body of the length, which is not a stream, if it can be combined
@@ -188,10 +190,18 @@ func (p *Pending) Copied(n int64, all bool) {
 func (p *Pending) Ended(now time.Time, sent int64, all bool) {
 	if i := len(p.answers) - 1; i >= 0 && p.answers[i].open {
 		p.answers[i].Sent, p.answers[i].Cut = sent, !all
+		p.cut = p.cut || !all
 		p.touched, p.written = true, i
 		p.Tick(now)
 		p.Settle()
 	}
+}
+
+// Cut reports whether an answer is incomplete, so that the connection must not seem to end as it
+// should.
+func (p *Pending) Cut() bool {
+	n := len(p.answers)
+	return p.cut || p.failed || n > 0 && p.answers[n-1].open
 }
 
 // Failed records that a write has failed after n bytes. No further answers are written.
