@@ -77,8 +77,8 @@ func optionsDocument(model *kong.Application) string {
 			b.WriteString("| " + code(strings.TrimSpace(argument.Summary())) + " | " + cell(argument.Help) + " |\n")
 		}
 		for i, option := range command.Flags {
-			if i == 0 {
-				b.WriteString("\n| option | variable | |\n|---|---|---|\n")
+			if i == 0 || groupOrder(option) != groupOrder(command.Flags[i-1]) {
+				b.WriteString("\n| " + strings.TrimSuffix(option.Group.Title, ":") + " | variable | |\n|---|---|---|\n")
 			}
 			all |= unitsOf(option.Target.Type())
 			set := "command line only"
@@ -87,6 +87,19 @@ func optionsDocument(model *kong.Application) string {
 			}
 			b.WriteString("| " + code(optionTerm(option)) + " | " + set + " | " + cell(option.Help) + " |\n")
 		}
+		page := helpPages[command.Name]
+		b.WriteString("\nExamples:\n\n")
+		for _, example := range page.examples {
+			b.WriteString("    nar-herder " + example + "\n")
+		}
+		var also []string
+		for _, name := range page.commands {
+			also = append(also, "["+code(name)+"](#"+name+")")
+		}
+		for _, name := range page.pages {
+			also = append(also, "["+name+"]("+name+".md)")
+		}
+		b.WriteString("\nSee also: " + strings.Join(also, ", ") + ".\n")
 	}
 	var text strings.Builder
 	_ = printUnits(&text, all) // into memory
