@@ -28,10 +28,12 @@ var generatedFiles = map[string]func(*kong.Application) string{
 	"contrib/completions/nar-herder.bash": bashCompletion,
 	"contrib/completions/_nar-herder":     zshCompletion,
 	"contrib/completions/nar-herder.fish": fishCompletion,
+
+	"contrib/guix/nar-herder-go/configuration.scm": guixRecord,
 }
 
-// TestOptionsDocument: docs/options.md, the manual page and the completions match the command
-// line. With -update, it writes them.
+// TestOptionsDocument: docs/options.md, the manual page, the completions and the record for Guix
+// match the command line. With -update, it writes them.
 func TestOptionsDocument(t *testing.T) {
 	t.Parallel()
 	for file, generate := range generatedFiles {
