@@ -19,7 +19,7 @@ const publishType = "_guix_publish._tcp"
 
 // advertiseOption announces the server on the local network.
 type advertiseOption struct {
-	Advertise advertiseValue `placeholder:"NAME" help:"Announce this server on the local network by DNS-SD, so that 'guix-daemon --discover' finds it. --advertise=NAME sets its name (default: 'nar-herder on HOST')."`
+	Advertise advertiseValue `group:"listening" placeholder:"NAME" help:"Announce this server on the local network by DNS-SD, so that 'guix-daemon --discover' finds it. --advertise=NAME sets its name (default: 'nar-herder on HOST')."`
 }
 
 // advertiseValue is the name of the server on the local network, or "" if it is not announced.

@@ -13,7 +13,7 @@ import (
 type backupCommand struct {
 	databaseOption `embed:""`
 
-	Replace bool `argumentsonly:"" help:"Replace an existing file once the new backup is complete. A database that a server uses is never replaced."`
+	Replace bool `group:"work" argumentsonly:"" help:"Replace an existing file once the new backup is complete. A database that a server uses is never replaced."`
 
 	File string `arg:"" name:"file" help:"File to write."`
 }

@@ -24,18 +24,18 @@ type checkCommand struct {
 	databaseOption `embed:""`
 	keyOptions     `embed:""`
 
-	Storage    string          `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	Verify     bool            `help:"Also decompress each stored nar and compare it with its NarHash. Resumes an interrupted run."`
-	VerifyRate sizeValue       `default:"none" placeholder:"BYTES" help:"Maximum bytes of nars to read per second (default: ${default})."`
-	Restart    bool            `help:"With --verify: start over instead of resuming."`
-	Closures   bool            `default:"true" negatable:"" help:"Report items that refer to items without a narinfo (default: on)."`
-	Repair     bool            `argumentsonly:"" help:"Fetch missing and wrong nars again, quarantine wrong files, and correct the index."`
-	From       []instanceValue `sep:"none" placeholder:"URL" help:"With --repair: instance to fetch nars from. May be repeated."`
-	ClosureOf  []string        `argumentsonly:"" sep:"none" placeholder:"STORE-PATH" help:"Only check that this item, and everything that it refers to, is in the index and the storage; - reads a text with store paths from standard input. May be repeated."`
+	Storage    string          `group:"storage" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
+	Verify     bool            `group:"work" help:"Also decompress each stored nar and compare it with its NarHash. Resumes an interrupted run."`
+	VerifyRate sizeValue       `group:"work" default:"none" placeholder:"BYTES" help:"Maximum bytes of nars to read per second (default: ${default})."`
+	Restart    bool            `group:"work" help:"With --verify: start over instead of resuming."`
+	Closures   bool            `group:"work" default:"true" negatable:"" help:"Report items that refer to items without a narinfo (default: on)."`
+	Repair     bool            `group:"work" argumentsonly:"" help:"Fetch missing and wrong nars again, quarantine wrong files, and correct the index."`
+	From       []instanceValue `group:"mirror" sep:"none" placeholder:"URL" help:"With --repair: instance to fetch nars from. May be repeated."`
+	ClosureOf  []string        `group:"items" argumentsonly:"" sep:"none" placeholder:"STORE-PATH" help:"Only check that this item, and everything that it refers to, is in the index and the storage; - reads a text with store paths from standard input. May be repeated."`
 
 	redirectsOption `embed:""`
 
-	JSON bool `name:"json" help:"Print each finding as a line of JSON, and the totals as the last line."`
+	JSON bool `group:"output" name:"json" help:"Print each finding as a line of JSON, and the totals as the last line."`
 }
 
 // Help is shown below the options.

@@ -17,10 +17,10 @@ import (
 type claimStorageCommand struct {
 	databaseOption `embed:""`
 
-	Storage string `required:"" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	Yes     string `argumentsonly:"" placeholder:"OWNER-ID" help:"Id of the instance that loses the storage."`
+	Storage string `group:"storage" required:"" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
+	Yes     string `group:"work" argumentsonly:"" placeholder:"OWNER-ID" help:"Id of the instance that loses the storage."`
 
-	AcceptLoss bool `argumentsonly:"" help:"Claim the storage even if all nars in the index are missing there."`
+	AcceptLoss bool `group:"work" argumentsonly:"" help:"Claim the storage even if all nars in the index are missing there."`
 }
 
 // Help is shown below the options.

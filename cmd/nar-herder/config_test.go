@@ -118,10 +118,8 @@ func TestConfigIsAFile(t *testing.T) {
 	}
 }
 
-// TestConfigOfEachOption sets every option of run-server in the environment and in the
-// file, with the same effect as on the command line.
-func TestConfigOfEachOption(t *testing.T) {
-	t.Parallel()
+// valueOfEachOption returns a valid value of each option of run-server.
+func valueOfEachOption() map[string]string {
 	values := map[string]string{
 		"port": "80", "control-port": "0", "storage-nar-removal-criteria": "unpinned", "mirror": "https://x.example", "log-level": "WARN",
 		"enable-cached-compression": "zstd:1", "cached-compression-directory": "zstd=/x", "cached-compression-directory-max-size": "zstd=5M",
@@ -130,15 +128,25 @@ func TestConfigOfEachOption(t *testing.T) {
 		"trusted-proxies": "10.0.0.0/8,unix", "page": "minimal", "public-url": "https://x.example/guix",
 		"storage-limit":   "7M", "storage-hard-limit": "7M", "storage-minimum-free-space": "7M", "storage-cache-size": "7M", "narinfo-cache-size": "7M", "mirror-bandwidth": "7M",
 	}
-	environment, file, args := []string{}, "", []string{"config"}
 	for name := range optionsOf(reflect.TypeFor[serverCommand]()) {
-		value, ok := values[name]
-		if !ok {
-			value = "7" // a number, a file
+		if _, ok := values[name]; !ok {
+			values[name] = "7" // a number, a file
 			if strings.Contains(name, "ttl") || strings.Contains(name, "interval") {
-				value = "7d"
+				values[name] = "7d"
 			}
 		}
+	}
+	return values
+}
+
+// TestConfigOfEachOption sets every option of run-server in the environment and in the
+// file, with the same effect as on the command line.
+func TestConfigOfEachOption(t *testing.T) {
+	t.Parallel()
+	values := valueOfEachOption()
+	environment, file, args := []string{}, "", []string{"config"}
+	for name := range optionsOf(reflect.TypeFor[serverCommand]()) {
+		value := values[name]
 		environment = append(environment, variable(name)+"="+value)
 		file += name + " = '" + value + "'\n"
 		args = append(args, "--"+name+"="+value)

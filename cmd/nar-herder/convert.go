@@ -11,7 +11,7 @@ import (
 )
 
 type convertCommand struct {
-	Storage string `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars, to record in the index which of them exist."`
+	Storage string `group:"storage" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars, to record in the index which of them exist."`
 
 	From string `arg:"" name:"from" help:"Database or dump of the original, or an index."`
 	To   string `arg:"" name:"to" help:"File to write. It must not exist."`

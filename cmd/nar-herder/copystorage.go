@@ -20,15 +20,15 @@ import (
 )
 
 type copyStorageCommand struct {
-	From      string        `required:"" placeholder:"STORAGE" help:"Storage to copy from, in the form of --storage of run-server."`
-	To        string        `required:"" placeholder:"STORAGE" help:"Storage to copy to. A directory must exist, since a missing one may not be mounted."`
-	Database  string        `placeholder:"FILE" help:"SQLite index with the narinfos to verify nars against, or none to compare only sizes (default: /var/lib/nar-herder/nar_herder.db if it exists)."`
-	AtOnce    positiveValue `placeholder:"N" help:"Number of files to copy at a time (default: 4, more for remote storages)."`
-	Bandwidth sizeValue     `default:"none" placeholder:"BYTES" help:"Maximum bytes to read per second (default: ${default})."`
-	Compare   bool          `help:"Also compare the content of files that both storages have."`
-	Replace   bool          `argumentsonly:"" help:"Replace files of the target that differ from the source if no narinfo says which is right."`
-	DryRun    bool          `help:"Change nothing; show what would change."`
-	JSON      bool          `name:"json" help:"Print each file with a problem as a line of JSON, and the summary as the last line."`
+	From      string        `group:"storage" required:"" placeholder:"STORAGE" help:"Storage to copy from, in the form of --storage of run-server."`
+	To        string        `group:"storage" required:"" placeholder:"STORAGE" help:"Storage to copy to. A directory must exist, since a missing one may not be mounted."`
+	Database  string        `group:"storage" placeholder:"FILE" help:"SQLite index with the narinfos to verify nars against, or none to compare only sizes (default: /var/lib/nar-herder/nar_herder.db if it exists)."`
+	AtOnce    positiveValue `group:"work" placeholder:"N" help:"Number of files to copy at a time (default: 4, more for remote storages)."`
+	Bandwidth sizeValue     `group:"work" default:"none" placeholder:"BYTES" help:"Maximum bytes to read per second (default: ${default})."`
+	Compare   bool          `group:"work" help:"Also compare the content of files that both storages have."`
+	Replace   bool          `group:"work" argumentsonly:"" help:"Replace files of the target that differ from the source if no narinfo says which is right."`
+	DryRun    bool          `group:"work" help:"Change nothing; show what would change."`
+	JSON      bool          `group:"output" name:"json" help:"Print each file with a problem as a line of JSON, and the summary as the last line."`
 }
 
 // Help is shown below the options.

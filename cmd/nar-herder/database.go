@@ -20,7 +20,7 @@ import (
 
 // databaseOption is the option of all commands that use the index.
 type databaseOption struct {
-	Database string `default:"/var/lib/nar-herder/nar_herder.db" placeholder:"FILE" help:"SQLite index (default: ${default})."`
+	Database string `group:"storage" default:"/var/lib/nar-herder/nar_herder.db" placeholder:"FILE" help:"SQLite index (default: ${default})."`
 }
 
 // opened is an index with its storage, to be closed together.

@@ -17,12 +17,12 @@ import (
 type dropFilesCommand struct {
 	databaseOption `embed:""`
 
-	Storage     string     `required:"" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	Compression string     `required:"" enum:"none,gzip,lzip,zstd,xz,bzip2" placeholder:"TYPE" help:"The compression to drop: ${enum}."`
-	Tag         []tagValue `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Of items with this tag. May be repeated: then of items with all of them."`
-	All         bool       `argumentsonly:"" help:"Of all items."`
-	Undo        bool       `argumentsonly:"" help:"Announce dropped files again that are not deleted yet, or that the mirrored instance or an upstream may have."`
-	DryRun      bool       `help:"Change nothing; show what would change."`
+	Storage     string     `group:"storage" required:"" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
+	Compression string     `group:"items" required:"" enum:"none,gzip,lzip,zstd,xz,bzip2" placeholder:"TYPE" help:"The compression to drop: ${enum}."`
+	Tag         []tagValue `group:"items" argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Of items with this tag. May be repeated: then of items with all of them."`
+	All         bool       `group:"items" argumentsonly:"" help:"Of all items."`
+	Undo        bool       `group:"work" argumentsonly:"" help:"Announce dropped files again that are not deleted yet, or that the mirrored instance or an upstream may have."`
+	DryRun      bool       `group:"work" help:"Change nothing; show what would change."`
 	Items       []string   `arg:"" optional:"" name:"store-path" help:"Store paths, their base names, or their hashes; - reads them from standard input, one per line."`
 }
 

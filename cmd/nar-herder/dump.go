@@ -17,7 +17,7 @@ import (
 
 // dumpOption is the option of run-server and dump.
 type dumpOption struct {
-	DatabaseDump string `placeholder:"FILE" help:"Dump of the index for other instances to download. Names of further files begin with this one (default: NAME_dump.db beside --database=NAME.db)."`
+	DatabaseDump string `group:"dumps" placeholder:"FILE" help:"Dump of the index for other instances to download. Names of further files begin with this one (default: NAME_dump.db beside --database=NAME.db)."`
 }
 
 // path returns the path of the dump, by default beside the database.

@@ -15,15 +15,15 @@ import (
 type exportCommand struct {
 	databaseOption `embed:""`
 
-	Storage      string      `required:"" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	Tag          []tagValue  `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Only items with this tag. May be repeated: then items with all of them."`
-	ClosureOf    []itemValue `argumentsonly:"" sep:"none" placeholder:"ITEM" help:"Only this item and everything it refers to. May be repeated."`
-	Delete       bool        `argumentsonly:"" help:"Remove files from the directory that are no longer exported."`
-	AcceptLoss   bool        `argumentsonly:"" help:"Let --delete remove more than a tenth of the directory."`
-	Adopt        bool        `argumentsonly:"" help:"Use a directory with files that no export wrote. Narinfos and nars in it may be replaced and removed."`
-	DryRun       bool        `help:"Change nothing; show what would change."`
-	Copy         bool        `help:"Copy nars instead of making hard links."`
-	AllowMissing bool        `help:"Skip items without stored nars, without an error."`
+	Storage      string      `group:"storage" required:"" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
+	Tag          []tagValue  `group:"items" argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Only items with this tag. May be repeated: then items with all of them."`
+	ClosureOf    []itemValue `group:"items" argumentsonly:"" sep:"none" placeholder:"ITEM" help:"Only this item and everything it refers to. May be repeated."`
+	Delete       bool        `group:"work" argumentsonly:"" help:"Remove files from the directory that are no longer exported."`
+	AcceptLoss   bool        `group:"work" argumentsonly:"" help:"Let --delete remove more than a tenth of the directory."`
+	Adopt        bool        `group:"work" argumentsonly:"" help:"Use a directory with files that no export wrote. Narinfos and nars in it may be replaced and removed."`
+	DryRun       bool        `group:"work" help:"Change nothing; show what would change."`
+	Copy         bool        `group:"work" help:"Copy nars instead of making hard links."`
+	AllowMissing bool        `group:"work" help:"Skip items without stored nars, without an error."`
 	Directory    string      `arg:"" name:"directory" help:"Directory to write to. It is created if it does not exist."`
 }
 

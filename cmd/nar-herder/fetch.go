@@ -26,12 +26,12 @@ type fetchCommand struct {
 	databaseOption `embed:""`
 	keyOptions     `embed:""`
 
-	Storage  string          `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	From     []upstreamValue `sep:"none" placeholder:"URL" help:"Substitute server to fetch from, of any kind: https://HOST, or file:// with a directory. May be repeated, in order of preference (default: --upstream)."`
-	Upstream []upstreamValue `sep:"none" placeholder:"URL" help:"Like --from, for an environment or file that sets the upstreams of run-server."`
-	Closure  bool            `argumentsonly:"" help:"Also fetch all items that they refer to."`
-	Tag      []tagValue      `sep:"none" placeholder:"KEY=VALUE" help:"Tag to add to the items, with --closure to all that they refer to as well. May be repeated."`
-	Pin      bool            `argumentsonly:"" help:"Pin the named items: protect them, and everything they refer to, from removal."`
+	Storage  string          `group:"storage" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
+	From     []upstreamValue `group:"upstreams" sep:"none" placeholder:"URL" help:"Substitute server to fetch from, of any kind: https://HOST, or file:// with a directory. May be repeated, in order of preference (default: --upstream)."`
+	Upstream []upstreamValue `group:"upstreams" sep:"none" placeholder:"URL" help:"Like --from, for an environment or file that sets the upstreams of run-server."`
+	Closure  bool            `group:"items" argumentsonly:"" help:"Also fetch all items that they refer to."`
+	Tag      []tagValue      `group:"work" sep:"none" placeholder:"KEY=VALUE" help:"Tag to add to the items, with --closure to all that they refer to as well. May be repeated."`
+	Pin      bool            `group:"work" argumentsonly:"" help:"Pin the named items: protect them, and everything they refer to, from removal."`
 
 	redirectsOption `embed:""`
 

@@ -101,16 +101,8 @@ func newGuixService(p place, year int) *guixService {
 	}
 }
 
-// TestGuixService runs the command lines that the service definition of Guix makes of its
-// records.
-func TestGuixService(t *testing.T) {
-	t.Parallel()
-	source := newPlace(t)
-	source.imports(t, published(greeting))
-	succeed(t, "dump", "--database="+source.database, "--database-dump="+source.dumpFile())
-	from := source.serve(t, "--log-level=INFO")
-	mirror := "http://" + from.addresses[0]
-
+// guixRecords returns what sets the fields of some records, by name.
+func guixRecords(mirror string) map[string]func(*guixService, place) {
 	full := func(g *guixService, p place) {
 		g.mirror, g.storage, g.storageLimit = mirror, p.storage, "1000000000"
 		g.removalCriteria = []string{"stored-on=" + mirror, "stored-on=https://nars.example/guix"}
@@ -127,19 +119,32 @@ func TestGuixService(t *testing.T) {
 	// The example of docs/install.md.
 	example := func(g *guixService, p place) {
 		key := filepath.Join(p.dir, "signing-key.pub")
-		if err := os.WriteFile(key, []byte(publicKey(t, "main.pub")), 0o644); err != nil {
-			t.Error(err)
+		if err := os.WriteFile(key, must(os.ReadFile(caseKeys("main.pub"))), 0o644); err != nil {
+			panic(err)
 		}
 		g.storage, g.ttl, g.negativeTTL, g.logLevel = p.storage, "30d", "1h", "INFO"
 		g.extraEnvironmentVariables = []string{"NAR_HERDER_SIGNING_KEY=" + key, "NAR_HERDER_ACL=" + must(filepath.Abs(caseKeys("acl"))), "NAR_HERDER_NARINFO_CACHE_SIZE=256MiB"}
 		g.extraOptions = []string{"--narinfo-cache-size=256MiB"}
 	}
-	for name, set := range map[string]func(*guixService, place){
+	return map[string]func(*guixService, place){
 		"example": example,
 		"storage": func(g *guixService, p place) { g.storage = p.storage },
 		"mirror":  func(g *guixService, _ place) { g.mirror = mirror },
 		"full":    full,
-	} {
+	}
+}
+
+// TestGuixService runs the command lines that the service definition of Guix makes of its
+// records.
+func TestGuixService(t *testing.T) {
+	t.Parallel()
+	source := newPlace(t)
+	source.imports(t, published(greeting))
+	succeed(t, "dump", "--database="+source.database, "--database-dump="+source.dumpFile())
+	from := source.serve(t, "--log-level=INFO")
+	mirror := "http://" + from.addresses[0]
+
+	for name, set := range guixRecords(mirror) {
 		for _, year := range []int{2025, 2026} {
 			t.Run(fmt.Sprint(name, " ", year), func(t *testing.T) {
 				t.Parallel()

@@ -14,15 +14,15 @@ type importCommand struct {
 	databaseOption `embed:""`
 	keyOptions     `embed:""`
 
-	Storage               string     `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	NarinfosOnly          bool       `argumentsonly:"" help:"Import narinfos without nars, if another server has the nars. Excludes --storage."`
-	Tag                   []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Tag to add to the items. May be repeated."`
-	EnsureReferencesExist bool       `help:"Refuse items that refer to items without a narinfo."`
-	Nars                  string     `enum:"auto,move,copy,link" default:"auto" placeholder:"auto|move|copy|link" help:"How to add nars to the storage: move, copy or hard-link them (default: ${default}). auto links those of a cache of 'guix publish', which may be in use, and moves others. Nars that can't be moved or linked are copied."`
-	Keep                  bool       `help:"The same as --nars=copy."`
-	AllowMissingFiles     bool       `argumentsonly:"" help:"Import items that have at least one of the nars that their narinfo names. The others are recorded as dropped."`
-	Replace               bool       `argumentsonly:"" help:"Replace the nar of an item that is already served."`
-	NoVerify              bool       `argumentsonly:"" help:"Don't decompress nars to compare them with their NarHash. For moving terabytes; 'check --verify' reads them later."`
+	Storage               string     `group:"storage" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
+	NarinfosOnly          bool       `group:"work" argumentsonly:"" help:"Import narinfos without nars, if another server has the nars. Excludes --storage."`
+	Tag                   []tagValue `group:"work" sep:"none" placeholder:"KEY=VALUE" help:"Tag to add to the items. May be repeated."`
+	EnsureReferencesExist bool       `group:"work" help:"Refuse items that refer to items without a narinfo."`
+	Nars                  string     `group:"work" enum:"auto,move,copy,link" default:"auto" placeholder:"auto|move|copy|link" help:"How to add nars to the storage: move, copy or hard-link them (default: ${default}). auto links those of a cache of 'guix publish', which may be in use, and moves others. Nars that can't be moved or linked are copied."`
+	Keep                  bool       `group:"work" help:"The same as --nars=copy."`
+	AllowMissingFiles     bool       `group:"work" argumentsonly:"" help:"Import items that have at least one of the nars that their narinfo names. The others are recorded as dropped."`
+	Replace               bool       `group:"work" argumentsonly:"" help:"Replace the nar of an item that is already served."`
+	NoVerify              bool       `group:"work" argumentsonly:"" help:"Don't decompress nars to compare them with their NarHash. For moving terabytes; 'check --verify' reads them later."`
 
 	importSigningOptions `embed:""`
 

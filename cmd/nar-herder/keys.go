@@ -21,8 +21,8 @@ import (
 // keyOptions are the options of commands that verify signatures. The files are read once, at
 // the start.
 type keyOptions struct {
-	ACL           []string `name:"acl" sep:"none" placeholder:"FILE" help:"List of authorized keys, such as Guix's /etc/guix/acl. Refuse narinfos that none of these keys has signed. May be repeated."`
-	AuthorizedKey []string `sep:"none" placeholder:"FILE" help:"Public key to authorize, such as signing-key.pub, in addition to those of --acl. May be repeated."`
+	ACL           []string `group:"keys" name:"acl" sep:"none" placeholder:"FILE" help:"List of authorized keys, such as Guix's /etc/guix/acl. Refuse narinfos that none of these keys has signed. May be repeated."`
+	AuthorizedKey []string `group:"keys" sep:"none" placeholder:"FILE" help:"Public key to authorize, such as signing-key.pub, in addition to those of --acl. May be repeated."`
 }
 
 // keys returns the authorized keys; nil without the options.
@@ -37,8 +37,8 @@ func (o *keyOptions) keys() (*signing.Keys, error) {
 // serverKeyOptions are those of a server.
 type serverKeyOptions struct {
 	keyOptions `embed:""`
-	MirrorKey  []string `sep:"none" placeholder:"FILE" help:"Public key or list of keys of --mirror. Refuse narinfos from there that none of these keys has signed. May be repeated (default: the keys of --acl and --authorized-key)."`
-	SigningKey []string `sep:"none" placeholder:"FILE" help:"Public key of the narinfos' signatures, served at /signing-key.pub. May be repeated: the second is served at /signing-key-2.pub."`
+	MirrorKey  []string `group:"keys" sep:"none" placeholder:"FILE" help:"Public key or list of keys of --mirror. Refuse narinfos from there that none of these keys has signed. May be repeated (default: the keys of --acl and --authorized-key)."`
+	SigningKey []string `group:"keys" sep:"none" placeholder:"FILE" help:"Public key of the narinfos' signatures, served at /signing-key.pub. May be repeated: the second is served at /signing-key-2.pub."`
 }
 
 // serverKeys are the keys of a server.

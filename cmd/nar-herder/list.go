@@ -18,13 +18,13 @@ import (
 type listCommand struct {
 	databaseOption `embed:""`
 
-	Tag        []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Only items with this tag. May be repeated."`
-	Withdrawn  bool       `help:"Only withdrawn items, with the time of withdrawal."`
-	Since      sinceValue `placeholder:"DAY|DURATION" help:"Only items added since this day, YYYY-MM-DD, or within this duration, such as 7d."`
-	Unstored   bool       `help:"Only items without a nar in the storage."`
-	Pinned     bool       `help:"Only items with a pin of their own."`
-	LargerThan sizeValue  `default:"none" placeholder:"BYTES" help:"Only items with more bytes of nars in the storage than this."`
-	JSON       bool       `name:"json" help:"Print everything known about each item, as a line of JSON."`
+	Tag        []tagValue `group:"items" sep:"none" placeholder:"KEY=VALUE" help:"Only items with this tag. May be repeated."`
+	Withdrawn  bool       `group:"items" help:"Only withdrawn items, with the time of withdrawal."`
+	Since      sinceValue `group:"items" placeholder:"DAY|DURATION" help:"Only items added since this day, YYYY-MM-DD, or within this duration, such as 7d."`
+	Unstored   bool       `group:"items" help:"Only items without a nar in the storage."`
+	Pinned     bool       `group:"items" help:"Only items with a pin of their own."`
+	LargerThan sizeValue  `group:"items" default:"none" placeholder:"BYTES" help:"Only items with more bytes of nars in the storage than this."`
+	JSON       bool       `group:"output" name:"json" help:"Print everything known about each item, as a line of JSON."`
 }
 
 // Help is shown below the options.

@@ -28,8 +28,8 @@ func main() {
 
 // globals are the options of all commands.
 type globals struct {
-	Config      string           `placeholder:"FILE" help:"TOML file of options. The command line and the environment take precedence: see 'nar-herder help config'."`
-	ShowVersion kong.VersionFlag `name:"version" help:"Show the version."`
+	Config      string           `group:"common" placeholder:"FILE" help:"TOML file of options. The command line and the environment take precedence: see 'nar-herder help config'."`
+	ShowVersion kong.VersionFlag `group:"common" name:"version" help:"Show the version."`
 }
 
 // subcommand is a command of the program.
@@ -132,6 +132,8 @@ func newParser(ctx context.Context, of []subcommand, s *streams, settings *setti
 		kong.Vars{"version": "nar-herder " + builtFrom().describe()},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.Help(printHelp),
+		kong.ExplicitGroups(groups),
+		kong.PostBuild(sortByGroup),
 		kong.Bind(s),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(settings),

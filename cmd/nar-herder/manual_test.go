@@ -113,10 +113,19 @@ func manual(model *kong.Application) string {
 		for _, argument := range command.Positional {
 			b.WriteString(entry(argument.Summary(), argument.Help))
 		}
-		for _, option := range command.Flags {
+		for i, option := range command.Flags {
+			if i == 0 || groupOrder(option) != groupOrder(command.Flags[i-1]) {
+				b.WriteString(".PP\n.I " + roff(option.Group.Title) + "\n")
+			}
 			all |= unitsOf(option.Target.Type())
 			b.WriteString(entry(optionTerm(option), option.Help))
 		}
+		page := helpPages[command.Name]
+		b.WriteString(".PP\n.I Examples:\n.PP\n.EX\n")
+		for _, example := range page.examples {
+			b.WriteString("nar\\-herder " + roff(example) + "\n")
+		}
+		b.WriteString(".EE\n.PP\n.I See also:\n" + roff(page.seeAlso()) + "\n")
 	}
 	b.WriteString(".SH UNITS\n.EX\n")
 	var text strings.Builder
@@ -145,7 +154,7 @@ func TestManual(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := regexp.MustCompile(".\b").ReplaceAllString(string(out), "") // bold and underlined
-	for _, want := range []string{"run-server", "--storage-limit=BYTES", "Remove nars to keep the storage below this size", "durations    s, min, h, d", "EXIT STATUS", "64 "} {
+	for _, want := range []string{"run-server", "--storage-limit=BYTES", "Remove nars to keep the storage below this size", "durations    s, min, h, d", "Client caching:", "nar-herder stats --json", "See also: nar-herder list", "EXIT STATUS", "64 "} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page does not show %q", want)
 		}

@@ -18,8 +18,8 @@ import (
 
 type mirrorStatusCommand struct {
 	URL    instanceValue `arg:"" placeholder:"URL" help:"URL of the mirror, such as http://127.0.0.1:8734."`
-	MaxLag durationValue `default:"5min" placeholder:"DURATION" help:"Largest lag that counts as up to date (default: ${default})."`
-	JSON   bool          `name:"json" help:"Print the JSON answer of the mirror."`
+	MaxLag durationValue `group:"work" default:"5min" placeholder:"DURATION" help:"Largest lag that counts as up to date (default: ${default})."`
+	JSON   bool          `group:"output" name:"json" help:"Print the JSON answer of the mirror."`
 }
 
 // Help is shown below the options.

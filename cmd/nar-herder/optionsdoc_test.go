@@ -28,10 +28,12 @@ var generatedFiles = map[string]func(*kong.Application) string{
 	"contrib/completions/nar-herder.bash": bashCompletion,
 	"contrib/completions/_nar-herder":     zshCompletion,
 	"contrib/completions/nar-herder.fish": fishCompletion,
+
+	"contrib/guix/nar-herder-go/configuration.scm": guixRecord,
 }
 
-// TestOptionsDocument: docs/options.md, the manual page and the completions match the command
-// line. With -update, it writes them.
+// TestOptionsDocument: docs/options.md, the manual page, the completions and the record for Guix
+// match the command line. With -update, it writes them.
 func TestOptionsDocument(t *testing.T) {
 	t.Parallel()
 	for file, generate := range generatedFiles {
@@ -77,8 +79,8 @@ func optionsDocument(model *kong.Application) string {
 			b.WriteString("| " + code(strings.TrimSpace(argument.Summary())) + " | " + cell(argument.Help) + " |\n")
 		}
 		for i, option := range command.Flags {
-			if i == 0 {
-				b.WriteString("\n| option | variable | |\n|---|---|---|\n")
+			if i == 0 || groupOrder(option) != groupOrder(command.Flags[i-1]) {
+				b.WriteString("\n| " + strings.TrimSuffix(option.Group.Title, ":") + " | variable | |\n|---|---|---|\n")
 			}
 			all |= unitsOf(option.Target.Type())
 			set := "command line only"
@@ -87,6 +89,19 @@ func optionsDocument(model *kong.Application) string {
 			}
 			b.WriteString("| " + code(optionTerm(option)) + " | " + set + " | " + cell(option.Help) + " |\n")
 		}
+		page := helpPages[command.Name]
+		b.WriteString("\nExamples:\n\n")
+		for _, example := range page.examples {
+			b.WriteString("    nar-herder " + example + "\n")
+		}
+		var also []string
+		for _, name := range page.commands {
+			also = append(also, "["+code(name)+"](#"+name+")")
+		}
+		for _, name := range page.pages {
+			also = append(also, "["+name+"]("+name+".md)")
+		}
+		b.WriteString("\nSee also: " + strings.Join(also, ", ") + ".\n")
 	}
 	var text strings.Builder
 	_ = printUnits(&text, all) // into memory

@@ -17,7 +17,7 @@ import (
 type pinCommand struct {
 	databaseOption `embed:""`
 
-	AllowMissing bool     `help:"Also pin items without a narinfo."`
+	AllowMissing bool     `group:"work" help:"Also pin items without a narinfo."`
 	Items        []string `arg:"" name:"store-path" help:"Store paths, their base names, or their hashes."`
 }
 
@@ -138,7 +138,7 @@ func eachItem(ctx context.Context, s *streams, command, database string, names [
 type pinsCommand struct {
 	databaseOption `embed:""`
 
-	JSON bool `name:"json" help:"Print each pin as a line of JSON."`
+	JSON bool `group:"output" name:"json" help:"Print each pin as a line of JSON."`
 }
 
 // pinned is a pin in JSON.

@@ -26,15 +26,15 @@ const redirect deliveryValue = "redirect"
 
 // redirectsOption is the option of commands that send requests to other instances.
 type redirectsOption struct {
-	AllowPrivateRedirects bool `help:"Follow redirects of other instances to any server, not only to themselves and to public https addresses. For test networks."`
+	AllowPrivateRedirects bool `group:"mirror" help:"Follow redirects of other instances to any server, not only to themselves and to public https addresses. For test networks."`
 }
 
 // removalOptions are the options about the removal of nars.
 type removalOptions struct {
-	Storage                   string           `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	StorageLimit              sizeValue        `default:"none" placeholder:"BYTES" help:"Remove nars to keep the storage below this size (default: ${default})."`
-	StorageMinimumFreeSpace   sizeValue        `default:"none" placeholder:"BYTES" help:"Remove nars to keep this much free on the storage's file system, and refuse new ones below it (default: ${default})."`
-	StorageNarRemovalCriteria []criterionValue `sep:"none" placeholder:"CONDITION[,CONDITION]" help:"Nars that may be removed to keep the limit: those that meet all conditions of one value. Conditions are stored-on=URL, unused-for=DURATION, added-before=DAY-OR-DURATION, tag=KEY=VALUE, no-tag=KEY=VALUE and unreferenced. May be repeated."`
+	Storage                   string           `group:"storage" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
+	StorageLimit              sizeValue        `group:"removal" default:"none" placeholder:"BYTES" help:"Remove nars to keep the storage below this size (default: ${default})."`
+	StorageMinimumFreeSpace   sizeValue        `group:"removal" default:"none" placeholder:"BYTES" help:"Remove nars to keep this much free on the storage's file system, and refuse new ones below it (default: ${default})."`
+	StorageNarRemovalCriteria []criterionValue `group:"removal" sep:"none" placeholder:"CONDITION[,CONDITION]" help:"Nars that may be removed to keep the limit: those that meet all conditions of one value. Conditions are stored-on=URL, unused-for=DURATION, added-before=DAY-OR-DURATION, tag=KEY=VALUE, no-tag=KEY=VALUE and unreferenced. May be repeated."`
 }
 
 // criteria returns the values of the option.

@@ -19,12 +19,12 @@ import (
 type removeCommand struct {
 	databaseOption `embed:""`
 
-	Storage string     `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	Tag     []tagValue `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Also items with this tag. May be repeated: then items with all of them."`
-	Now     bool       `argumentsonly:"" help:"Delete narinfos and nars at once. Clients that have the narinfo get 404 for its nar."`
-	DryRun  bool       `help:"Change nothing; show what would change."`
-	Force   bool       `argumentsonly:"" help:"With --now: also remove pinned items and what they refer to."`
-	JSON    bool       `name:"json" help:"Print the summary as JSON, without a line for each item."`
+	Storage string     `group:"storage" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
+	Tag     []tagValue `group:"items" argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Also items with this tag. May be repeated: then items with all of them."`
+	Now     bool       `group:"work" argumentsonly:"" help:"Delete narinfos and nars at once. Clients that have the narinfo get 404 for its nar."`
+	DryRun  bool       `group:"work" help:"Change nothing; show what would change."`
+	Force   bool       `group:"work" argumentsonly:"" help:"With --now: also remove pinned items and what they refer to."`
+	JSON    bool       `group:"output" name:"json" help:"Print the summary as JSON, without a line for each item."`
 	Items   []string   `arg:"" optional:"" name:"store-path" help:"Store paths, their base names, or their hashes; - reads them from standard input, one per line."`
 }
 

@@ -23,38 +23,38 @@ type serverCommand struct {
 	databaseOption `embed:""`
 	dumpOption     `embed:""`
 
-	Host           string    `default:"127.0.0.1" placeholder:"HOST" help:"Name or address to listen on, or unix:PATH (default: ${default})."`
-	Port           portValue `default:"8734" placeholder:"PORT" help:"Port to listen on (default: ${default})."`
-	PidFile        string    `placeholder:"FILE" help:"File to write the process id to, as soon as the server starts."`
+	Host           string    `group:"listening" default:"127.0.0.1" placeholder:"HOST" help:"Name or address to listen on, or unix:PATH (default: ${default})."`
+	Port           portValue `group:"listening" default:"8734" placeholder:"PORT" help:"Port to listen on (default: ${default})."`
+	PidFile        string    `group:"listening" placeholder:"FILE" help:"File to write the process id to, as soon as the server starts."`
 	removalOptions `embed:""`
-	Mirror         *urlValue  `placeholder:"URL" help:"Instance to mirror."`
-	TTL            *ttlValue  `name:"ttl" placeholder:"DURATION" help:"How long clients may cache a narinfo."`
-	NewTTL         *ttlValue  `name:"new-ttl" placeholder:"DURATION" help:"TTL to advertise instead of --ttl, while you change that."`
-	NegativeTTL    *ttlValue  `name:"negative-ttl" placeholder:"DURATION" help:"How long clients may cache that an item does not exist."`
-	LogLevel       levelValue `default:"DEBUG" placeholder:"LEVEL" help:"Least level to log: DEBUG (includes requests), INFO, WARN or ERROR (default: ${default})."`
+	Mirror         *urlValue  `group:"mirror" placeholder:"URL" help:"Instance to mirror."`
+	TTL            *ttlValue  `group:"caching" name:"ttl" placeholder:"DURATION" help:"How long clients may cache a narinfo."`
+	NewTTL         *ttlValue  `group:"caching" name:"new-ttl" placeholder:"DURATION" help:"TTL to advertise instead of --ttl, while you change that."`
+	NegativeTTL    *ttlValue  `group:"caching" name:"negative-ttl" placeholder:"DURATION" help:"How long clients may cache that an item does not exist."`
+	LogLevel       levelValue `group:"logging" default:"DEBUG" placeholder:"LEVEL" help:"Least level to log: DEBUG (includes requests), INFO, WARN or ERROR (default: ${default})."`
 
-	EnableCachedCompression                []compressionValue             `sep:"none" placeholder:"TYPE[:LEVEL]" help:"Compression in which to cache popular nars: zstd, lzip or gzip. May be repeated."`
-	CachedCompressionDirectory             []typed[textValue, *textValue] `sep:"none" placeholder:"TYPE=DIR" help:"Directory for cached nars of a type (default: /var/cache/nar-herder/nar/TYPE; with another --database=NAME.db, NAME_cached/TYPE beside it)."`
-	CachedCompressionDirectoryMaxSize      []typed[sizeValue, *sizeValue] `sep:"none" placeholder:"TYPE=BYTES" help:"Maximum size of that directory."`
-	CachedCompressionUnusedRemovalDuration []typed[ttlValue, *ttlValue]   `sep:"none" placeholder:"TYPE=DURATION" help:"Remove cached nars that are not requested for this long."`
-	CachedCompressionTTL                   []typed[ttlValue, *ttlValue]   `name:"cached-compression-ttl" sep:"none" placeholder:"TYPE=DURATION" help:"TTL of narinfos that list a cached nar of this type."`
-	CachedCompressionNewTTL                []typed[ttlValue, *ttlValue]   `name:"cached-compression-new-ttl" sep:"none" placeholder:"TYPE=DURATION" help:"TTL to advertise instead of --cached-compression-ttl, while you change that."`
-	CachedCompressionMinUses               positiveValue                  `default:"3" placeholder:"N" help:"Cache a nar after this many requests (default: ${default})."`
-	CachedCompressionWorkers               positiveValue                  `default:"2" placeholder:"N" help:"Number of nars to compress at a time (default: ${default})."`
-	CachedCompressionNarSource             string                         `placeholder:"DIR-OR-URL" help:"Directory or URL to read the nars to compress from (default: the storage)."`
+	EnableCachedCompression                []compressionValue             `group:"compressions" sep:"none" placeholder:"TYPE[:LEVEL]" help:"Compression in which to cache popular nars: zstd, lzip or gzip. May be repeated."`
+	CachedCompressionDirectory             []typed[textValue, *textValue] `group:"compressions" sep:"none" placeholder:"TYPE=DIR" help:"Directory for cached nars of a type (default: /var/cache/nar-herder/nar/TYPE; with another --database=NAME.db, NAME_cached/TYPE beside it)."`
+	CachedCompressionDirectoryMaxSize      []typed[sizeValue, *sizeValue] `group:"compressions" sep:"none" placeholder:"TYPE=BYTES" help:"Maximum size of that directory."`
+	CachedCompressionUnusedRemovalDuration []typed[ttlValue, *ttlValue]   `group:"compressions" sep:"none" placeholder:"TYPE=DURATION" help:"Remove cached nars that are not requested for this long."`
+	CachedCompressionTTL                   []typed[ttlValue, *ttlValue]   `group:"compressions" name:"cached-compression-ttl" sep:"none" placeholder:"TYPE=DURATION" help:"TTL of narinfos that list a cached nar of this type."`
+	CachedCompressionNewTTL                []typed[ttlValue, *ttlValue]   `group:"compressions" name:"cached-compression-new-ttl" sep:"none" placeholder:"TYPE=DURATION" help:"TTL to advertise instead of --cached-compression-ttl, while you change that."`
+	CachedCompressionMinUses               positiveValue                  `group:"compressions" default:"3" placeholder:"N" help:"Cache a nar after this many requests (default: ${default})."`
+	CachedCompressionWorkers               positiveValue                  `group:"compressions" default:"2" placeholder:"N" help:"Number of nars to compress at a time (default: ${default})."`
+	CachedCompressionNarSource             string                         `group:"compressions" placeholder:"DIR-OR-URL" help:"Directory or URL to read the nars to compress from (default: the storage)."`
 
-	StorageReadOnly      bool          `help:"Never write to the storage or remove from it. This is for front ends, which share the storage of another instance, usually that of --mirror."`
-	StorageHardLimit     sizeValue     `default:"none" placeholder:"BYTES" help:"Refuse new nars above this size, including imports (default: ${default})."`
-	MirrorInterval       durationValue `default:"60s" placeholder:"DURATION" help:"How often to poll an original Nar Herder for changes. Other sources send theirs at once (default: ${default})."`
-	DatabaseDumpInterval intervalValue `default:"1d" placeholder:"DURATION" help:"How often to write a new dump if the index has changed, or none to leave that to 'nar-herder dump' (default: ${default})."`
-	StorageCheckInterval durationValue `default:"60s" placeholder:"DURATION" help:"How often to compare the storage with its limit (default: ${default})."`
-	ServeRemoteNars      deliveryValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to serve nars that only another instance has: stream them, or redirect clients there (default: ${default})."`
+	StorageReadOnly      bool          `group:"storage" help:"Never write to the storage or remove from it. This is for front ends, which share the storage of another instance, usually that of --mirror."`
+	StorageHardLimit     sizeValue     `group:"removal" default:"none" placeholder:"BYTES" help:"Refuse new nars above this size, including imports (default: ${default})."`
+	MirrorInterval       durationValue `group:"mirror" default:"60s" placeholder:"DURATION" help:"How often to poll an original Nar Herder for changes. Other sources send theirs at once (default: ${default})."`
+	DatabaseDumpInterval intervalValue `group:"dumps" default:"1d" placeholder:"DURATION" help:"How often to write a new dump if the index has changed, or none to leave that to 'nar-herder dump' (default: ${default})."`
+	StorageCheckInterval durationValue `group:"removal" default:"60s" placeholder:"DURATION" help:"How often to compare the storage with its limit (default: ${default})."`
+	ServeRemoteNars      deliveryValue `group:"mirror" default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to serve nars that only another instance has: stream them, or redirect clients there (default: ${default})."`
 
-	ServeBucketNars deliveryValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to serve nars in a bucket: stream them, or redirect clients to a presigned URL that is valid for ten minutes (default: ${default})."`
+	ServeBucketNars deliveryValue `group:"storage" default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to serve nars in a bucket: stream them, or redirect clients to a presigned URL that is valid for ten minutes (default: ${default})."`
 
-	MirrorNars      string        `default:"all" enum:"all,on-demand,none" placeholder:"all|on-demand|none" help:"Which nars of --mirror to store: all, those that clients request (on-demand), or none (default: ${default})."`
-	MirrorFetchers  positiveValue `default:"4" placeholder:"N" help:"Number of nars to fetch from --mirror at a time, not counting those that clients request (default: ${default})."`
-	MirrorBandwidth sizeValue     `default:"none" placeholder:"BYTES" help:"Maximum bytes per second to fetch from --mirror, not counting what clients request (default: ${default})."`
+	MirrorNars      string        `group:"mirror" default:"all" enum:"all,on-demand,none" placeholder:"all|on-demand|none" help:"Which nars of --mirror to store: all, those that clients request (on-demand), or none (default: ${default})."`
+	MirrorFetchers  positiveValue `group:"mirror" default:"4" placeholder:"N" help:"Number of nars to fetch from --mirror at a time, not counting those that clients request (default: ${default})."`
+	MirrorBandwidth sizeValue     `group:"mirror" default:"none" placeholder:"BYTES" help:"Maximum bytes per second to fetch from --mirror, not counting what clients request (default: ${default})."`
 
 	serverKeyOptions `embed:""`
 	redirectsOption  `embed:""`
@@ -63,16 +63,16 @@ type serverCommand struct {
 	advertiseOption  `embed:""`
 	pageOptions      `embed:""`
 
-	StorageCache     string    `placeholder:"DIR" help:"Local directory that caches recently read nars of a remote storage."`
-	StorageCacheSize sizeValue `default:"10GiB" placeholder:"BYTES" help:"Maximum size of --storage-cache on disk (default: ${default})."`
+	StorageCache     string    `group:"storagecache" placeholder:"DIR" help:"Local directory that caches recently read nars of a remote storage."`
+	StorageCacheSize sizeValue `group:"storagecache" default:"10GiB" placeholder:"BYTES" help:"Maximum size of --storage-cache on disk (default: ${default})."`
 
-	XAccelRedirect   bool      `name:"x-accel-redirect" help:"Let nginx in front of this server send the nars, with X-Accel-Redirect as the original does."`
-	NarinfoCacheSize sizeValue `default:"64MiB" placeholder:"BYTES" help:"Memory for recently requested narinfos (default: ${default})."`
+	XAccelRedirect   bool      `group:"listening" name:"x-accel-redirect" help:"Let nginx in front of this server send the nars, with X-Accel-Redirect as the original does."`
+	NarinfoCacheSize sizeValue `group:"storage" default:"64MiB" placeholder:"BYTES" help:"Memory for recently requested narinfos (default: ${default})."`
 
-	TrustedProxies []proxiesValue `sep:"none" default:"127.0.0.0/8,::1,unix" placeholder:"ADDRESS[,ADDRESS]" help:"Proxies that may name the client in X-Forwarded-For, for the log and for limits: addresses, networks, unix for a socket in the file system, or none. May be repeated (default: ${default})."`
+	TrustedProxies []proxiesValue `group:"listening" sep:"none" default:"127.0.0.0/8,::1,unix" placeholder:"ADDRESS[,ADDRESS]" help:"Proxies that may name the client in X-Forwarded-For, for the log and for limits: addresses, networks, unix for a socket in the file system, or none. May be repeated (default: ${default})."`
 
-	MaxConnections           *positiveValue `placeholder:"N" help:"Maximum number of open connections. At the limit, a new one closes the one that is idle longest (default: a third of the limit of open files, at most 16384)."`
-	MaxConnectionsPerAddress *positiveValue `placeholder:"N" help:"Maximum number of connections of one client address or IPv6 /64 network. Trusted proxies and unix sockets are exempt (default: a quarter of --max-connections)."`
+	MaxConnections           *positiveValue `group:"listening" placeholder:"N" help:"Maximum number of open connections. At the limit, a new one closes the one that is idle longest (default: a third of the limit of open files, at most 16384)."`
+	MaxConnectionsPerAddress *positiveValue `group:"listening" placeholder:"N" help:"Maximum number of connections of one client address or IPv6 /64 network. Trusted proxies and unix sockets are exempt (default: a quarter of --max-connections)."`
 
 	controlOptions `embed:""`
 	tlsOptions     `embed:""`

@@ -12,8 +12,8 @@ import (
 
 // scrubOptions are the options about the scrub.
 type scrubOptions struct {
-	ScrubInterval intervalValue   `default:"90d" placeholder:"DURATION" help:"How often to verify all stored nars and all narinfos in the index, at a low rate, and repair them, or none to leave that to 'nar-herder check' (default: ${default})."`
-	RepairFrom    []instanceValue `sep:"none" placeholder:"URL" help:"Instance to fetch damaged nars from, besides --mirror and those of stored-on criteria. May be repeated."`
+	ScrubInterval intervalValue   `group:"storage" default:"90d" placeholder:"DURATION" help:"How often to verify all stored nars and all narinfos in the index, at a low rate, and repair them, or none to leave that to 'nar-herder check' (default: ${default})."`
+	RepairFrom    []instanceValue `group:"storage" sep:"none" placeholder:"URL" help:"Instance to fetch damaged nars from, besides --mirror and those of stored-on criteria. May be repeated."`
 }
 
 func (o *scrubOptions) validate(storage string) error {

@@ -16,17 +16,17 @@ import (
 type signCommand struct {
 	databaseOption `embed:""`
 
-	Key textValue `required:"" placeholder:"FILE" help:"Private key, as keygen writes it. A file that others can read is refused."`
+	Key textValue `group:"keys" required:"" placeholder:"FILE" help:"Private key, as keygen writes it. A file that others can read is refused."`
 
 	signerOption `embed:""`
 
-	Replace   bool        `argumentsonly:"" help:"Also replace valid signatures by other keys, which are lost."`
-	Mirrored  bool        `argumentsonly:"" help:"Also sign items that a mirror has from its source. They become items of this instance, which the source doesn't change or remove any more."`
-	DryRun    bool        `help:"Change nothing; show what would change."`
-	Stdout    bool        `argumentsonly:"" help:"Print the signed narinfo instead of rewriting its file. For a single file."`
-	Tag       []tagValue  `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Sign the items with this tag. May be repeated: then items with all of them."`
-	ClosureOf []itemValue `argumentsonly:"" sep:"none" placeholder:"ITEM" help:"Sign this item and everything it refers to. May be repeated."`
-	All       bool        `argumentsonly:"" help:"Sign all items of the index."`
+	Replace   bool        `group:"work" argumentsonly:"" help:"Also replace valid signatures by other keys, which are lost."`
+	Mirrored  bool        `group:"items" argumentsonly:"" help:"Also sign items that a mirror has from its source. They become items of this instance, which the source doesn't change or remove any more."`
+	DryRun    bool        `group:"work" help:"Change nothing; show what would change."`
+	Stdout    bool        `group:"output" argumentsonly:"" help:"Print the signed narinfo instead of rewriting its file. For a single file."`
+	Tag       []tagValue  `group:"items" argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Sign the items with this tag. May be repeated: then items with all of them."`
+	ClosureOf []itemValue `group:"items" argumentsonly:"" sep:"none" placeholder:"ITEM" help:"Sign this item and everything it refers to. May be repeated."`
+	All       bool        `group:"items" argumentsonly:"" help:"Sign all items of the index."`
 	Names     []string    `arg:"" optional:"" name:"file-or-store-path" help:"Narinfo files, directories to search for narinfo files, or items of the index: store paths, their base names, or their hashes; - reads items from standard input, one per line."`
 }
 

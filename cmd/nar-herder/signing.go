@@ -14,7 +14,7 @@ import (
 
 // signerOption is the option of all commands that sign.
 type signerOption struct {
-	SignAs textValue `placeholder:"NAME" help:"Name of the signer in signatures (default: the host name of this machine)."`
+	SignAs textValue `group:"keys" placeholder:"NAME" help:"Name of the signer in signatures (default: the host name of this machine)."`
 }
 
 // signer returns a signer with the private key in a file. option is the option that names the
@@ -42,7 +42,7 @@ func (o *signerOption) signer(option string, file textValue) (*resign.Signer, er
 
 // importSigningOptions are the options of import.
 type importSigningOptions struct {
-	SignWith textValue `placeholder:"FILE" help:"Private key, as keygen writes it, to sign narinfos that have no signature. Others stay as they are."`
+	SignWith textValue `group:"keys" placeholder:"FILE" help:"Private key, as keygen writes it, to sign narinfos that have no signature. Others stay as they are."`
 
 	signerOption `embed:""`
 }

@@ -15,7 +15,7 @@ import (
 type statsCommand struct {
 	databaseOption `embed:""`
 
-	JSON bool `name:"json" help:"Print JSON."`
+	JSON bool `group:"output" name:"json" help:"Print JSON."`
 }
 
 func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {

@@ -15,7 +15,7 @@ import (
 type taggingOptions struct {
 	databaseOption `embed:""`
 
-	Closure bool `argumentsonly:"" help:"Also all items that they refer to."`
+	Closure bool `group:"items" argumentsonly:"" help:"Also all items that they refer to."`
 
 	Tag   tagValue `arg:"" name:"key=value" help:"Tag."`
 	Items []string `arg:"" name:"store-path" help:"Store paths, their base names, or their hashes; - reads them from standard input, one per line."`

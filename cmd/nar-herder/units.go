@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"io"
 	"reflect"
-
-	"github.com/alecthomas/kong"
 )
 
 // units are the units that values of an option can have.
@@ -38,22 +36,6 @@ func unitsOf(option reflect.Type) units {
 		return value.units()
 	}
 	return 0
-}
-
-// printHelp prints the help, and at its end the units of the command's options.
-func printHelp(options kong.HelpOptions, parsed *kong.Context) error {
-	if err := kong.DefaultHelpPrinter(options, parsed); err != nil {
-		return err
-	}
-	command := parsed.Selected()
-	if command == nil {
-		return nil
-	}
-	var all units
-	for _, flag := range command.Flags {
-		all |= unitsOf(flag.Target.Type())
-	}
-	return printUnits(parsed.Stdout, all)
 }
 
 func printUnits(w io.Writer, all units) error {

@@ -21,9 +21,9 @@ import (
 
 // upstreamOptions are the options about upstreams.
 type upstreamOptions struct {
-	Upstream     []upstreamValue `sep:"none" placeholder:"URL" help:"Substitute server to cache, of any kind: https://HOST, or file:// with a directory. May be repeated, in order of preference."`
-	UpstreamKeep intervalValue   `default:"none" placeholder:"DURATION" help:"Forget items of upstreams that no client has requested for this long, or none (default: ${default})."`
-	UpstreamDown string          `default:"error" enum:"error,not-found" placeholder:"error|not-found" help:"How to answer for unknown items while no upstream can be reached: with an error, or with a 404 that clients cache for a minute (default: ${default})."`
+	Upstream     []upstreamValue `group:"upstreams" sep:"none" placeholder:"URL" help:"Substitute server to cache, of any kind: https://HOST, or file:// with a directory. May be repeated, in order of preference."`
+	UpstreamKeep intervalValue   `group:"upstreams" default:"none" placeholder:"DURATION" help:"Forget items of upstreams that no client has requested for this long, or none (default: ${default})."`
+	UpstreamDown string          `group:"upstreams" default:"error" enum:"error,not-found" placeholder:"error|not-found" help:"How to answer for unknown items while no upstream can be reached: with an error, or with a 404 that clients cache for a minute (default: ${default})."`
 }
 
 // upstreamValue is the URL of an upstream: http, https, or file with an absolute path.

@@ -24,11 +24,11 @@ import (
 type verifyCommand struct {
 	databaseOption `embed:""`
 
-	Storage string `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars. Without it, the nars of store paths are not read."`
+	Storage string `group:"storage" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars. Without it, the nars of store paths are not read."`
 
 	keyOptions `embed:""`
 
-	JSON  bool     `name:"json" help:"Print each result as a line of JSON, with the whole key."`
+	JSON  bool     `group:"output" name:"json" help:"Print each result as a line of JSON, with the whole key."`
 	Names []string `arg:"" name:"file-or-store-path" help:"Narinfo files, directories to search for narinfo files, or items of the index: store paths, their base names, or their hashes."`
 }
 

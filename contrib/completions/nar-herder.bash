@@ -36,26 +36,26 @@ _nar_herder() {
 			return
 		else
 			case ${COMP_WORDS[1]} in
-			run-server) words='--database= --database-dump= --host= --port= --pid-file= --storage= --storage-limit= --storage-minimum-free-space= --storage-nar-removal-criteria= --mirror= --ttl= --new-ttl= --negative-ttl= --log-level= --enable-cached-compression= --cached-compression-directory= --cached-compression-directory-max-size= --cached-compression-unused-removal-duration= --cached-compression-ttl= --cached-compression-new-ttl= --cached-compression-min-uses= --cached-compression-workers= --cached-compression-nar-source= --storage-read-only --storage-hard-limit= --mirror-interval= --database-dump-interval= --storage-check-interval= --serve-remote-nars= --serve-bucket-nars= --mirror-nars= --mirror-fetchers= --mirror-bandwidth= --acl= --authorized-key= --mirror-key= --signing-key= --allow-private-redirects --scrub-interval= --repair-from= --upstream= --upstream-keep= --upstream-down= --advertise --storage-cache= --storage-cache-size= --x-accel-redirect --narinfo-cache-size= --trusted-proxies= --max-connections= --max-connections-per-address= --control-host= --control-port= --public-metrics= --help --config= --version' ;;
-			import) words='--database= --acl= --authorized-key= --storage= --narinfos-only --tag= --ensure-references-exist --nars= --keep --allow-missing-files --replace --no-verify --sign-with= --sign-as= --help --config= --version' ;;
-			fetch) words='--database= --acl= --authorized-key= --storage= --from= --upstream= --closure --tag= --pin --allow-private-redirects --help --config= --version' ;;
-			remove) words='--database= --storage= --tag= --now --dry-run --force --json --help --config= --version' ;;
-			drop-files) words='--database= --storage= --compression= --tag= --all --undo --dry-run --help --config= --version' ;;
+			run-server) words='--host= --port= --pid-file= --advertise --x-accel-redirect --trusted-proxies= --max-connections= --max-connections-per-address= --control-host= --control-port= --public-metrics= --database= --storage= --storage-read-only --serve-bucket-nars= --scrub-interval= --repair-from= --narinfo-cache-size= --ttl= --new-ttl= --negative-ttl= --storage-limit= --storage-minimum-free-space= --storage-nar-removal-criteria= --storage-hard-limit= --storage-check-interval= --enable-cached-compression= --cached-compression-directory= --cached-compression-directory-max-size= --cached-compression-unused-removal-duration= --cached-compression-ttl= --cached-compression-new-ttl= --cached-compression-min-uses= --cached-compression-workers= --cached-compression-nar-source= --mirror= --mirror-interval= --serve-remote-nars= --mirror-nars= --mirror-fetchers= --mirror-bandwidth= --allow-private-redirects --upstream= --upstream-keep= --upstream-down= --storage-cache= --storage-cache-size= --database-dump= --database-dump-interval= --acl= --authorized-key= --mirror-key= --signing-key= --log-level= --help --config= --version' ;;
+			import) words='--narinfos-only --tag= --ensure-references-exist --nars= --keep --allow-missing-files --replace --no-verify --database= --storage= --acl= --authorized-key= --sign-with= --sign-as= --help --config= --version' ;;
+			fetch) words='--closure --tag= --pin --database= --storage= --allow-private-redirects --from= --upstream= --acl= --authorized-key= --help --config= --version' ;;
+			remove) words='--tag= --now --dry-run --force --database= --storage= --json --help --config= --version' ;;
+			drop-files) words='--compression= --tag= --all --undo --dry-run --database= --storage= --help --config= --version' ;;
 			plan-removal) words='--database= --storage= --storage-limit= --storage-minimum-free-space= --storage-nar-removal-criteria= --allow-private-redirects --help --config= --version' ;;
-			pin) words='--database= --allow-missing --help --config= --version' ;;
+			pin) words='--allow-missing --database= --help --config= --version' ;;
 			unpin) words='--database= --help --config= --version' ;;
 			pins) words='--database= --json --help --config= --version' ;;
-			tag) words='--database= --closure --help --config= --version' ;;
-			untag) words='--database= --closure --help --config= --version' ;;
-			list) words='--database= --tag= --withdrawn --since= --unstored --pinned --larger-than= --json --help --config= --version' ;;
-			export) words='--database= --storage= --tag= --closure-of= --delete --accept-loss --adopt --dry-run --copy --allow-missing --help --config= --version' ;;
-			copy-storage) words='--from= --to= --database= --at-once= --bandwidth= --compare --replace --dry-run --json --help --config= --version' ;;
-			backup) words='--database= --replace --help --config= --version' ;;
-			check) words='--database= --acl= --authorized-key= --storage= --verify --verify-rate= --restart --closures --no-closures --repair --from= --closure-of= --allow-private-redirects --json --help --config= --version' ;;
+			tag) words='--closure --database= --help --config= --version' ;;
+			untag) words='--closure --database= --help --config= --version' ;;
+			list) words='--tag= --withdrawn --since= --unstored --pinned --larger-than= --database= --json --help --config= --version' ;;
+			export) words='--tag= --closure-of= --delete --accept-loss --adopt --dry-run --copy --allow-missing --database= --storage= --help --config= --version' ;;
+			copy-storage) words='--at-once= --bandwidth= --compare --replace --dry-run --from= --to= --database= --json --help --config= --version' ;;
+			backup) words='--replace --database= --help --config= --version' ;;
+			check) words='--closure-of= --verify --verify-rate= --restart --closures --no-closures --repair --database= --storage= --from= --allow-private-redirects --acl= --authorized-key= --json --help --config= --version' ;;
 			verify) words='--database= --storage= --acl= --authorized-key= --json --help --config= --version' ;;
 			keygen) words='--help --config= --version' ;;
-			sign) words='--database= --key= --sign-as= --replace --mirrored --dry-run --stdout --tag= --closure-of= --all --help --config= --version' ;;
-			claim-storage) words='--database= --storage= --yes= --accept-loss --help --config= --version' ;;
+			sign) words='--mirrored --tag= --closure-of= --all --replace --dry-run --database= --key= --sign-as= --stdout --help --config= --version' ;;
+			claim-storage) words='--yes= --accept-loss --database= --storage= --help --config= --version' ;;
 			new-identity) words='--database= --help --config= --version' ;;
 			dump) words='--database= --database-dump= --help --config= --version' ;;
 			mirror-status) words='--max-lag= --json --help --config= --version' ;;
@@ -63,7 +63,7 @@ _nar_herder() {
 			stats) words='--database= --json --help --config= --version' ;;
 			migrate) words='--database= --help --config= --version' ;;
 			convert) words='--storage= --help --config= --version' ;;
-			config) words='--database= --database-dump= --host= --port= --pid-file= --storage= --storage-limit= --storage-minimum-free-space= --storage-nar-removal-criteria= --mirror= --ttl= --new-ttl= --negative-ttl= --log-level= --enable-cached-compression= --cached-compression-directory= --cached-compression-directory-max-size= --cached-compression-unused-removal-duration= --cached-compression-ttl= --cached-compression-new-ttl= --cached-compression-min-uses= --cached-compression-workers= --cached-compression-nar-source= --storage-read-only --storage-hard-limit= --mirror-interval= --database-dump-interval= --storage-check-interval= --serve-remote-nars= --serve-bucket-nars= --mirror-nars= --mirror-fetchers= --mirror-bandwidth= --acl= --authorized-key= --mirror-key= --signing-key= --allow-private-redirects --scrub-interval= --repair-from= --upstream= --upstream-keep= --upstream-down= --advertise --storage-cache= --storage-cache-size= --x-accel-redirect --narinfo-cache-size= --trusted-proxies= --max-connections= --max-connections-per-address= --control-host= --control-port= --public-metrics= --help --config= --version' ;;
+			config) words='--host= --port= --pid-file= --advertise --x-accel-redirect --trusted-proxies= --max-connections= --max-connections-per-address= --control-host= --control-port= --public-metrics= --database= --storage= --storage-read-only --serve-bucket-nars= --scrub-interval= --repair-from= --narinfo-cache-size= --ttl= --new-ttl= --negative-ttl= --storage-limit= --storage-minimum-free-space= --storage-nar-removal-criteria= --storage-hard-limit= --storage-check-interval= --enable-cached-compression= --cached-compression-directory= --cached-compression-directory-max-size= --cached-compression-unused-removal-duration= --cached-compression-ttl= --cached-compression-new-ttl= --cached-compression-min-uses= --cached-compression-workers= --cached-compression-nar-source= --mirror= --mirror-interval= --serve-remote-nars= --mirror-nars= --mirror-fetchers= --mirror-bandwidth= --allow-private-redirects --upstream= --upstream-keep= --upstream-down= --storage-cache= --storage-cache-size= --database-dump= --database-dump-interval= --acl= --authorized-key= --mirror-key= --signing-key= --log-level= --help --config= --version' ;;
 			version) words='--help --config= --version' ;;
 			help) words='--help --config= --version' ;;
 			esac

@@ -1,0 +1,1 @@
+(define-module (gnu packages))

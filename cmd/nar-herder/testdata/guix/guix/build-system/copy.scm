@@ -1,0 +1,1 @@
+(define-module (guix build-system copy))
