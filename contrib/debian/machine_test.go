@@ -80,7 +80,7 @@ var debian = sync.OnceValues(func() (string, error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return "", err
 	}
-	dir := filepath.Join(cache, suite+","+packages)
+	dir := filepath.Join(cache, suite+"+"+strings.ReplaceAll(packages, ",", "+")) // mount separates options by commas
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
 	}
