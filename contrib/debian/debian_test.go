@@ -21,7 +21,7 @@ const (
 	root     = "../.."
 	testdata = root + "/testdata"
 	// greeting is an item of testdata/published and of the old database.
-	greeting = "zmqc3v2dxk37sfk9lan5fc9hxii1i6km"
+	greeting, greetingNar = "f7d5xvkf9s1mdnclid1kqndn30nim936", greeting + "-greeting.txt"
 )
 
 // temporary is the directory of what the tests share.
@@ -116,7 +116,7 @@ func (m *machine) oldDatabase(t *testing.T) {
 	}
 	m.run(t, "rm -r /srv/nars/* /var/lib/nar-herder/*")
 	m.write(t, "/var/lib/nar-herder/nar_herder.db", read(t, name))
-	for _, name := range []string{"zmqc3v2dxk37sfk9lan5fc9hxii1i6km-deep-tree-1", "nxrz38jzshzw0q3fqi3fqimjg1zr62r9-greet-1.0"} {
+	for _, name := range []string{greetingNar, "nxrz38jzshzw0q3fqi3fqimjg1zr62r9-greet-1.0"} {
 		m.write(t, "/srv/nars/nar/lzip/"+name, read(t, testdata+"/published/nar/lzip/"+name))
 	}
 	m.run(t, "chown -R nar-herder:nar-herder /var/lib/nar-herder /srv/nars")
@@ -132,7 +132,7 @@ const (
 func (m *machine) serves(t *testing.T) {
 	t.Helper()
 	m.run(t, fetch+address+"/"+greeting+".narinfo | cmp - /srv/published/"+greeting+".narinfo")
-	m.run(t, fetch+address+"/nar/lzip/"+greeting+"-deep-tree-1 | cmp - /srv/published/nar/lzip/"+greeting+"-deep-tree-1")
+	m.run(t, fetch+address+"/nar/lzip/"+greetingNar+" | cmp - /srv/published/nar/lzip/"+greetingNar)
 }
 
 // TestPackage installs the package, uses its service, upgrades from an older version with an
@@ -222,7 +222,7 @@ func (m *machine) upgrade(t *testing.T) {
 
 // removal is a step of TestPackage.
 func (m *machine) removal(t *testing.T) {
-	kept := "/etc/nar-herder.toml /var/lib/nar-herder/nar_herder.db /srv/nars/nar/lzip/" + greeting + "-deep-tree-1"
+	kept := "/etc/nar-herder.toml /var/lib/nar-herder/nar_herder.db /srv/nars/nar/lzip/" + greetingNar
 	m.run(t, "apt-get remove -y nar-herder")
 	m.want(t, state, "inactive inactive")
 	m.run(t, "ls "+kept)
