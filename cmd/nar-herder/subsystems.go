@@ -60,7 +60,6 @@ type subsystems struct {
 	scrubber  *scrub.Scrubber
 	room      *dbspace.Watch // for the database
 	unstored  *unstoredCount
-	search    *search.Index
 	server    *httpapi.Server
 	site      *page.Site
 	history   *history.History
@@ -129,7 +128,6 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	s.checksums = checksums.New(store.index, log)
 	s.scrubber = c.newScrubber(store, s.peers, log)
 	s.unstored = &unstoredCount{index: store.index, log: log}
-	s.search = search.New(store.index, log)
 	s.site = c.newSite(c.PublicMetrics == "no")
 	s.server = httpapi.New(store, s.httpOptions(c, config, caching.TTLs, starting, log))
 	if s.passing != nil {
@@ -214,7 +212,10 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 
 // collectors returns the metrics of the subsystems.
 func (s *subsystems) collectors() []prometheus.Collector {
-	all := []prometheus.Collector{s.room, damageMetric(s.store.index), s.unstored.metric(), s.search, s.dumps}
+	all := []prometheus.Collector{s.room, damageMetric(s.store.index), s.unstored.metric(), s.dumps}
+	if s.search != nil {
+		all = append(all, s.search)
+	}
 	if s.upstreams != nil {
 		all = append(all, s.upstreams, s.finder)
 	}
@@ -257,7 +258,6 @@ func (s *subsystems) start(ctx context.Context, running *tasks) {
 	start("writing down uses", s.uses.Run)
 	start("computing checksums", func(ctx context.Context) { s.checksums.Run(ctx, s.server.Forget) })
 	start("counting items without nars", s.unstored.Run)
-	start("indexing names for searches", s.search.Run)
 	start("watching the room for the database", s.room.Run)
 	start("watching the owner of the storage", s.ownership.Run)
 	start("removing withdrawn items", s.withdrawn.Run)
