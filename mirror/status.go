@@ -253,6 +253,6 @@ func (m *Mirror) Collect(to chan<- prometheus.Metric) {
 	}
 	counter(changesMetric, float64(current.PassedOver), "skipped")
 	for _, reason := range storage.RefusalReasons {
-		counter(refusedMetric, float64(refusals.Counts[reason]), string(reason))
+		counter(refusedMetric, float64(refusals.Counts[reason]), reason.Label())
 	}
 }

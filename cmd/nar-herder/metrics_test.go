@@ -70,7 +70,8 @@ func metricServers(t *testing.T) (addresses []string) {
 	p := newPlace(t)
 	p.imports(t, source)
 	succeed(t, p.args("check", "--verify")...)
-	primary := p.serve(t, "--log-level=INFO", "--database-dump-interval=1h", "--storage-limit=10GiB", "--storage-minimum-free-space=1MiB",
+	succeed(t, "dump", "--database="+p.database, "--database-dump="+filepath.Join(p.dir, "dump.db"))
+	primary := p.serve(t, "--log-level=INFO", "--scrub-interval=1min", "--storage-limit=10GiB", "--storage-minimum-free-space=1MiB",
 		"--enable-cached-compression=zstd", "--cached-compression-directory=zstd="+filepath.Join(p.dir, "zstd"),
 		"--cached-compression-directory-max-size=zstd=1GiB", "--ttl=1d")
 	first := primary.addresses[0]
@@ -78,9 +79,6 @@ func metricServers(t *testing.T) (addresses []string) {
 		get(t, first, target)
 		get(t, first, target)
 	}
-	until(t, "there is a dump", func() bool {
-		return strings.Contains(get(t, first, "/metrics").body, "\nnarherder_dump_created_timestamp_seconds ")
-	})
 	// A mirror, and a cache.
 	q := newPlace(t)
 	mirror := q.serve(t, "--log-level=INFO", "--mirror=http://"+first, "--storage-limit=none")
@@ -225,4 +223,5 @@ func TestMonitoring(t *testing.T) {
 			}
 		}
 	})
+	t.Run("rules", func(t *testing.T) { testRules(t, all, startPrometheus(t, addresses)) })
 }
