@@ -111,7 +111,9 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err != nil {
 		return fmt.Errorf("import: %w", err)
 	}
-	recordEnd(ctx, store, indexmetrics.Import, log)
+	if o := summary.Outcomes; o[importer.Added]+o[importer.Completed]+o[importer.Updated]+o[importer.Replaced] > 0 {
+		recordEnd(ctx, store, indexmetrics.Import, log)
+	}
 	if summary.Outcomes[importer.Failed] > 0 {
 		return statusFailed
 	}

@@ -74,7 +74,7 @@ var (
 	pinsDesc      = prometheus.NewDesc("narherder_pins", "Pinned items.", nil, nil)
 	bytesDesc     = prometheus.NewDesc("narherder_database_bytes", "Size of the database, without the write-ahead log.", nil, nil)
 	walDesc       = prometheus.NewDesc("narherder_database_wal_bytes", "Size of the database's write-ahead log.", nil, nil)
-	importDesc    = prometheus.NewDesc("narherder_import_end_timestamp_seconds", "When the last import ended; missing before the first.", nil, nil)
+	importDesc    = prometheus.NewDesc("narherder_import_end_timestamp_seconds", "When the last import that has added something ended; missing before the first.", nil, nil)
 	checkDesc     = prometheus.NewDesc("narherder_check_end_timestamp_seconds", "When the last complete check with --verify or --repair ended; missing before the first.", nil, nil)
 )
 
