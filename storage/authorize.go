@@ -2,6 +2,7 @@ package storage
 
 import (
 	"errors"
+	"strings"
 
 	"nar-herder/narinfo"
 	"nar-herder/narinfo/signing"
@@ -31,6 +32,9 @@ const (
 	// Unsupported: the signature is of a kind that can't be verified here.
 	Unsupported RefusalReason = "unsupported"
 )
+
+// Label returns the reason as a label of metrics.
+func (r RefusalReason) Label() string { return strings.ReplaceAll(string(r), " ", "_") }
 
 // RefusalReasons lists all reasons.
 var RefusalReasons = []RefusalReason{Unsigned, BadSignature, Unauthorized, Unsupported}

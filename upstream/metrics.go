@@ -58,7 +58,7 @@ func (s *Set) Collect(metrics chan<- prometheus.Metric) {
 			metrics <- prometheus.MustNewConstMetric(requestsMetric, prometheus.CounterValue, float64(u.requests[i].Load()), u.name, name)
 		}
 		for i, reason := range storage.RefusalReasons {
-			metrics <- prometheus.MustNewConstMetric(refusedMetric, prometheus.CounterValue, float64(u.refused[i].Load()), u.name, string(reason))
+			metrics <- prometheus.MustNewConstMetric(refusedMetric, prometheus.CounterValue, float64(u.refused[i].Load()), u.name, reason.Label())
 		}
 		up := 0.0
 		if u.IsUp() {

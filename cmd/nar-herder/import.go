@@ -7,6 +7,7 @@ import (
 
 	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
+	"nar-herder/storage/indexmetrics"
 	"nar-herder/storage/owner"
 )
 
@@ -109,6 +110,9 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	if err != nil {
 		return fmt.Errorf("import: %w", err)
+	}
+	if o := summary.Outcomes; o[importer.Added]+o[importer.Completed]+o[importer.Updated]+o[importer.Replaced] > 0 {
+		recordEnd(ctx, store, indexmetrics.Import, log)
 	}
 	if summary.Outcomes[importer.Failed] > 0 {
 		return statusFailed

@@ -30,6 +30,7 @@ import (
 	"nar-herder/storage/checksums"
 	"nar-herder/storage/dbspace"
 	"nar-herder/storage/index"
+	"nar-herder/storage/indexmetrics"
 	"nar-herder/storage/location"
 	"nar-herder/storage/owner"
 	"nar-herder/storage/scrub"
@@ -67,6 +68,7 @@ type subsystems struct {
 	search    *search.Index    // nil without pages
 	responder *dnssd.Responder // started once the server answers
 	changes   *index.Watcher
+	items     *indexmetrics.Metrics
 }
 
 // open opens the database and the storage, and claims the storage.
@@ -129,6 +131,7 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	s.scrubber = c.newScrubber(store, s.peers, log)
 	s.unstored = &unstoredCount{index: store.index, log: log}
 	s.site = c.newSite(c.PublicMetrics == "no")
+	s.items = indexmetrics.New(store.index, log)
 	s.server = httpapi.New(store, s.httpOptions(c, config, caching.TTLs, starting, log))
 	if s.passing != nil {
 		s.passing.Turns = s.server.Processors()
@@ -212,7 +215,7 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 
 // collectors returns the metrics of the subsystems.
 func (s *subsystems) collectors() []prometheus.Collector {
-	all := []prometheus.Collector{s.room, damageMetric(s.store.index), s.unstored.metric(), s.dumps}
+	all := []prometheus.Collector{s.room, damageMetric(s.store.index), s.unstored.metric(), s.dumps, s.items}
 	if s.search != nil {
 		all = append(all, s.search)
 	}
@@ -237,6 +240,9 @@ func (s *subsystems) collectors() []prometheus.Collector {
 	if s.follower != nil {
 		all = append(all, s.follower)
 	}
+	if bucket, ok := s.store.bytes.(prometheus.Collector); ok {
+		all = append(all, bucket)
+	}
 	if s.store.cache != nil {
 		all = append(all, s.store.cache)
 	}
@@ -254,7 +260,7 @@ func (s *subsystems) start(ctx context.Context, running *tasks) {
 			return nil
 		})
 	}
-	start("watching the database", func(ctx context.Context) { s.server.Follow(ctx, s.changes) })
+	start("watching the database", func(ctx context.Context) { s.server.Follow(ctx, s.items.Counting(s.changes)) })
 	start("writing down uses", s.uses.Run)
 	start("computing checksums", func(ctx context.Context) { s.checksums.Run(ctx, s.server.Forget) })
 	start("counting items without nars", s.unstored.Run)

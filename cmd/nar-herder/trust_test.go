@@ -121,7 +121,7 @@ func (s *server) has(t testing.TB, text []byte) bool {
 // refusals returns the narinfos that a mirror has refused for a reason.
 func (s *server) refusals(t testing.TB, reason storage.RefusalReason) float64 {
 	t.Helper()
-	return metricWith(t, s.addresses[0], fmt.Sprintf("narherder_mirror_refused_narinfos_total{reason=%q}", reason))
+	return metricWith(t, s.addresses[0], fmt.Sprintf("narherder_mirror_refused_narinfos_total{reason=%q}", reason.Label()))
 }
 
 // verdict is one signed test case. reason is "" if it is good.

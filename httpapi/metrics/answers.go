@@ -62,7 +62,7 @@ func New(patterns []string, cached int) *Answers {
 	}
 	a.Faults = counter("narherder_faults_total", "Requests that failed because of a fault of this server.")
 	a.Corrupt = counter("narherder_damaged_nars_total", "Answers cut or refused because a stored nar does not have the hash of its narinfo.")
-	a.Unreached = counter("narherder_elsewhere_unreached_total", "Nars that could not be fetched from other instances for clients.")
+	a.Unreached = counter("narherder_remote_nars_failed_total", "Nars that could not be fetched from other instances for clients.")
 	return a
 }
 
