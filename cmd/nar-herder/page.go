@@ -50,7 +50,7 @@ func (o *pageOptions) newSite(hideMetrics bool) *page.Site {
 // addPages adds the pages to the site.
 func (s *subsystems) addPages(config *serverConfig, log *slog.Logger) {
 	reader := &figures.Reader{From: s.server.Registry()}
-	s.history = history.New(func() history.Sample { return sample(figures.Read(reader.From)) })
+	s.history = history.New(func() history.Sample { return history.Sample{At: time.Now(), Snapshot: s.server.Snapshot()} })
 	s.census = census.New(s.store.index, log)
 	sources := &overview.Sources{
 		Keys: config.keys.published, Figures: reader.Figures, History: s.history, Health: s.server.Health().States, Census: s.census.Counts,
@@ -64,15 +64,6 @@ func (s *subsystems) addPages(config *serverConfig, log *slog.Logger) {
 	}
 	overview.Add(s.site, sources)
 	s.addItemPages(config.keys.published, log)
-}
-
-// sample returns what the server has done.
-func sample(f figures.Figures) history.Sample {
-	return history.Sample{
-		At: time.Now(), Requests: f.Sum("narherder_http_requests_total"), Bytes: f.Sum("narherder_http_response_body_bytes_total"),
-		Hits: f.Sum("narherder_answer_cache_hits_total"), Misses: f.Sum("narherder_answer_cache_misses_total"),
-		Durations: f.Histogram("narherder_http_request_duration_seconds"),
-	}
 }
 
 // shownOptions returns the options for the administrator.

@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/respond"
 	"nar-herder/internal/pace"
 	"nar-herder/internal/redact"
 	"nar-herder/storage"
@@ -273,6 +275,22 @@ func (h *Health) Answer(ctx context.Context, ready bool) (code int, body []byte,
 		return 0, nil, err
 	}
 	return code, append(body, '\n'), nil
+}
+
+// Serve answers a request of the public listener at one of the paths.
+func (h *Health) Serve(live context.Context, ctx *fasthttp.RequestCtx, path string) error {
+	ctx.Response.Header.Set("Cache-Control", respond.NoStore)
+	if path == LivePath {
+		respond.Text(ctx, "application/json", LiveBody)
+		return nil
+	}
+	status, body, err := h.Answer(live, path == ReadyPath)
+	if err != nil {
+		return err
+	}
+	respond.Text(ctx, "application/json", string(body))
+	ctx.Response.SetStatusCode(status)
+	return nil
 }
 
 var healthyDesc = prometheus.NewDesc("narherder_healthy", "Whether a part of the server works, according to the last check.", []string{"part"}, nil)

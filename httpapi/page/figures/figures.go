@@ -66,43 +66,12 @@ func (f Figures) By(name, label string, pairs ...string) (all []Labelled) {
 	return all
 }
 
-// Bucket is the number of values up to a bound.
-type Bucket struct{ Bound, Count float64 }
-
-// Histogram returns the cumulative buckets of a histogram, added up over its labels as in
-// [Figures.Sum]. The last bound is infinite.
-func (f Figures) Histogram(name string, pairs ...string) (buckets []Bucket) {
-	for _, m := range f[name].GetMetric() {
-		h := m.GetHistogram()
-		if h == nil || !matches(m, pairs) {
-			continue
-		}
-		if buckets == nil {
-			for _, b := range h.GetBucket() {
-				if !math.IsInf(b.GetUpperBound(), 1) {
-					buckets = append(buckets, Bucket{Bound: b.GetUpperBound()})
-				}
-			}
-			buckets = append(buckets, Bucket{Bound: math.Inf(1)})
-		}
-		for i, b := range h.GetBucket() {
-			if i < len(buckets)-1 {
-				buckets[i].Count += float64(b.GetCumulativeCount())
-			}
-		}
-		buckets[len(buckets)-1].Count += float64(h.GetSampleCount())
-	}
-	return buckets
-}
-
 func value(m *dto.Metric) float64 {
 	switch {
 	case m.GetCounter() != nil:
 		return m.GetCounter().GetValue()
 	case m.GetGauge() != nil:
 		return m.GetGauge().GetValue()
-	case m.GetHistogram() != nil:
-		return float64(m.GetHistogram().GetSampleCount())
 	}
 	return m.GetUntyped().GetValue()
 }

@@ -8,7 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"nar-herder/httpapi/page/figures"
+	"nar-herder/httpapi/metrics"
 	"nar-herder/internal/pace"
 )
 
@@ -17,18 +17,12 @@ const (
 	Step = time.Minute
 	// kept is the number of samples: those of a day, and the one before it.
 	kept = int(24*time.Hour/Step) + 1
-	// maxBuckets bounds the memory for the histogram of a sample.
-	maxBuckets = 24
 )
 
 // Sample is what a server has done from its start until a time.
 type Sample struct {
 	At time.Time
-	// Requests were answered, with Bytes. Of the narinfos, Hits were answered from memory,
-	// and Misses were not.
-	Requests, Bytes, Hits, Misses float64
-	// Durations are the times of answers in seconds.
-	Durations []figures.Bucket
+	metrics.Snapshot
 }
 
 // History is the samples of a day. Use [New] to make one.
@@ -56,9 +50,6 @@ func (h *History) Run(ctx context.Context) {
 
 // Add adds a sample, and drops one that is a day old.
 func (h *History) Add(s Sample) {
-	if len(s.Durations) > maxBuckets {
-		s.Durations = nil
-	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.ring[h.next] = s
@@ -75,7 +66,8 @@ type Bin struct {
 	Requests, Bytes float64
 	// Hits is the share of narinfos that were answered from memory.
 	Hits float64
-	// Median and P99 are quantiles of the times of answers, in seconds.
+	// Median and P99 are quantiles of the times to the first byte of narinfos and nars, in
+	// seconds.
 	Median, P99 float64
 }
 
@@ -138,35 +130,32 @@ func between(a, b *Sample) Bin {
 	if seconds <= 0 {
 		return bin
 	}
-	bin.Requests = max(0, b.Requests-a.Requests) / seconds
-	bin.Bytes = max(0, b.Bytes-a.Bytes) / seconds
-	if hits, misses := b.Hits-a.Hits, b.Misses-a.Misses; hits+misses > 0 {
+	bin.Requests = max(0, float64(b.Requests-a.Requests)) / seconds
+	bin.Bytes = max(0, float64(b.Bytes-a.Bytes)) / seconds
+	if hits, misses := float64(b.Hits-a.Hits), float64(b.Misses-a.Misses); hits+misses > 0 {
 		bin.Hits = hits / (hits + misses)
 	}
-	bin.Median, bin.P99 = quantile(a.Durations, b.Durations, 0.5), quantile(a.Durations, b.Durations, 0.99)
+	bin.Median, bin.P99 = quantile(a, b, 0.5), quantile(a, b, 0.99)
 	return bin
 }
 
-// quantile estimates a quantile of what b has more than a, as Prometheus does: evenly within a
-// bucket.
-func quantile(a, b []figures.Bucket, q float64) float64 {
-	if len(b) == 0 || len(a) != len(b) {
-		return math.NaN()
+// quantile estimates a quantile of the times of the answers between two samples, as Prometheus
+// does: evenly within a bucket.
+func quantile(a, b *Sample, q float64) float64 {
+	total := int64(0)
+	for i := range b.FirstByte {
+		total += b.FirstByte[i] - a.FirstByte[i]
 	}
-	count := func(i int) float64 { return b[i].Count - a[i].Count }
-	total := count(len(b) - 1)
 	if total <= 0 {
 		return math.NaN()
 	}
-	rank, below, lower := q*total, 0.0, 0.0
-	for i := range b {
-		if upTo := count(i); upTo >= rank {
-			if math.IsInf(b[i].Bound, 1) || upTo == below {
-				return lower
-			}
-			return lower + (b[i].Bound-lower)*(rank-below)/(upTo-below)
+	rank, below, lower := q*float64(total), 0.0, 0.0
+	for i, bound := range metrics.Bounds {
+		count := float64(b.FirstByte[i] - a.FirstByte[i])
+		if below+count >= rank && count > 0 {
+			return lower + (bound.Seconds()-lower)*(rank-below)/count
 		}
-		below, lower = count(i), b[i].Bound
+		below, lower = below+count, bound.Seconds()
 	}
 	return lower
 }

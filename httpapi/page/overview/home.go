@@ -39,21 +39,29 @@ type homeData struct {
 
 // Key is a public key for clients.
 type Key struct {
-	Name, Text string
-	// Scheme is the text as a literal of Scheme.
+	Name string
+	// Scheme is its text as a literal of Scheme.
 	Scheme string
 }
 
 func (s *Sources) home(_ context.Context, r *page.Request) (*page.Page, error) {
 	data := homeData{}
 	for _, name := range s.Keys.Names() {
-		text := strings.TrimSpace(s.Keys.Text(name))
-		data.Keys = append(data.Keys, Key{name, text, schemeLiteral(text)})
+		data.Keys = append(data.Keys, Key{name, schemeLiteral(oneLine(s.Keys.Text(name)))})
 	}
 	if r.ShowsMetrics {
 		s.addFigures(&data, r.Private)
 	}
 	return &page.Page{Template: homeTemplate, Data: &data}, nil
+}
+
+// oneLine returns a key without the line breaks of libgcrypt. They mean nothing outside of
+// strings, which keys don't have.
+func oneLine(key string) string {
+	if strings.Contains(key, `"`) {
+		return key
+	}
+	return strings.ReplaceAll(strings.Join(strings.Fields(key), " "), " )", ")")
 }
 
 // schemeLiteral returns a text as a string literal of Scheme.
@@ -173,7 +181,7 @@ func plots(h *history.History) ([]history.Plot, time.Duration) {
 		history.NewPlot("Requests", window, 0, perSecond, series(func(b history.Bin) float64 { return b.Requests })),
 		history.NewPlot("Bytes sent", window, 0, bytesPerSecond, series(func(b history.Bin) float64 { return b.Bytes })),
 		history.NewPlot("Narinfos answered from memory", window, 1, percent, series(func(b history.Bin) float64 { return b.Hits })),
-		history.NewPlot("Time to answer", window, 0, seconds,
+		history.NewPlot("Time to the first byte of an answer", window, 0, seconds,
 			series(func(b history.Bin) float64 { return b.Median }), series(func(b history.Bin) float64 { return b.P99 })),
 	}, window
 }

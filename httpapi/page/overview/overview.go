@@ -4,6 +4,7 @@ package overview
 import (
 	"context"
 	"embed"
+	"strings"
 	"time"
 
 	"nar-herder/httpapi/health"
@@ -69,7 +70,7 @@ func (s *Sources) problems(private bool) (all []Problem) {
 			if state.Problems == nil || state.Fails != fails {
 				continue
 			}
-			p := Problem{Part: state.Part, Texts: state.Problems, Fails: fails, Advice: advice[state.Part]}
+			p := Problem{Part: strings.ReplaceAll(state.Part, "_", " "), Texts: state.Problems, Fails: fails, Advice: advice[state.Part]}
 			if private {
 				p.Detail = state.Detail
 			}

@@ -2,7 +2,6 @@ package overview
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"time"
 
@@ -91,8 +90,7 @@ func since(v float64, now time.Time) string {
 	if v <= 0 {
 		return "never"
 	}
-	at := time.UnixMilli(int64(v * 1000))
-	return fmt.Sprintf("%s ago (%s)", page.Duration(max(0, now.Sub(at))), page.Time(at))
+	return page.Duration(max(0, now.Sub(time.UnixMilli(int64(v*1000))))) + " ago"
 }
 
 // groups are the figures on the status page. A figure of a metric that a server doesn't have
@@ -105,28 +103,28 @@ var groups = []struct {
 		{"being compressed", "narherder_cached_nars_running", number, nil},
 		{"waiting", "narherder_cached_nars_queued", number, nil},
 		{"failed, to be retried", "narherder_cached_nars_failing", number, nil},
-		{"made since the start", "narherder_cached_nars_made_total", number, nil},
-		{"withdrawn since the start", "narherder_cached_nars_withdrawn_total", number, nil},
+		{"made", "narherder_cached_nars_made_total", number, nil},
+		{"withdrawn", "narherder_cached_nars_withdrawn_total", number, nil},
 		{"size of the cached nars", "narherder_cached_bytes", size, nil},
 	}},
 	{"Fetching nars", []figure{
 		{"being fetched", "narherder_mirror_nars_in_flight", number, nil},
 		{"missing", "narherder_mirror_nars_missing", number, nil},
-		{"fetched since the start", "narherder_mirror_nars_fetched_total", number, nil},
-		{"bytes fetched since the start", "narherder_mirror_nars_fetched_bytes_total", size, nil},
-		{"failed since the start", "narherder_mirror_nars_failures_total", number, nil},
+		{"fetched", "narherder_mirror_nars_fetched_total", number, nil},
+		{"bytes fetched", "narherder_mirror_nars_fetched_bytes_total", size, nil},
+		{"failed attempts", "narherder_mirror_nars_failures_total", number, nil},
 	}},
 	{"Looking up items at upstreams", []figure{
 		{"in flight", "narherder_lookups_in_flight", number, nil},
 		{"to be written", "narherder_lookups_unwritten", number, nil},
-		{"since the start", "narherder_lookups_total", number, nil},
+		{"done", "narherder_lookups_total", number, nil},
 	}},
 	{"Verifying stored nars (scrub)", []figure{
 		{"items never verified", "narherder_scrub_never_verified_items", number, nil},
 		{"longest unverified", "narherder_scrub_oldest_verification_timestamp_seconds", since, nil},
-		{"bytes read since the start", "narherder_scrub_read_bytes_total", size, nil},
-		{"findings since the start", "narherder_scrub_findings_total", number, nil},
-		{"repaired since the start", "narherder_scrub_repaired_total", number, nil},
+		{"bytes read", "narherder_scrub_read_bytes_total", size, nil},
+		{"findings", "narherder_scrub_findings_total", number, nil},
+		{"repaired", "narherder_scrub_repaired_total", number, nil},
 		{"items not repaired", "narherder_scrub_unrepaired_items", number, nil},
 	}},
 	{"Removing and withdrawing", []figure{
@@ -136,14 +134,14 @@ var groups = []struct {
 		{"free on its file system", "narherder_storage_free_bytes", size, nil},
 		{"minimum to keep free", "narherder_storage_minimum_free_bytes", limit, nil},
 		{"withdrawn, waiting for clients to forget them", "narherder_storage_withdrawn_bytes", size, nil},
-		{"nars removed since the start", "narherder_removal_nars_total", number, nil},
-		{"items withdrawn since the start", "narherder_removal_withdrawn_total", number, nil},
-		{"bytes freed since the start", "narherder_removal_bytes_total", size, nil},
+		{"nars removed", "narherder_removal_nars_total", number, nil},
+		{"items withdrawn", "narherder_removal_withdrawn_total", number, nil},
+		{"bytes freed", "narherder_removal_bytes_total", size, nil},
 	}},
 	{"Evicting nars of upstreams", []figure{
-		{"nars evicted since the start", "narherder_eviction_nars_total", number, nil},
-		{"bytes freed since the start", "narherder_eviction_bytes_total", size, nil},
-		{"items forgotten since the start", "narherder_eviction_forgotten_items_total", number, nil},
+		{"nars evicted", "narherder_eviction_nars_total", number, nil},
+		{"bytes freed", "narherder_eviction_bytes_total", size, nil},
+		{"items forgotten", "narherder_eviction_forgotten_items_total", number, nil},
 	}},
 	{"Serving clients", []figure{
 		{"open connections", "narherder_http_connections", number, nil},
@@ -152,19 +150,19 @@ var groups = []struct {
 		{"memory for decompressing", "narherder_decoder_memory_bytes", size, nil},
 		{"narinfos in memory", "narherder_answer_cache_entries", number, nil},
 		{"instances that follow changes", "narherder_change_streams", number, nil},
-		{"requests that failed since the start", "narherder_faults_total", number, nil},
+		{"requests that failed", "narherder_faults_total", number, nil},
 	}},
 	{"Local cache of the storage", []figure{
 		{"size", "narherder_storage_cache_bytes", size, nil},
 		{"limit", "narherder_storage_cache_bytes_limit", size, nil},
-		{"hits since the start", "narherder_storage_cache_hits_total", number, nil},
-		{"misses since the start", "narherder_storage_cache_misses_total", number, nil},
+		{"hits", "narherder_storage_cache_hits_total", number, nil},
+		{"misses", "narherder_storage_cache_misses_total", number, nil},
 	}},
 	{"Database", []figure{
 		{"free on its file system", "narherder_database_free_bytes", size, nil},
 		{"items without a stored nar", "narherder_items_without_nars", number, nil},
 		{"reads of damaged narinfos", "narherder_index_damaged_texts_total", number, nil},
-		{"dumps that failed since the start", "narherder_dump_failures_total", number, nil},
+		{"dumps that failed", "narherder_dump_failures_total", number, nil},
 	}},
 }
 
