@@ -33,6 +33,7 @@ import (
 	"nar-herder/storage/location"
 	"nar-herder/storage/owner"
 	"nar-herder/storage/scrub"
+	"nar-herder/storage/search"
 	"nar-herder/storage/unfinished"
 	"nar-herder/storage/uses"
 	"nar-herder/upstream"
@@ -63,6 +64,7 @@ type subsystems struct {
 	site      *page.Site
 	history   *history.History
 	census    *census.Census
+	search    *search.Index    // nil without pages
 	responder *dnssd.Responder // started once the server answers
 	changes   *index.Watcher
 }
@@ -260,6 +262,7 @@ func (s *subsystems) start(ctx context.Context, running *tasks) {
 	}
 	if s.site.Size() == page.Full {
 		start("recording the history of requests", s.history.Run)
+		start("indexing names for the search", s.search.Run)
 	}
 	if s.upstreams != nil {
 		start("watching the upstreams", s.upstreams.Run)
@@ -319,6 +322,9 @@ func (s *subsystems) close(running *tasks) (err error) {
 	}
 	if s.cache != nil {
 		err = errors.Join(err, running.Do("closing the cache", s.cache.Close))
+	}
+	if s.search != nil {
+		err = errors.Join(err, running.Do("closing the search index", s.search.Close))
 	}
 	if s.store != nil {
 		err = errors.Join(err, running.Do("closing the database and the storage", s.store.close))

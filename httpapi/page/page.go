@@ -49,7 +49,7 @@ const defaultTitle = "Guix substitutes"
 
 // Request is what a page may depend on.
 type Request struct {
-	// Rest is the second segment of the path, for routes that take one.
+	// Rest is the path after its first segment, for routes that take one.
 	Rest string
 	// Query has the parameters of the URL.
 	Query url.Values
@@ -78,12 +78,14 @@ type Page struct {
 	Script string
 	// Status of the answer; 0 for 200.
 	Status int
+	// Redirect leads to another page instead: a path below the home page with its query, escaped.
+	Redirect string
 }
 
 // Route is a page of a site.
 type Route struct {
-	// Name is the first segment of the path, "" for the home page. TakesRest says that a
-	// second segment must follow.
+	// Name is the first segment of the path, "" for the home page. TakesRest says that others
+	// must follow.
 	Name      string
 	TakesRest bool
 	// Label is the text of the link in the navigation; "" for none.
@@ -108,6 +110,7 @@ func New(options Options) *Site {
 	s := &Site{options: options, assets: make(map[string]asset)}
 	s.AddAsset("style.css", "text/css; charset=utf-8", style)
 	s.AddAsset("icon.svg", "image/svg+xml", icon)
+	s.AddAsset("copy.js", "text/javascript; charset=utf-8", copyScript)
 	return s
 }
 
@@ -128,6 +131,8 @@ var (
 	style []byte
 	//go:embed icon.svg
 	icon []byte
+	//go:embed copy.js
+	copyScript []byte
 
 	notFound = Parse(templates, "notfound.html")
 )
@@ -154,7 +159,7 @@ func (v *View) Site() Options { return v.site.options }
 // below a path of a proxy.
 func (v *View) Root() string {
 	if v.Rest != "" {
-		return "../"
+		return strings.Repeat("../", 1+strings.Count(v.Rest, "/"))
 	}
 	return "./"
 }
@@ -204,15 +209,16 @@ type Link struct {
 func (s *Site) find(segments []string) *Route {
 	for i := range s.routes {
 		r := &s.routes[i]
-		if r.Name != segments[0] || r.TakesRest != (len(segments) == 2) || len(segments) > 2 || r.TakesRest && segments[1] == "" {
-			continue
+		hasRest := len(segments) > 1 && segments[len(segments)-1] != ""
+		if r.Name == segments[0] && r.TakesRest == hasRest && (hasRest || len(segments) == 1) {
+			return r
 		}
-		return r
 	}
 	return nil
 }
 
-// render makes the page of a request. A page that is not found has the status 404.
+// render makes the page of a request. A page that is not found has the status 404. With the
+// status 302, body is the relative URL of another page.
 func (s *Site) render(ctx context.Context, r *Route, request *Request) (body []byte, status int, err error) {
 	made, err := r.Make(ctx, request)
 	if errors.Is(err, ErrNotFound) {
@@ -224,7 +230,11 @@ func (s *Site) render(ctx context.Context, r *Route, request *Request) (body []b
 	if status = made.Status; status == 0 {
 		status = http.StatusOK
 	}
+	view := &View{Page: made, Request: request, site: s, name: r.Name}
+	if made.Redirect != "" {
+		return []byte(view.Root() + made.Redirect), http.StatusFound, nil
+	}
 	var text bytes.Buffer
-	err = made.Template.Execute(&text, &View{Page: made, Request: request, site: s, name: r.Name})
+	err = made.Template.Execute(&text, view)
 	return text.Bytes(), status, err
 }

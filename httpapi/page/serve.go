@@ -81,8 +81,12 @@ func (s *Site) Serve(live context.Context, ctx *fasthttp.RequestCtx, segments []
 		return err
 	}
 	header.Set("Cache-Control", respond.Revalidate)
-	header.SetContentType(htmlType)
 	ctx.Response.SetStatusCode(status)
+	if status == fasthttp.StatusFound {
+		header.Set("Location", string(body)) // relative, as the server may be below a path of a proxy
+		return nil
+	}
+	header.SetContentType(htmlType)
 	ctx.Response.SetBody(body)
 	return nil
 }
@@ -126,6 +130,11 @@ func (s *Site) Private(log *slog.Logger) http.Handler {
 			http.Error(w, "internal error; see the log of this server", http.StatusInternalServerError)
 			return
 		}
+		if status == http.StatusFound {
+			w.Header().Set("Location", string(body))
+			w.WriteHeader(status)
+			return
+		}
 		w.Header().Set("Content-Type", htmlType)
 		w.WriteHeader(status)
 		_, _ = w.Write(body) // fails if the client is gone
@@ -137,7 +146,7 @@ func (s *Site) answer(ctx context.Context, r *Route, segments []string, query ur
 	defer cancel()
 	request := &Request{Query: query, Private: private, ShowsMetrics: private || !s.options.HideMetrics}
 	if r.TakesRest {
-		request.Rest = segments[1]
+		request.Rest = strings.Join(segments[1:], "/")
 	}
 	request.URL, request.IsURLGuessed = s.url(host)
 	if body, status, err = s.render(ctx, r, request); err != nil {
