@@ -79,7 +79,7 @@ func TestControl(t *testing.T) {
 		}
 		for _, attached := range []bool{false, true} {
 			if attached {
-				control.Attach(s.Health(), s.Registry())
+				control.Attach(s.Health(), s.Registry(), nil)
 			}
 			if got := ask("GET", "/health/live"); got.StatusCode != 200 {
 				t.Errorf("%s", got.Status)
@@ -199,7 +199,7 @@ func TestHideMetrics(t *testing.T) {
 		}
 	}
 	control, address := newControl(t, "tcp", "127.0.0.1:0")
-	control.Attach(s.Health(), s.Registry())
+	control.Attach(s.Health(), s.Registry(), nil)
 	for _, target := range []string{"/metrics", "/health", "/health/ready"} {
 		if got := askControl(t, dialOn(t, "tcp", address), http.MethodGet, "localhost", target, ""); got.StatusCode != 200 {
 			t.Errorf("%s: %s", target, got.Status)

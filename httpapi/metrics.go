@@ -3,8 +3,6 @@ package httpapi
 import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/common/expfmt"
-	"github.com/valyala/fasthttp"
 )
 
 // register registers the metrics of the server's parts.
@@ -40,21 +38,4 @@ func (s *Server) register(registry prometheus.Registerer) {
 	}, []string{"version"})
 	build.WithLabelValues(s.options.Version).Set(1)
 	registry.MustRegister(build)
-}
-
-func (s *Server) serveMetrics(ctx *fasthttp.RequestCtx) {
-	families, err := s.metrics.Registry.Gather()
-	if err != nil {
-		s.fault(ctx, "gather the metrics", err)
-		return
-	}
-	format := expfmt.NewFormat(expfmt.TypeTextPlain)
-	encoder := expfmt.NewEncoder(ctx.Response.BodyWriter(), format)
-	for _, family := range families {
-		if err := encoder.Encode(family); err != nil {
-			s.fault(ctx, "write the metrics", err)
-			return
-		}
-	}
-	ctx.Response.Header.SetContentType(string(format))
 }

@@ -37,14 +37,21 @@ const (
 	routeMetrics
 	routeHealth
 	routeHome
+	routeStatus
+	routeSearch
+	routeItem
+	routeAsset
 	routeCount
+
+	// routePrepared is routeNarinfo for an answer from memory.
+	routePrepared
 )
 
 // patterns are the labels of the routes in the metrics.
 var patterns = [routeCount]string{
 	"other", "/HASH.narinfo", "/HASH.narinfo/info", "/stored-nars/", "/nar/", "/file/",
 	peer.DumpPath, peer.IndexPath, peer.ChangesPath, peer.StreamPath, "/nix-cache-info",
-	"/signing-key.pub", "/metrics", "/health", "/",
+	"/signing-key.pub", "/metrics", "/health", "/", "/status", "/search", "/item/HASH", "/page/",
 }
 
 const (
@@ -64,7 +71,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 			ctx.Response.Reset()
 			respond.Fail(ctx, fasthttp.StatusInternalServerError, "internal error")
 			s.metrics.Faults.Inc()
-			s.metrics.Count(int(routeOther), ctx)
+			s.measure(ctx, routeOther)
 		}
 	}()
 	route := s.dispatch(ctx)
@@ -75,14 +82,14 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	if s.stopping.Load() && !ctx.Hijacked() {
 		engine.CloseAfter(ctx)
 	}
-	s.metrics.Count(int(route), ctx)
+	s.measure(ctx, route)
 	if s.log.Enabled(ctx, slog.LevelDebug) {
 		engine.LeaveLoop(ctx)
 		s.log.LogAttrs(ctx, slog.LevelDebug, "request",
 			slog.String("method", string(ctx.Method())),
 			slog.String("path", string(ctx.RequestURI())),
 			slog.Int("status", ctx.Response.StatusCode()),
-			slog.Int("bytes", metrics.BodyLength(ctx)),
+			slog.Int("bytes", bodyLength(ctx)),
 			slog.String("client", s.options.TrustedProxies.ClientName(ctx)))
 	}
 }
@@ -107,8 +114,7 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	// Fast path: nearly all requests are for narinfos.
 	if len(path) == narinfoPathLen && string(path[len(path)-len(narinfoSuffix):]) == narinfoSuffix {
 		if hash, err := narinfo.ParsePathHash(path[1 : 1+narinfo.PathHashLen]); err == nil {
-			s.serveNarinfo(ctx, hash)
-			return routeNarinfo
+			return s.serveNarinfo(ctx, hash)
 		}
 	}
 	if s.serveKnown(ctx, path) {
@@ -121,22 +127,26 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	}
 	segments := strings.Split(decoded[1:], "/")
 	switch first := segments[0]; {
-	case len(segments) == 1 && first == "":
+	case s.options.Pages.Has(segments):
 		engine.LeaveLoop(ctx)
-		return s.serveHome(ctx)
+		return s.servePage(ctx, segments)
 	case len(segments) == 1 && first == "nix-cache-info":
 		respond.Text(ctx, "text/plain; charset=utf-8", narinfo.CacheInfo)
 		return routeCacheInfo
 	case len(segments) == 1 && first == "metrics" && !s.options.HideMetrics:
 		engine.LeaveLoop(ctx)
-		s.serveMetrics(ctx)
+		if err := metrics.Serve(ctx, s.metrics.Registry); err != nil {
+			s.fault(ctx, "gather and write the metrics", err)
+		}
 		return routeMetrics
 	case len(segments) == 1 && s.options.SigningKeys.Text(first) != "":
 		respond.Text(ctx, "text/plain; charset=utf-8", s.options.SigningKeys.Text(first))
 		return routeSigningKey
 	case decoded == health.Path && !s.options.HideMetrics, decoded == health.ReadyPath, decoded == health.LivePath:
 		engine.LeaveLoop(ctx)
-		s.serveHealth(ctx, decoded)
+		if err := s.health.Serve(s.live, ctx, decoded); err != nil {
+			s.fault(ctx, "write the health", err)
+		}
 		return routeHealth
 	case first == "nar" && (len(segments) == 2 || len(segments) == 3):
 		s.serveNar(ctx, decoded[1:], segments[len(segments)-1])
@@ -169,8 +179,7 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	case strings.HasSuffix(first, narinfoSuffix):
 		hash, err := narinfo.ParsePathHash(strings.TrimSuffix(first, narinfoSuffix))
 		if err == nil && len(segments) == 1 {
-			s.serveNarinfo(ctx, hash)
-			return routeNarinfo
+			return s.serveNarinfo(ctx, hash)
 		}
 		if err == nil && len(segments) == 2 && segments[1] == "info" {
 			engine.LeaveLoop(ctx)
@@ -185,6 +194,17 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	return routeOther
 }
 
+// pageRoutes are the routes of the pages for browsers, by the first segment of their paths.
+var pageRoutes = map[string]route{"": routeHome, "status": routeStatus, "search": routeSearch, "item": routeItem, "page": routeAsset}
+
+// servePage answers with a page for browsers, or a file that pages use.
+func (s *Server) servePage(ctx *fasthttp.RequestCtx, segments []string) route {
+	if err := s.options.Pages.Serve(s.live, ctx, segments); err != nil {
+		s.fault(ctx, "answer with a page", err)
+	}
+	return pageRoutes[segments[0]]
+}
+
 // fault is [respond.Faults.Answer], unless the upstreams are the cause.
 func (s *Server) fault(ctx *fasthttp.RequestCtx, tried string, err error) {
 	if !s.upstreamFailed(ctx, err) {
@@ -195,7 +215,7 @@ func (s *Server) fault(ctx *fasthttp.RequestCtx, tried string, err error) {
 // handleBadRequest answers a malformed request, and closes the connection after it.
 func (s *Server) handleBadRequest(ctx *fasthttp.RequestCtx, err error) {
 	engine.AnswerBadRequest(ctx, err)
-	s.metrics.Count(int(routeOther), ctx)
+	s.measure(ctx, routeOther)
 }
 
 // maxAge returns the Cache-Control header for a TTL.

@@ -23,9 +23,10 @@ import (
 	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/health"
-	"nar-herder/httpapi/home"
 	"nar-herder/httpapi/itemcache"
+	"nar-herder/httpapi/measured"
 	"nar-herder/httpapi/metrics"
+	"nar-herder/httpapi/page"
 	"nar-herder/httpapi/peerapi"
 	"nar-herder/httpapi/prepared"
 	"nar-herder/httpapi/respond"
@@ -188,7 +189,10 @@ type Options struct {
 
 	// SigningKeys are public keys as texts: the first is at /signing-key.pub, the second at
 	// /signing-key-2.pub. A client can authorize only one key from a file.
-	SigningKeys home.Keys
+	SigningKeys page.Keys
+
+	// Pages are those for browsers; nil for none.
+	Pages *page.Site
 
 	// HideMetrics answers 404 at /metrics and /health, but not at /health/ready and
 	// /health/live. [health.Control] serves all of them.
@@ -205,6 +209,9 @@ type Options struct {
 
 	// Version of the program, for the metrics.
 	Version string
+
+	// AccessLog receives answers with their requests; nil for none.
+	AccessLog measured.Sink
 
 	// Log receives faults, and each request at level DEBUG.
 	Log *slog.Logger
@@ -257,6 +264,9 @@ func New(items Items, options Options) *Server {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	if s.options.Pages == nil {
+		s.options.Pages = page.New(page.Options{})
+	}
 	s.health = health.New(options.Health, options.Mirror, s.log)
 	s.cacheControls = newCacheControls(&options)
 	if options.Starting != nil {
@@ -264,7 +274,7 @@ func New(items Items, options Options) *Server {
 	} else {
 		s.engine = engine.New(s.handle, s.handleBadRequest, options.Limits, options.TrustedProxies, s.log)
 	}
-	s.metrics = metrics.New(patterns[:])
+	s.metrics = metrics.New(patterns[:], int(routeNarinfo))
 	s.faults = respond.Faults{Log: s.log, Count: s.metrics.Faults}
 	s.live, s.end = context.WithCancel(context.Background())
 	s.streaming, s.endStreams = context.WithCancel(s.live)

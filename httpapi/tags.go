@@ -1,8 +1,6 @@
 package httpapi
 
 import (
-	"strings"
-
 	"nar-herder/httpapi/content"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -20,7 +18,7 @@ func (s *Server) tagOf(item *nars, file, compression string, open checksums.Open
 		if info.Sum != [16]byte{} {
 			return peer.SumTag(info.Sum), nil
 		}
-		byTime := content.TimeTag(narTag(item.Item, compression)+version(info), length, info.ModTime)
+		byTime := content.TimeTag(narTag(item.Item, compression)+content.Version(info), length, info.ModTime)
 		for _, sum := range item.sums {
 			if sum.File == file && sum.Size == info.Size && sum.Changed.Equal(info.Changed) {
 				return peer.SumTag(sum.Sum), byTime
@@ -31,15 +29,6 @@ func (s *Server) tagOf(item *nars, file, compression string, open checksums.Open
 		}
 		return byTime, nil
 	}
-}
-
-// version returns the bucket's tag of an object, if an entity tag can contain it. It
-// distinguishes contents with the same time, which has a resolution of one second there.
-func version(info bytestore.Info) string {
-	if info.Tag == "" || strings.ContainsFunc(info.Tag, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == ',' }) {
-		return ""
-	}
-	return "-" + info.Tag
 }
 
 // narTag returns the beginning of the entity tag of an item's nar in a compression.

@@ -10,6 +10,7 @@ import (
 
 	"nar-herder/compression/cached"
 	"nar-herder/httpapi/engine"
+	"nar-herder/internal/recentlog"
 	"nar-herder/mirror/dump"
 	"nar-herder/storage/location"
 	"nar-herder/storage/tiered"
@@ -59,6 +60,7 @@ type serverCommand struct {
 	scrubOptions     `embed:""`
 	upstreamOptions  `embed:""`
 	advertiseOption  `embed:""`
+	pageOptions      `embed:""`
 
 	StorageCache     string    `placeholder:"DIR" help:"Local directory that caches recently read nars of a remote storage."`
 	StorageCacheSize sizeValue `default:"10GiB" placeholder:"BYTES" help:"Maximum size of --storage-cache on disk (default: ${default})."`
@@ -124,9 +126,11 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, parsed *kong.Contex
 	}
 	log, closeLog := newLogger(s.err, slog.Level(c.LogLevel))
 	defer closeLog()
+	events := recentlog.New(shownEvents)
+	log = slog.New(slog.NewMultiHandler(log.Handler(), events))
 	effect := settings.inEffect(parsed, c)
 	running, runCtx := newTasks(ctx)
-	err := untilStopped(ctx, log, running, func() error { return c.run(runCtx, effect, running, log) })
+	err := untilStopped(ctx, log, running, func() error { return c.run(runCtx, effect, events, running, log) })
 	if c.PidFile != "" {
 		removePidFile(c.PidFile)
 	}
@@ -137,11 +141,12 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, parsed *kong.Contex
 }
 
 // run serves until the context ends.
-func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks, log *slog.Logger) (err error) {
+func (c *serverCommand) run(ctx context.Context, effect inEffect, events *recentlog.Log, running *tasks, log *slog.Logger) (err error) {
 	config, err := c.configure(ctx, effect, log)
 	if err != nil {
 		return err
 	}
+	config.events = events
 	sockets, err := c.reserve(ctx, log)
 	if err != nil {
 		return err
@@ -173,6 +178,7 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 // serverConfig holds the values of options that need more than parsing.
 type serverConfig struct {
 	effect       inEffect
+	events       *recentlog.Log // for the pages
 	keys         serverKeys
 	storageCache *tiered.Options // nil for none
 	cached       cached.Options
@@ -203,8 +209,11 @@ func (c *serverCommand) configure(ctx context.Context, effect inEffect, log *slo
 	if err := dump.CheckPath(ctx, c.path(c.Database), c.Database); err != nil {
 		return nil, fmt.Errorf("--database-dump: %w", err)
 	}
-	return &serverConfig{effect, keys, storageCache, cacheOptions}, nil
+	return &serverConfig{effect: effect, keys: keys, storageCache: storageCache, cached: cacheOptions}, nil
 }
+
+// shownEvents is the number of log lines on the status page of the control listener.
+const shownEvents = 100
 
 // limits returns the limits on connections.
 func (c *serverCommand) limits() engine.Limits {

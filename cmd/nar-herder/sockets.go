@@ -120,7 +120,7 @@ func (s *sockets) whileStarting(ctx context.Context, state func() any, f func(co
 // serve hands the sockets to the server, which answers until the context ends.
 func (s *sockets) serve(ctx context.Context, parts *subsystems, running *tasks) {
 	if s.control != nil {
-		s.control.Attach(parts.server.Health(), parts.server.Registry())
+		s.control.Attach(parts.server.Health(), parts.server.Registry(), parts.site.Private(s.log))
 	}
 	if s.endStarting(); ctx.Err() != nil {
 		s.closeControl()

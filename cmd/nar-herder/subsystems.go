@@ -14,6 +14,8 @@ import (
 	"nar-herder/compression/cached"
 	"nar-herder/httpapi"
 	"nar-herder/httpapi/health"
+	"nar-herder/httpapi/page"
+	"nar-herder/httpapi/page/history"
 	"nar-herder/internal/dnssd"
 	"nar-herder/mirror"
 	"nar-herder/mirror/dump"
@@ -24,6 +26,7 @@ import (
 	"nar-herder/removal"
 	"nar-herder/removal/eviction"
 	"nar-herder/removal/withdrawal"
+	"nar-herder/storage/census"
 	"nar-herder/storage/checksums"
 	"nar-herder/storage/dbspace"
 	"nar-herder/storage/index"
@@ -57,8 +60,11 @@ type subsystems struct {
 	scrubber  *scrub.Scrubber
 	room      *dbspace.Watch // for the database
 	unstored  *unstoredCount
-	search    *search.Index
 	server    *httpapi.Server
+	site      *page.Site
+	history   *history.History
+	census    *census.Census
+	search    *search.Index    // nil without pages
 	responder *dnssd.Responder // started once the server answers
 	changes   *index.Watcher
 }
@@ -122,7 +128,10 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	s.checksums = checksums.New(store.index, log)
 	s.scrubber = c.newScrubber(store, s.peers, log)
 	s.unstored = &unstoredCount{index: store.index, log: log}
-	s.search = search.New(store.index, log)
+	s.site = c.newSite(c.PublicMetrics == "no")
+	if s.site.Size() == page.Full {
+		s.search = search.New(store.index, log)
+	}
 	s.server = httpapi.New(store, s.httpOptions(c, config, caching.TTLs, starting, log))
 	if s.passing != nil {
 		s.passing.Turns = s.server.Processors()
@@ -130,6 +139,7 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	if s.scrubber != nil {
 		s.scrubber.TakeTurns(s.server.Processors())
 	}
+	s.addPages(config, log)
 	s.server.Registry().MustRegister(append(s.collectors(), config.keys.metric())...)
 	config.keys.warn(ctx, store.index, log)
 	s.changes, err = store.index.Watch(ctx)
@@ -170,6 +180,7 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 		HideMetrics:   c.PublicMetrics == "no",
 		AnswerCache:   max(int64(c.NarinfoCacheSize), 0),
 		SigningKeys:   config.keys.published,
+		Pages:         s.site,
 
 		TrustedProxies: proxies(c.TrustedProxies),
 		Limits:         c.limits(),
@@ -201,7 +212,7 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 
 // collectors returns the metrics of the subsystems.
 func (s *subsystems) collectors() []prometheus.Collector {
-	all := []prometheus.Collector{s.room, damageMetric(s.store.index), s.unstored.metric(), s.search, s.dumps}
+	all := []prometheus.Collector{s.room, damageMetric(s.store.index), s.unstored.metric(), s.dumps}
 	if s.upstreams != nil {
 		all = append(all, s.upstreams, s.finder)
 	}
@@ -213,6 +224,9 @@ func (s *subsystems) collectors() []prometheus.Collector {
 	}
 	if s.evictor != nil {
 		all = append(all, s.evictor)
+	}
+	if s.search != nil {
+		all = append(all, s.search)
 	}
 	if s.scrubber != nil {
 		all = append(all, s.scrubber)
@@ -244,12 +258,18 @@ func (s *subsystems) start(ctx context.Context, running *tasks) {
 	start("writing down uses", s.uses.Run)
 	start("computing checksums", func(ctx context.Context) { s.checksums.Run(ctx, s.server.Forget) })
 	start("counting items without nars", s.unstored.Run)
-	start("indexing names for searches", s.search.Run)
 	start("watching the room for the database", s.room.Run)
 	start("watching the owner of the storage", s.ownership.Run)
 	start("removing withdrawn items", s.withdrawn.Run)
 	start("removing unfinished uploads", func(ctx context.Context) { unfinished.Run(ctx, s.store.Storage) })
 	start("making dumps", s.dumps.Run)
+	if s.site.Size() != page.Off {
+		start("counting nars by compression", s.census.Run)
+	}
+	if s.site.Size() == page.Full {
+		start("recording the history of requests", s.history.Run)
+		start("indexing names for searches", s.search.Run)
+	}
 	if s.upstreams != nil {
 		start("watching the upstreams", s.upstreams.Run)
 		start("writing items of upstreams", s.finder.Run)
@@ -310,7 +330,7 @@ func (s *subsystems) close(running *tasks) (err error) {
 		err = errors.Join(err, running.Do("closing the cache", s.cache.Close))
 	}
 	if s.search != nil {
-		err = errors.Join(err, s.search.Close())
+		err = errors.Join(err, running.Do("closing the search index", s.search.Close))
 	}
 	if s.store != nil {
 		err = errors.Join(err, running.Do("closing the database and the storage", s.store.close))

@@ -2,6 +2,7 @@ package content
 
 import (
 	"strconv"
+	"strings"
 	"time"
 
 	"nar-herder/peer"
@@ -31,6 +32,15 @@ func TimeTag(name string, length int64, modified time.Time) []byte {
 	etag = strconv.AppendInt(append(etag, '-'), length, 16)
 	etag = strconv.AppendInt(append(etag, '-'), modified.UnixNano(), 16)
 	return append(etag, '"')
+}
+
+// Version returns the bucket's tag of an object, if an entity tag can contain it. It
+// distinguishes contents with the same time, which has a resolution of one second there.
+func Version(info bytestore.Info) string {
+	if info.Tag == "" || strings.ContainsFunc(info.Tag, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == ',' }) {
+		return ""
+	}
+	return "-" + info.Tag
 }
 
 // ByContent makes the entity tag of bytes that the name identifies on all instances.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/measured"
 	"nar-herder/internal/eventloop"
 	"nar-herder/internal/rawio"
 )
@@ -48,9 +49,11 @@ type connection struct {
 
 	deadline, deadlineSet time.Time
 
-	// begun is whether anything was read, and failure the error of the next Read.
-	begun   bool
+	// begun is when the first byte was read, or zero, and failure the error of the next Read.
+	begun   time.Time
 	failure error
+	// answers are those that are not written yet.
+	answers measured.Pending
 
 	// fileFollows says that the next Write is the head of an answer with a fileBody, and
 	// shares a segment with it.
@@ -78,10 +81,18 @@ func (c *connection) Close() error {
 		c.linger()
 	}
 	c.engine.remove(c)
-	return c.Conn.Close()
+	err := c.Conn.Close()
+	c.answers.Close(time.Now())
+	return err
 }
 
+// SetReadDeadline implements [net.Conn]. fasthttp sets a deadline when an answer is in its
+// buffer, which may have been flushed, and another when the next request has begun. These
+// times are known without asking the system again.
 func (c *connection) SetReadDeadline(t time.Time) error {
+	if c.answers.Waits() {
+		c.answers.Tick(t.Add(-c.engine.Server.IdleTimeout))
+	}
 	c.deadline = t
 	return nil
 }
@@ -129,11 +140,22 @@ func (c *connection) Write(p []byte) (int, error) {
 			err = c.writeErr
 		}
 		if err != nil || n == len(p) {
+			c.wrote(n, err)
 			return n, err
 		}
 	}
 	m, err := c.writeSlowly(p[n:])
-	return n + m, err
+	n += m
+	c.wrote(n, err)
+	return n, err
+}
+
+func (c *connection) wrote(n int, err error) {
+	if err != nil {
+		c.answers.Failed(n)
+	} else if c.answers.Wrote() {
+		c.answers.Tick(time.Now())
+	}
 }
 
 // writeOnce is called with the file descriptor.

@@ -72,9 +72,12 @@ func (c *connection) Read(p []byte) (int, error) {
 	if c.failure != nil {
 		return 0, c.failure
 	}
+	c.answers.Settle() // fasthttp flushes its buffer before it reads
 	n, err := c.read(p)
-	if isFirst := !c.begun; n > 0 {
-		c.begun = true
+	if isFirst := c.begun.IsZero(); n > 0 {
+		if isFirst {
+			c.begun = time.Now()
+		}
 		if endsBare(p[:n]) {
 			n = c.readBare(p, n, isFirst)
 		}

@@ -19,7 +19,7 @@ import (
 )
 
 // Control answers requests of the administrator: /metrics, /health and the paths below it,
-// and /debug/pprof/. It has its own listeners, and answers before there is a server. Its
+// /debug/pprof/, and pages for browsers. It has its own listeners, and answers before there is a server. Its
 // requests are not counted in the metrics.
 type Control struct {
 	host   string
@@ -30,10 +30,10 @@ type Control struct {
 	starting atomic.Pointer[func() any]
 }
 
-// attached are the health and the metrics of a server.
+// attached are the health, the metrics and the pages of a server.
 type attached struct {
-	health  *Health
-	metrics http.Handler
+	health         *Health
+	metrics, pages http.Handler
 }
 
 // controlGrace is how long answers in flight may take once a Control is closed.
@@ -50,6 +50,7 @@ func ServeControl(host string, log *slog.Logger, listeners ...net.Listener) *Con
 	mux.HandleFunc(Path, func(w http.ResponseWriter, r *http.Request) { c.serveHealth(w, r, false) })
 	mux.HandleFunc(ReadyPath, func(w http.ResponseWriter, r *http.Request) { c.serveHealth(w, r, true) })
 	mux.HandleFunc(LivePath, func(w http.ResponseWriter, _ *http.Request) { c.json(w, http.StatusOK, []byte(LiveBody)) })
+	mux.HandleFunc("/", c.servePages)
 	// Without cmdline, as there may be passwords among the arguments.
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
@@ -80,9 +81,13 @@ func (c *Control) Starting(state func() any) {
 	c.starting.Store(&state)
 }
 
-// Attach makes /health and /metrics answer for a server.
-func (c *Control) Attach(health *Health, registry *prometheus.Registry) {
-	c.attached.Store(&attached{health, promhttp.HandlerFor(registry, promhttp.HandlerOpts{})})
+// Attach makes /health and /metrics answer for a server, and all other paths by its pages; nil
+// for none.
+func (c *Control) Attach(health *Health, registry *prometheus.Registry, pages http.Handler) {
+	if pages == nil {
+		pages = http.NotFoundHandler()
+	}
+	c.attached.Store(&attached{health, promhttp.HandlerFor(registry, promhttp.HandlerOpts{}), pages})
 }
 
 // Close closes the listeners and, after a moment, all connections. It may be called
@@ -129,13 +134,27 @@ func (c *Control) mayName(r *http.Request) bool {
 }
 
 func (c *Control) serveMetrics(w http.ResponseWriter, r *http.Request) {
-	a := c.attached.Load()
-	if a == nil {
-		w.Header().Set("Retry-After", retryAfter)
-		http.Error(w, "this server is still starting", http.StatusServiceUnavailable)
-		return
+	if a := c.attached.Load(); a != nil {
+		a.metrics.ServeHTTP(w, r)
+	} else {
+		refuseStarting(w)
 	}
-	a.metrics.ServeHTTP(w, r)
+}
+
+func (c *Control) servePages(w http.ResponseWriter, r *http.Request) {
+	switch a := c.attached.Load(); {
+	case a != nil:
+		a.pages.ServeHTTP(w, r)
+	case r.URL.Path == "/":
+		refuseStarting(w)
+	default:
+		http.NotFound(w, r)
+	}
+}
+
+func refuseStarting(w http.ResponseWriter) {
+	w.Header().Set("Retry-After", retryAfter)
+	http.Error(w, "this server is still starting", http.StatusServiceUnavailable)
 }
 
 func (c *Control) serveHealth(w http.ResponseWriter, r *http.Request, ready bool) {

@@ -14,8 +14,11 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/respond"
 	"nar-herder/internal/pace"
+	"nar-herder/internal/redact"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 )
@@ -211,6 +214,31 @@ type status struct {
 	Mirror   any                 `json:"mirror,omitempty"`
 }
 
+// State is that of a part for pages.
+type State struct {
+	Part string
+	// Problems are the texts for clients; nil for none. Fails says that requests fail.
+	Problems []string
+	Fails    bool
+	// Detail is the error with its names of files, for the administrator; "" for none.
+	Detail string
+}
+
+// States returns the states of all parts.
+func (h *Health) States() []State {
+	states := make([]State, len(h.parts))
+	for i, p := range h.parts {
+		states[i].Part = p.Name
+		states[i].Problems, states[i].Fails = p.wrong()
+		p.mu.Lock()
+		if isFailure(p.err) && p.err != errNotLooked {
+			states[i].Detail = redact.Text(p.err.Error())
+		}
+		p.mu.Unlock()
+	}
+	return states
+}
+
 // state returns the problems of all parts. It waits for the first check, while the context
 // lasts.
 func (h *Health) state(ctx context.Context) status {
@@ -247,6 +275,22 @@ func (h *Health) Answer(ctx context.Context, ready bool) (code int, body []byte,
 		return 0, nil, err
 	}
 	return code, append(body, '\n'), nil
+}
+
+// Serve answers a request of the public listener at one of the paths.
+func (h *Health) Serve(live context.Context, ctx *fasthttp.RequestCtx, path string) error {
+	ctx.Response.Header.Set("Cache-Control", respond.NoStore)
+	if path == LivePath {
+		respond.Text(ctx, "application/json", LiveBody)
+		return nil
+	}
+	status, body, err := h.Answer(live, path == ReadyPath)
+	if err != nil {
+		return err
+	}
+	respond.Text(ctx, "application/json", string(body))
+	ctx.Response.SetStatusCode(status)
+	return nil
 }
 
 var healthyDesc = prometheus.NewDesc("narherder_healthy", "Whether a part of the server works, according to the last check.", []string{"part"}, nil)
