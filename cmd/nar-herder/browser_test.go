@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,19 @@ const (
 	browsing = 3 * time.Minute
 )
 
+// strangerNarinfo is a valid narinfo that would break a careless page.
+func strangerNarinfo() string {
+	name := strings.Repeat("very-long-name_", 14)
+	var references []string
+	for n := range 250 {
+		references = append(references, fmt.Sprintf("%032d-%s", n, name))
+	}
+	const script = `"><script>document.title = "broken"</script><img src=http://example.org/x onerror=alert(1)>`
+	return "StorePath: /gnu/store/" + strings.Repeat("1", 32) + "-" + name + "\nNarHash: sha256:" + strings.Repeat("0", 52) +
+		"\nNarSize: 9000000000000\nReferences: " + strings.Join(references, " ") + "\nSystem: " + script + "\nDeriver: " + script + "\nX-Mark: " + strings.Repeat("x", 5000) +
+		"\nURL: javascript:alert(1)\nCompression: " + script + "\nFileSize: 1\nURL: nar/lzip/" + strings.Repeat("1", 32) + "-" + name + "\nCompression: lzip\nFileSize: 9000000000000\n"
+}
+
 // TestBrowser looks at the pages of a server with the corpus in Chromium; see check.mjs for what
 // it checks. 'npm ci --omit=optional --ignore-scripts' in testdata/browser installs what it needs.
 func TestBrowser(t *testing.T) {
@@ -32,11 +46,20 @@ func TestBrowser(t *testing.T) {
 	p := newPlace(t)
 	p.imports(t, filepath.Join(testdata, "published"))
 	p.imports(t, filepath.Join(testdata, "published-multi"))
+	stranger := filepath.Join(p.dir, "stranger.narinfo")
+	if err := os.WriteFile(stranger, []byte(strangerNarinfo()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := runProgram(t, "import", "--database="+p.database, "--narinfos-only", stranger); r.status != 0 { // with a warning: it is unsigned
+		t.Fatal(r.err)
+	}
 	s := p.serveProcess(t, "--ttl=1d", "--log-level=INFO")
 	const greet = "nxrz38jzshzw0q3fqi3fqimjg1zr62r9"
 	input, err := json.Marshal(map[string]any{
 		"base":  "http://" + s.addresses[0],
-		"pages": map[string]string{"home": "/", "status": "/status", "search": "/search?q=e", "item": "/item/" + greet, "missing": "/item/" + strings.Repeat("0", 32)},
+		"pages": map[string]string{
+			"home": "/", "status": "/status", "search": "/search?q=e", "item": "/item/" + greet, "stranger": "/item/" + strings.Repeat("1", 32), "missing": "/item/" + strings.Repeat("0", 32),
+		},
 		"typed": "greet", "found": greet,
 		"chromium": chromium, "screenshots": variables[screenshotsVariable],
 	})

@@ -8,7 +8,6 @@ import (
 	"nar-herder/httpapi/page/item"
 	searchpage "nar-herder/httpapi/page/search"
 	"nar-herder/narinfo"
-	"nar-herder/storage/search"
 )
 
 // addItemPages adds the pages that find and show items.
@@ -16,7 +15,6 @@ func (s *subsystems) addItemPages(published page.Keys, log *slog.Logger) {
 	if s.site.Size() != page.Full {
 		return
 	}
-	s.search = search.New(s.store.index, log)
 	text := s.store.Text
 	if s.cache != nil {
 		text = func(ctx context.Context, hash narinfo.PathHash) ([]byte, error) {

@@ -132,6 +132,9 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	s.unstored = &unstoredCount{index: store.index, log: log}
 	s.site = c.newSite(c.PublicMetrics == "no")
 	s.items = indexmetrics.New(store.index, log)
+	if s.site.Size() == page.Full {
+		s.search = search.New(store.index, log)
+	}
 	s.server = httpapi.New(store, s.httpOptions(c, config, caching.TTLs, starting, log))
 	if s.passing != nil {
 		s.passing.Turns = s.server.Processors()
@@ -216,9 +219,6 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 // collectors returns the metrics of the subsystems.
 func (s *subsystems) collectors() []prometheus.Collector {
 	all := []prometheus.Collector{s.room, damageMetric(s.store.index), s.unstored.metric(), s.dumps, s.items}
-	if s.search != nil {
-		all = append(all, s.search)
-	}
 	if s.upstreams != nil {
 		all = append(all, s.upstreams, s.finder)
 	}
@@ -230,6 +230,9 @@ func (s *subsystems) collectors() []prometheus.Collector {
 	}
 	if s.evictor != nil {
 		all = append(all, s.evictor)
+	}
+	if s.search != nil {
+		all = append(all, s.search)
 	}
 	if s.scrubber != nil {
 		all = append(all, s.scrubber)
@@ -274,7 +277,7 @@ func (s *subsystems) start(ctx context.Context, running *tasks) {
 	}
 	if s.site.Size() == page.Full {
 		start("recording the history of requests", s.history.Run)
-		start("indexing names for the search", s.search.Run)
+		start("indexing names for searches", s.search.Run)
 	}
 	if s.upstreams != nil {
 		start("watching the upstreams", s.upstreams.Run)

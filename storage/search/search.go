@@ -67,8 +67,8 @@ type Index struct {
 
 // limits are constants, except in tests.
 type limits struct {
-	// A new file is written after least items, or a quarter of those in the old file, or most
-	// items. Memory holds twice as many at most if the file can't be written: about 100 bytes
+	// A new file is written after least items; during a build, after a quarter of those in the old
+	// file, if these are more, or most items. Memory holds twice as many at most if the file can't be written: about 100 bytes
 	// each.
 	least, most int
 	// blockText and blockPostings end a block of the file, in bytes.
@@ -77,7 +77,7 @@ type limits struct {
 	rest int
 }
 
-var defaultLimits = limits{least: 50_000, most: 150_000, blockText: 32 << 10, blockPostings: 128 << 10, rest: 2}
+var defaultLimits = limits{least: 50_000, most: 150_000, blockText: 32 << 10, blockPostings: 128 << 10, rest: 4}
 
 // New returns the search index of a database, which is empty until [Index.Run] has read or built
 // it. A nil log discards messages.

@@ -307,8 +307,8 @@ func naive(items []model, text string) (found []model) {
 	for _, item := range items {
 		does := true
 		for _, word := range strings.Fields(text) {
-			word = strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(word, "/gnu/store/")), "@", "-")
-			does = does && strings.Contains(strings.ToLower(item.name), word)
+			word = strings.ReplaceAll(lower(strings.TrimPrefix(word, "/gnu/store/")), "@", "-")
+			does = does && strings.Contains(lower(item.name), word)
 		}
 		hash := testHash(item.number).String()
 		if q.exact {
@@ -321,12 +321,12 @@ func naive(items []model, text string) (found []model) {
 	slices.Reverse(found)
 	slices.SortStableFunc(found, func(a, b model) int {
 		class := func(m model) int {
-			if class, does := q.matches([]byte(strings.ToLower(m.name))); does {
+			if class, does := q.matches([]byte(lower(m.name))); does {
 				return class
 			}
 			return isHash
 		}
-		return cmp.Or(cmp.Compare(class(a), class(b)), compareNames([]byte(strings.ToLower(a.name)), []byte(strings.ToLower(b.name))))
+		return cmp.Or(cmp.Compare(class(a), class(b)), compareNames([]byte(lower(a.name)), []byte(lower(b.name))))
 	})
 	return found
 }

@@ -147,6 +147,14 @@ type file struct {
 	place
 }
 
+// Name is the compression, in words.
+func (f *file) Name() string {
+	if f.Compression == "none" {
+		return "uncompressed"
+	}
+	return f.Compression
+}
+
 // place is where a nar is.
 type place struct{ Place, Means, Class string }
 

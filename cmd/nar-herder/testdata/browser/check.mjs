@@ -11,7 +11,7 @@ const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.mi
 // base is the URL of the server, pages the paths of its pages by name, and typed a text to search
 // for that finds the link found. With screenshots, the pages are also saved to that directory.
 const { base, pages, typed, found, chromium: executablePath, screenshots } = JSON.parse(readFileSync(0, 'utf8'));
-const timeout = 10_000;
+const timeout = 30_000;
 
 const fault = (where, text) => console.log(`${where}: ${text.replace(/\s+/g, ' ').slice(0, 500)}`);
 
@@ -33,8 +33,8 @@ async function open(context, where) {
 async function checkLayout(page) {
   const { scroll, client, wide } = await page.evaluate(() => {
     const root = document.scrollingElement;
-    const wide = [...document.body.querySelectorAll('*')].filter((e) => e.getBoundingClientRect().right > root.clientWidth + 1);
-    return { scroll: root.scrollWidth, client: root.clientWidth, wide: wide.slice(0, 3).map((e) => e.outerHTML.slice(0, 120)) };
+    const wide = [...document.body.querySelectorAll('*')].filter((e) => e.getBoundingClientRect().right > root.clientWidth + 1 && !e.closest('pre *, .scroll *, .hidden'));
+    return { scroll: root.scrollWidth, client: root.clientWidth, wide: wide.slice(-2).map((e) => e.outerHTML.slice(0, 120)) };
   });
   if (scroll > client) fault(page.at, `is ${scroll} px wide on ${client}: ${wide.join(' | ')}`);
 }
