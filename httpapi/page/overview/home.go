@@ -178,10 +178,10 @@ func plots(h *history.History) ([]history.Plot, time.Duration) {
 	percent := func(v float64) string { return fmt.Sprintf("%.0f %%", 100*v) }
 	seconds := func(v float64) string { return page.Duration(time.Duration(v * float64(time.Second))) }
 	return []history.Plot{
-		history.NewPlot("Requests", window, 0, perSecond, series(func(b history.Bin) float64 { return b.Requests })),
-		history.NewPlot("Bytes sent", window, 0, bytesPerSecond, series(func(b history.Bin) float64 { return b.Bytes })),
-		history.NewPlot("Narinfos answered from memory", window, 1, percent, series(func(b history.Bin) float64 { return b.Hits })),
-		history.NewPlot("Time to the first byte of an answer", window, 0, seconds,
+		history.NewPlot("Requests", window, history.Nice, perSecond, series(func(b history.Bin) float64 { return b.Requests })),
+		history.NewPlot("Bytes sent", window, history.NiceBytes, bytesPerSecond, series(func(b history.Bin) float64 { return b.Bytes })),
+		history.NewPlot("Narinfos answered from memory", window, func(float64) float64 { return 1 }, percent, series(func(b history.Bin) float64 { return b.Hits })),
+		history.NewPlot("Time to the first byte of an answer", window, history.Nice, seconds,
 			series(func(b history.Bin) float64 { return b.Median }), series(func(b history.Bin) float64 { return b.P99 })),
 	}, window
 }
