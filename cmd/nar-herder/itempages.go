@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"log/slog"
 
 	"nar-herder/httpapi/page"
 	"nar-herder/httpapi/page/item"
@@ -11,7 +10,7 @@ import (
 )
 
 // addItemPages adds the pages that find and show items.
-func (s *subsystems) addItemPages(published page.Keys, log *slog.Logger) {
+func (s *subsystems) addItemPages(published page.Keys) {
 	if s.site.Size() != page.Full {
 		return
 	}

@@ -42,7 +42,7 @@ func TestPages(t *testing.T) {
 		s.none("the home page", home.body)
 		s.none("the status page", status.body)
 		for _, want := range []string{
-			"&lt;b&gt;Ours&lt;/b&gt;", `href="mailto:ops@example.org"`, `&#34;(public-key (ecc (curve Ed25519) (q #`, "127.0.0.1:1</td>", "127.0.0.1:2</th>",
+			"&lt;b&gt;Ours&lt;/b&gt;", `href="mailto:ops@example.org"`, `&#34;(public-key (ecc (curve Ed25519)`, "127.0.0.1:1</td>", "127.0.0.1:2</th>",
 			`wget -O signing-key.pub "https://guix.example.org/sub/signing-key.pub"`, `guix build --substitute-urls="https://guix.example.org/sub" hello`,
 		} {
 			if !strings.Contains(home.body, want) {

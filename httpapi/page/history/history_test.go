@@ -105,7 +105,7 @@ func TestPlot(t *testing.T) {
 	t.Parallel()
 	nan := math.NaN()
 	format := func(v float64) string { return strings.TrimSuffix(strings.TrimRight(coordinate(v), "0"), ".") }
-	p := NewPlot("x", time.Hour, 0, format, []float64{nan, 1, 3, nan, 0, nan})
+	p := NewPlot("x", time.Hour, Nice, format, []float64{nan, 1, 3, nan, 0, nan})
 	if p.Top != "5" || p.Begin != "−60 min" || p.Summary != "now 0, mean 1.3, at most 3" || p.IsEmpty {
 		t.Errorf("%+v", p)
 	}
@@ -113,18 +113,23 @@ func TestPlot(t *testing.T) {
 		t.Errorf("line %s, want %s", p.Line, want)
 	}
 	for name, values := range map[string][]float64{"none": nil, "unknown": {nan, nan}} {
-		if p := NewPlot("x", time.Hour, 0, format, values); !p.IsEmpty || p.Line != "" {
+		if p := NewPlot("x", time.Hour, Nice, format, values); !p.IsEmpty || p.Line != "" {
 			t.Errorf("%s: %+v", name, p)
 		}
 	}
 	for _, values := range [][]float64{{0}, {0, 0}, {1e12}, {1e-9, 1e12}} {
-		if p := NewPlot("x", 24*time.Hour, 0, format, values, values); p.IsEmpty || strings.Contains(p.Line+p.Area+p.Second, "NaN") || strings.Contains(p.Line+p.Area, "Inf") {
+		if p := NewPlot("x", 24*time.Hour, Nice, format, values, values); p.IsEmpty || strings.Contains(p.Line+p.Area+p.Second, "NaN") || strings.Contains(p.Line+p.Area, "Inf") {
 			t.Errorf("%v: %+v", values, p)
 		}
 	}
 	for v, want := range map[float64]float64{0: 1, 0.3: 0.5, 1: 1, 1.5: 2, 3: 5, 7: 10, 1001: 2000} {
-		if got := nice(v); math.Abs(got-want) > 1e-9 {
-			t.Errorf("nice(%v) = %v, want %v", v, got, want)
+		if got := Nice(v); math.Abs(got-want) > 1e-9 {
+			t.Errorf("Nice(%v) = %v, want %v", v, got, want)
+		}
+	}
+	for v, want := range map[float64]float64{0: 1, 900: 1000, 1001: 1024, 7000: 10 << 10, 3 << 20: 5 << 20} {
+		if got := NiceBytes(v); got != want {
+			t.Errorf("NiceBytes(%v) = %v, want %v", v, got, want)
 		}
 	}
 }

@@ -207,7 +207,7 @@ func TestHome(t *testing.T) {
 	for _, want := range []string{
 		"It knows 1,234,567 store items", `wget -O signing-key.pub "https://guix.example.org/sub/signing-key.pub"`, "guix archive --authorize < signing-key-2.pub",
 		`guix build --substitute-urls="https://guix.example.org/sub" hello`, `(cons "https://guix.example.org/sub" %default-substitute-urls)`,
-		`"(public-key (ecc (curve Ed25519) (q #AB#)))"`, `\"<img src=x onerror=\"alert('1')\">&\\\")"`, `--substitute-urls="https://guix.example.org/sub https://bordeaux`,
+		"\"(public-key (ecc (curve Ed25519)\n         (q #AB#)))\"", `\"<img src=x onerror=\"alert('1')\">&\\\")"`, `--substitute-urls="https://guix.example.org/sub https://bordeaux`,
 		"6.0 GiB of 8.0 GiB are used (75 %)", "1.0 GiB of that are withdrawn", "9.0 GiB are free", `<rect class="used" x="0" y="0" width="375"`, `<rect class="pending" x="375" y="0" width="75"`,
 		"2 problems", "90 s", "3.0 MiB", "4.0 GiB", "Requests", "10/s",
 	} {
