@@ -2,21 +2,18 @@ package main
 
 import (
 	"context"
-	"log/slog"
 
 	"nar-herder/httpapi/page"
 	"nar-herder/httpapi/page/item"
-	searchpage "nar-herder/httpapi/page/search"
+	"nar-herder/httpapi/page/search"
 	"nar-herder/narinfo"
-	"nar-herder/storage/search"
 )
 
 // addItemPages adds the pages that find and show items.
-func (s *subsystems) addItemPages(published page.Keys, log *slog.Logger) {
-	if s.site.Size() != page.Full {
+func (s *subsystems) addItemPages(published page.Keys) {
+	if s.search == nil {
 		return
 	}
-	s.search = search.New(s.store.index, log)
 	text := s.store.Text
 	if s.cache != nil {
 		text = func(ctx context.Context, hash narinfo.PathHash) ([]byte, error) {
@@ -29,5 +26,5 @@ func (s *subsystems) addItemPages(published page.Keys, log *slog.Logger) {
 		HasRemote: s.fetcher != nil || s.passing != nil, HasUpstreams: s.finder != nil,
 		Keys: published, KeyNames: published.Names(),
 	})
-	searchpage.Add(s.site, s.search, s.store.index)
+	search.Add(s.site, s.search, s.store.index)
 }

@@ -63,7 +63,7 @@ func (s *subsystems) addPages(config *serverConfig, log *slog.Logger) {
 		sources.Upstreams = s.upstreams.Status
 	}
 	overview.Add(s.site, sources)
-	s.addItemPages(config.keys.published, log)
+	s.addItemPages(config.keys.published)
 }
 
 // shownOptions returns the options for the administrator.

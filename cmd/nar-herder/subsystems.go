@@ -129,6 +129,9 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	s.scrubber = c.newScrubber(store, s.peers, log)
 	s.unstored = &unstoredCount{index: store.index, log: log}
 	s.site = c.newSite(c.PublicMetrics == "no")
+	if s.site.Size() == page.Full {
+		s.search = search.New(store.index, log)
+	}
 	s.server = httpapi.New(store, s.httpOptions(c, config, caching.TTLs, starting, log))
 	if s.passing != nil {
 		s.passing.Turns = s.server.Processors()
@@ -222,6 +225,9 @@ func (s *subsystems) collectors() []prometheus.Collector {
 	if s.evictor != nil {
 		all = append(all, s.evictor)
 	}
+	if s.search != nil {
+		all = append(all, s.search)
+	}
 	if s.scrubber != nil {
 		all = append(all, s.scrubber)
 	}
@@ -262,7 +268,7 @@ func (s *subsystems) start(ctx context.Context, running *tasks) {
 	}
 	if s.site.Size() == page.Full {
 		start("recording the history of requests", s.history.Run)
-		start("indexing names for the search", s.search.Run)
+		start("indexing names for searches", s.search.Run)
 	}
 	if s.upstreams != nil {
 		start("watching the upstreams", s.upstreams.Run)

@@ -64,6 +64,7 @@ func (s *Index) Search(ctx context.Context, query Query, after string, limit int
 	if query.IsEmpty() {
 		return result, nil
 	}
+	var last position
 	for pass := range mostPasses {
 		found, err := s.find(ctx, &query, from, limit)
 		if err != nil {
@@ -72,7 +73,10 @@ func (s *Index) Search(ctx context.Context, query Query, after string, limit int
 		if pass == 0 {
 			result.Total = found.total
 		}
-		last, err := s.visible(ctx, &query, found.items, &result, limit)
+		if from != nil {
+			last = *from
+		}
+		last, err = s.visible(ctx, &query, found.items, &result, limit, last)
 		if err != nil {
 			return Result{}, err
 		}
@@ -86,7 +90,7 @@ func (s *Index) Search(ctx context.Context, query Query, after string, limit int
 			result.Next = ""
 			return result, nil
 		}
-		from = &last
+		from = new(last)
 		result.Next = last.String() // in case this is the last pass
 	}
 	return result, nil
@@ -112,8 +116,9 @@ func (s *Index) searchHash(ctx context.Context, hash narinfo.PathHash, result Re
 }
 
 // visible adds the items that clients can get to the result, up to one more than limit. It returns
-// the position of the last item that counts towards limit, or that it looked up.
-func (s *Index) visible(ctx context.Context, query *Query, items []hit, result *Result, limit int) (last position, err error) {
+// the position of the last item before that one, or else of the last item of all. last is the
+// position before the items.
+func (s *Index) visible(ctx context.Context, query *Query, items []hit, result *Result, limit int, last position) (position, error) {
 	for step := range slices.Chunk(items, limit+1) {
 		positions := make([]int64, len(step))
 		for i, item := range step {
