@@ -56,7 +56,7 @@ func TestBrowser(t *testing.T) {
 	s := p.serveProcess(t, "--ttl=1d", "--log-level=INFO")
 	const greet = "nxrz38jzshzw0q3fqi3fqimjg1zr62r9"
 	input, err := json.Marshal(map[string]any{
-		"base":  "http://" + s.addresses[0],
+		"base": "http://" + s.addresses[0],
 		"pages": map[string]string{
 			"home": "/", "status": "/status", "search": "/search?q=e", "item": "/item/" + greet, "stranger": "/item/" + strings.Repeat("1", 32), "missing": "/item/" + strings.Repeat("0", 32),
 		},

@@ -5,13 +5,13 @@ import (
 
 	"nar-herder/httpapi/page"
 	"nar-herder/httpapi/page/item"
-	searchpage "nar-herder/httpapi/page/search"
+	"nar-herder/httpapi/page/search"
 	"nar-herder/narinfo"
 )
 
 // addItemPages adds the pages that find and show items.
 func (s *subsystems) addItemPages(published page.Keys) {
-	if s.site.Size() != page.Full {
+	if s.search == nil {
 		return
 	}
 	text := s.store.Text
@@ -26,5 +26,5 @@ func (s *subsystems) addItemPages(published page.Keys) {
 		HasRemote: s.fetcher != nil || s.passing != nil, HasUpstreams: s.finder != nil,
 		Keys: published, KeyNames: published.Names(),
 	})
-	searchpage.Add(s.site, s.search, s.store.index)
+	search.Add(s.site, s.search, s.store.index)
 }

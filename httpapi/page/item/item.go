@@ -103,7 +103,7 @@ type view struct {
 	Fields    []field
 
 	References, Referrers list
-	Closure               closure
+	Closure               *closure // nil for none
 
 	// Record is for the administrator; nil on public pages.
 	Record *record
@@ -201,8 +201,12 @@ func (o *Options) read(ctx context.Context, hash narinfo.PathHash, query url.Val
 	if v.Referrers, err = o.referrers(ctx, v.Path, query.Get("referrers")); err != nil {
 		return err
 	}
-	if v.Closure.ClosureSize, err = o.Storage.Index().ClosureSize(ctx, hash, mostFollowed); err != nil {
-		return err
+	if item.WithdrawnAt.IsZero() { // a withdrawn item has no closure
+		size, err := o.Storage.Index().ClosureSize(ctx, hash, mostFollowed)
+		if err != nil {
+			return err
+		}
+		v.Closure = &closure{size}
 	}
 	if v.Private {
 		if v.Record, err = o.record(ctx, item, announced); err != nil {

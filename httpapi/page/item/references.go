@@ -40,7 +40,7 @@ type listed struct {
 // references returns a page of the references.
 func (o *Options) references(ctx context.Context, n *narinfo.Narinfo, number int) (l list, err error) {
 	l.Name, l.Total = "references", len(n.References)
-	start := min((number-1)*perPage, max(0, (l.Total-1)/perPage*perPage))
+	start := min(number-1, max(0, l.Total-1)/perPage) * perPage // the last page, if there are not so many
 	shown := n.References[start:min(start+perPage, l.Total)]
 	l.First = start + 1
 	lacking, err := o.Storage.Index().MissingReferences(ctx, &narinfo.Narinfo{StorePath: n.StorePath, References: shown})

@@ -160,7 +160,7 @@ for (const javaScriptEnabled of [true, false]) {
         const answer = await page.goto(base + path);
         if (answer.status() !== (name === 'missing' ? 404 : 200)) fault(page.at, `status ${answer.status()}`);
         await checkLayout(page);
-        if (screenshots) await page.screenshot({ path: `${screenshots}/${name}-${how.replaceAll(', ', '-').replaceAll(' ', '')}.png`, fullPage: true });
+        if (screenshots) await page.screenshot({ path: `${screenshots}/${name}-${how.replaceAll(', ', '-').replaceAll(' ', '')}.png`, fullPage: name !== 'stranger' });
         if (javaScriptEnabled) await checkAccessibility(page);
         // The order of the focus depends on the width only.
         if (javaScriptEnabled && (colorScheme === 'light') === (width === 360)) await checkKeyboard(page);
