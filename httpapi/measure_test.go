@@ -98,7 +98,7 @@ func TestFinishedAnswers(t *testing.T) {
 			test.sent = len(answer.body)
 		}
 		a := log.next(t, test.target)
-		if a.Status != test.status || a.Hit != test.hit || a.Cut || a.Sent != int64(test.sent) {
+		if int(a.Status) != test.status || a.Hit != test.hit || a.Cut || a.Sent != int64(test.sent) {
 			t.Errorf("%s %s: %+v, want %d bytes", test.method, test.target, a, test.sent)
 		}
 		want := measured.Request{

@@ -27,6 +27,7 @@ import (
 	"nar-herder/storage/checksums"
 	"nar-herder/storage/dbspace"
 	"nar-herder/storage/index"
+	"nar-herder/storage/indexmetrics"
 	"nar-herder/storage/location"
 	"nar-herder/storage/owner"
 	"nar-herder/storage/scrub"
@@ -59,6 +60,7 @@ type subsystems struct {
 	server    *httpapi.Server
 	responder *dnssd.Responder // started once the server answers
 	changes   *index.Watcher
+	items     *indexmetrics.Metrics
 }
 
 // open opens the database and the storage, and claims the storage.
@@ -120,6 +122,7 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	s.checksums = checksums.New(store.index, log)
 	s.scrubber = c.newScrubber(store, s.peers, log)
 	s.unstored = &unstoredCount{index: store.index, log: log}
+	s.items = indexmetrics.New(store.index, log)
 	s.server = httpapi.New(store, s.httpOptions(c, config, caching.TTLs, starting, log))
 	if s.passing != nil {
 		s.passing.Turns = s.server.Processors()
@@ -201,7 +204,7 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 
 // collectors returns the metrics of the subsystems.
 func (s *subsystems) collectors() []prometheus.Collector {
-	all := []prometheus.Collector{s.room, damageMetric(s.store.index), s.unstored.metric(), s.dumps}
+	all := []prometheus.Collector{s.room, damageMetric(s.store.index), s.unstored.metric(), s.dumps, s.items}
 	if s.upstreams != nil {
 		all = append(all, s.upstreams, s.finder)
 	}
@@ -223,6 +226,9 @@ func (s *subsystems) collectors() []prometheus.Collector {
 	if s.follower != nil {
 		all = append(all, s.follower)
 	}
+	if bucket, ok := s.store.bytes.(prometheus.Collector); ok {
+		all = append(all, bucket)
+	}
 	if s.store.cache != nil {
 		all = append(all, s.store.cache)
 	}
@@ -240,7 +246,7 @@ func (s *subsystems) start(ctx context.Context, running *tasks) {
 			return nil
 		})
 	}
-	start("watching the database", func(ctx context.Context) { s.server.Follow(ctx, s.changes) })
+	start("watching the database", func(ctx context.Context) { s.server.Follow(ctx, s.items.Counting(s.changes)) })
 	start("writing down uses", s.uses.Run)
 	start("computing checksums", func(ctx context.Context) { s.checksums.Run(ctx, s.server.Forget) })
 	start("counting items without nars", s.unstored.Run)

@@ -14,22 +14,26 @@ import (
 // most once. request is nil unless requests are logged.
 func Measure(ctx *fasthttp.RequestCtx, sink measured.Sink, route int, hit bool, request *measured.Request) {
 	answers := pendingOf(ctx)
-	a := measured.Answer{Route: route, Hit: hit, Method: measured.OtherMethod, Status: ctx.Response.StatusCode(), Request: request}
+	kind := measured.Kind{Route: uint16(route), Status: uint16(ctx.Response.StatusCode()), Hit: hit}
 	var length int64
 	var open bool
 	switch {
+	case ctx.IsGet():
 	case ctx.IsHead():
-		a.Method = measured.HEAD
-	case ctx.Response.SkipBody:
+		kind.Method = measured.HEAD
+	default:
+		kind.Method = measured.OtherMethod
+	}
+	switch {
+	case kind.Method == measured.HEAD, ctx.Response.SkipBody:
 	case ctx.Response.IsBodyStream():
 		open = true
 	default:
 		length = int64(len(ctx.Response.Body()))
 	}
-	if ctx.IsGet() {
-		a.Method = measured.GET
+	if request != nil || open || !answers.Combine(kind, length) {
+		answers.Add(sink, kind, request, Begun(ctx), length, open)
 	}
-	answers.Add(sink, a, Begun(ctx), length, open)
 }
 
 // Describe returns what an access log needs of the request.

@@ -18,14 +18,12 @@ const (
 // taken the last byte of the answer. Answers to pipelined requests are written together, and
 // end together.
 type Answer struct {
+	// Kind is that of Count answers. Answers are only combined if they have no Request and
+	// were written at once.
+	Kind
+	Count int
 	// Request is what [Pending.Add] got; nil unless requests are logged.
 	Request *Request
-	// Route, Method and Status are those of Count answers. Answers are only combined
-	// if they have no Request and were written at once.
-	Route, Status, Count int
-	Method               Method
-	// Hit is whether the answers were in memory.
-	Hit bool
 	// Cut is whether an answer is incomplete.
 	Cut bool
 	// Sent is how many bytes of the bodies the connection has taken, without heads. If the
@@ -38,6 +36,14 @@ type Answer struct {
 	begun time.Time
 	first time.Time // when the first byte was written; zero for not yet
 	open  bool      // the body is a stream that has not ended
+}
+
+// Kind is what metrics distinguish.
+type Kind struct {
+	Route, Status uint16
+	Method        Method
+	// Hit is whether the answer was in memory.
+	Hit bool
 }
 
 // Request is what an access log needs of a request.
@@ -76,31 +82,34 @@ type Pending struct {
 	cut bool
 }
 
-// Add adds an answer, which will be written next. length is that of its body, and open whether
-// the body is a stream that calls [Pending.Copied] or [Pending.Ended].
-func (p *Pending) Add(sink Sink, a Answer, begun time.Time, length int64, open bool) {
+// Combine adds an answer with a body of the length, which is not a stream, if it can be combined
+// with the last. They begin at different times within the same read, which makes no difference:
+// they wait for each other.
+func (p *Pending) Combine(kind Kind, length int64) bool {
+	n := len(p.answers) - 1
+	if n < 0 || p.touched {
+		return false
+	}
+	last := &p.answers[n]
+	if last.Kind != kind || last.Request != nil || last.open || !last.first.IsZero() {
+		return false
+	}
+	last.Count++
+	last.Sent += length
+	p.last = length
+	return true
+}
+
+// Add adds an answer, which will be written next. length is that of its body, which is
+// 0 if the body is a stream. Then open is true, and the stream calls [Pending.Copied] or
+// [Pending.Ended].
+func (p *Pending) Add(sink Sink, kind Kind, request *Request, begun time.Time, length int64, open bool) {
 	p.sink = sink
-	a.Count, a.begun, a.open = 1, begun, open
-	if !open {
-		a.Sent = length
-	}
-	p.last = a.Sent
-	if n := len(p.answers) - 1; n >= 0 && !p.touched && p.answers[n].isLike(&a) {
-		p.answers[n].Count++
-		p.answers[n].Sent += a.Sent
-		return
-	}
 	if p.answers == nil {
 		p.answers = p.room[:0]
 	}
-	p.answers = append(p.answers, a)
-}
-
-// isLike reports whether an answer can be combined with those added before it. They begin at
-// different times within the same read, which makes no difference: they wait for each other.
-func (a *Answer) isLike(b *Answer) bool {
-	return a.Request == nil && b.Request == nil && !a.open && !b.open && a.first.IsZero() &&
-		a.Route == b.Route && a.Status == b.Status && a.Method == b.Method && a.Hit == b.Hit
+	p.answers = append(p.answers, Answer{Kind: kind, Count: 1, Request: request, Sent: length, begun: begun, open: open})
+	p.last = length
 }
 
 // Wrote records that the buffer was flushed, and reports whether [Pending.Tick] must be called
@@ -161,7 +170,9 @@ func (p *Pending) finish(n int) {
 func (p *Pending) Settle() {
 	if len(p.answers) > 0 {
 		p.finish(len(p.answers))
-		p.answers = nil
+		if cap(p.answers) > len(p.room) {
+			p.answers = nil
+		}
 	}
 	p.written, p.touched = 0, false
 }

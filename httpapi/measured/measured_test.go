@@ -25,7 +25,7 @@ func (s *sink) expect(t *testing.T, want ...[6]int) {
 		if a.Cut {
 			cut = 1
 		}
-		got = append(got, [6]int{a.Route, a.Count, int(a.Sent), int(a.FirstByte.Milliseconds()), int(a.Duration.Milliseconds()), cut})
+		got = append(got, [6]int{int(a.Route), a.Count, int(a.Sent), int(a.FirstByte.Milliseconds()), int(a.Duration.Milliseconds()), cut})
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
@@ -35,7 +35,7 @@ func (s *sink) expect(t *testing.T, want ...[6]int) {
 func TestOneAnswer(t *testing.T) {
 	var p Pending
 	s := new(sink)
-	p.Add(s, Answer{Route: 1}, at(0), 100, false)
+	p.Add(s, Kind{Route: 1}, nil, at(0), 100, false)
 	if p.Wrote() {
 		t.Error("asks for the time of a short answer")
 	}
@@ -52,7 +52,7 @@ func TestOneAnswer(t *testing.T) {
 func TestLongAnswerIsWrittenInTwo(t *testing.T) {
 	var p Pending
 	s := new(sink)
-	p.Add(s, Answer{Route: 1}, at(0), 50_000, false)
+	p.Add(s, Kind{Route: 1}, nil, at(0), 50_000, false)
 	p.Wrote()
 	p.Tick(at(2))
 	p.Wrote()
@@ -64,18 +64,25 @@ func TestLongAnswerIsWrittenInTwo(t *testing.T) {
 func TestPipelinedAnswersAreCombined(t *testing.T) {
 	var p Pending
 	s := new(sink)
-	for range 10 {
-		p.Add(s, Answer{Route: 1}, at(0), 100, false)
+	p.Add(s, Kind{Route: 1}, nil, at(0), 100, false)
+	for range 9 {
+		if !p.Combine(Kind{Route: 1}, 100) {
+			t.Fatal("not combined")
+		}
 	}
-	p.Add(s, Answer{Route: 2}, at(0), 0, false)
-	for range 10 {
-		p.Add(s, Answer{Route: 1}, at(0), 10, false)
+	if p.Combine(Kind{Route: 2}, 100) || p.Combine(Kind{Route: 1, Status: 404}, 100) || p.Combine(Kind{Route: 1, Hit: true}, 100) {
+		t.Fatal("combined with another kind")
+	}
+	p.Add(s, Kind{Route: 2}, nil, at(0), 0, false)
+	p.Add(s, Kind{Route: 1}, nil, at(0), 10, false)
+	for range 9 {
+		p.Combine(Kind{Route: 1}, 10)
 	}
 	p.Wrote() // the last one may be half in the buffer
 	p.Tick(at(1))
 	s.expect(t, [6]int{1, 10, 1000, 1, 1, 0}, [6]int{2, 1, 0, 1, 1, 0}, [6]int{1, 9, 90, 1, 1, 0})
 	s.got = nil
-	p.Add(s, Answer{Route: 1}, at(1), 10, false)
+	p.Add(s, Kind{Route: 1}, nil, at(1), 10, false)
 	p.Wrote()
 	p.Tick(at(2))
 	p.Settle()
@@ -86,7 +93,10 @@ func TestLoggedRequestsAreNotCombined(t *testing.T) {
 	var p Pending
 	s := new(sink)
 	for range 3 {
-		p.Add(s, Answer{Request: new(Request)}, at(0), 100, false)
+		if p.Combine(Kind{}, 100) {
+			t.Fatal("combined")
+		}
+		p.Add(s, Kind{}, new(Request), at(0), 100, false)
 	}
 	p.Wrote()
 	p.Tick(at(1))
@@ -98,8 +108,8 @@ func TestStreamThatBypassesTheBuffer(t *testing.T) {
 	for _, sent := range []int64{1000, 400} {
 		var p Pending
 		s := new(sink)
-		p.Add(s, Answer{Route: 1}, at(0), 10, false)
-		p.Add(s, Answer{Route: 2}, at(1), 0, true)
+		p.Add(s, Kind{Route: 1}, nil, at(0), 10, false)
+		p.Add(s, Kind{Route: 2}, nil, at(1), 0, true)
 		if !p.Wrote() { // the head
 			t.Fatal("doesn't ask for the time of the first byte")
 		}
@@ -116,7 +126,7 @@ func TestStreamThatBypassesTheBuffer(t *testing.T) {
 func TestStreamThroughTheBuffer(t *testing.T) {
 	var p Pending
 	s := new(sink)
-	p.Add(s, Answer{}, at(0), 0, true)
+	p.Add(s, Kind{}, nil, at(0), 0, true)
 	p.Copied(300, false)
 	if !p.Wrote() {
 		t.Fatal("doesn't ask for the time of the first byte")
@@ -132,7 +142,7 @@ func TestStreamThroughTheBuffer(t *testing.T) {
 func TestStreamIsCut(t *testing.T) {
 	var p Pending
 	s := new(sink)
-	p.Add(s, Answer{}, at(0), 0, true)
+	p.Add(s, Kind{}, nil, at(0), 0, true)
 	p.Copied(300, false)
 	p.Wrote()
 	p.Tick(at(1))
@@ -145,8 +155,8 @@ func TestStreamIsCut(t *testing.T) {
 func TestFailedWriteOfPipelinedAnswers(t *testing.T) {
 	var p Pending
 	s := new(sink)
-	for route := range 3 {
-		p.Add(s, Answer{Route: route}, at(0), 100, false)
+	for route := range uint16(3) {
+		p.Add(s, Kind{Route: route}, nil, at(0), 100, false)
 	}
 	p.Failed(150)
 	p.Close(at(4))
@@ -156,7 +166,7 @@ func TestFailedWriteOfPipelinedAnswers(t *testing.T) {
 func TestAnswerThatIsNeverWritten(t *testing.T) {
 	var p Pending
 	s := new(sink)
-	p.Add(s, Answer{}, at(0), 100, false)
+	p.Add(s, Kind{}, nil, at(0), 100, false)
 	p.Close(at(4))
 	s.expect(t, [6]int{0, 1, 0, 4, 4, 1})
 }
@@ -164,32 +174,34 @@ func TestAnswerThatIsNeverWritten(t *testing.T) {
 func TestLastAnswerOfAConnection(t *testing.T) {
 	var p Pending
 	s := new(sink)
-	p.Add(s, Answer{}, at(0), 100, false)
+	p.Add(s, Kind{}, nil, at(0), 100, false)
 	p.Wrote()
 	p.Close(at(4))
 	s.expect(t, [6]int{0, 1, 100, 4, 4, 0})
 }
 
-func TestNoAllocation(t *testing.T) {
+func TestAllocations(t *testing.T) {
 	var p Pending
 	s := nothing{}
 	if n := testing.AllocsPerRun(100, func() {
 		for i := range 40 {
-			p.Add(s, Answer{Status: 200 + i/20}, at(0), 100, false)
+			if kind := (Kind{Status: 200 + uint16(i/20)}); !p.Combine(kind, 100) {
+				p.Add(s, kind, nil, at(0), 100, false)
+			}
 		}
 		p.Wrote()
 		p.Tick(at(1))
 		p.Settle()
 	}); n > 1 { // for more than two kinds
-		t.Errorf("%v allocations", n)
+		t.Errorf("%v allocations for pipelined answers", n)
 	}
 	if n := testing.AllocsPerRun(100, func() {
-		p.Add(s, Answer{}, at(0), 100, false)
+		p.Add(s, Kind{}, nil, at(0), 100, false)
 		p.Wrote()
 		p.Tick(at(1))
 		p.Settle()
 	}); n != 0 {
-		t.Errorf("%v allocations", n)
+		t.Errorf("%v allocations for an answer", n)
 	}
 }
 

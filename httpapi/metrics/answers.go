@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -19,22 +20,21 @@ type Answers struct {
 
 	patterns []string
 	cached   int // the route of answers that may be in memory
-	routes   []routeCounters
+	// shards are counters by route, one shard for each processor, as processors would wait
+	// for each other's caches. nearby returns a shard that this processor has used.
+	shards [][]routeCounters
+	nearby sync.Pool
 	// unusual counts answers with other methods or statuses.
 	mu      sync.Mutex
-	unusual map[unusual]int64
+	unusual map[measured.Kind]int64
 }
 
-// routeCounters are the counters of a route.
+// routeCounters are the counters of a route in a shard.
 type routeCounters struct {
 	usual                    [measured.OtherMethod][len(usualStatuses)]atomic.Int64 // by method and status
 	hits, misses, bytes, cut atomic.Int64
 	firstByte, duration      histogram
-}
-
-type unusual struct {
-	route, status int
-	method        measured.Method
+	_                        [128]byte // no line of a cache belongs to two shards
 }
 
 // usualStatuses have counters from the start, so that the first one shows as an increase.
@@ -47,8 +47,13 @@ var methodNames = [...]string{measured.GET: "GET", measured.HEAD: "HEAD", measur
 func New(patterns []string, cached int) *Answers {
 	a := &Answers{
 		Registry: prometheus.NewRegistry(), patterns: patterns, cached: cached,
-		routes: make([]routeCounters, len(patterns)), unusual: make(map[unusual]int64),
+		shards: make([][]routeCounters, runtime.GOMAXPROCS(0)), unusual: make(map[measured.Kind]int64),
 	}
+	for i := range a.shards {
+		a.shards[i] = make([]routeCounters, len(patterns))
+	}
+	var next atomic.Uint32
+	a.nearby.New = func() any { return &a.shards[int(next.Add(1))%len(a.shards)] }
 	a.Registry.MustRegister(a)
 	counter := func(name, help string) prometheus.Counter {
 		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
@@ -57,21 +62,22 @@ func New(patterns []string, cached int) *Answers {
 	}
 	a.Faults = counter("narherder_faults_total", "Requests that failed because of a fault of this server.")
 	a.Corrupt = counter("narherder_damaged_nars_total", "Answers cut or refused because a stored nar does not have the hash of its narinfo.")
-	a.Unreached = counter("narherder_elsewhere_unreached_total", "Nars that could not be fetched from other instances for clients.")
+	a.Unreached = counter("narherder_remote_nars_failed_total", "Nars that could not be fetched from other instances for clients.")
 	return a
 }
 
 // Finished implements [measured.Sink].
 func (a *Answers) Finished(answers []measured.Answer) {
+	shard := a.nearby.Get().(*[]routeCounters)
 	for i := range answers {
 		one := &answers[i]
-		n, r := int64(one.Count), &a.routes[one.Route]
-		a.count(one, n)
+		n, r := int64(one.Count), &(*shard)[one.Route]
+		a.count(r, one.Kind, n)
 		r.bytes.Add(one.Sent)
 		if one.Cut {
 			r.cut.Add(n)
 		}
-		if one.Route == a.cached {
+		if int(one.Route) == a.cached {
 			if one.Hit {
 				r.hits.Add(n)
 			} else {
@@ -81,20 +87,42 @@ func (a *Answers) Finished(answers []measured.Answer) {
 		r.firstByte.add(one.FirstByte, n)
 		r.duration.add(one.Duration, n)
 	}
+	a.nearby.Put(shard)
 }
 
-func (a *Answers) count(one *measured.Answer, n int64) {
-	if one.Method != measured.OtherMethod {
+func (a *Answers) count(r *routeCounters, kind measured.Kind, n int64) {
+	if kind.Method != measured.OtherMethod {
 		for i, status := range usualStatuses {
-			if status == one.Status {
-				a.routes[one.Route].usual[one.Method][i].Add(n)
+			if status == int(kind.Status) {
+				r.usual[kind.Method][i].Add(n)
 				return
 			}
 		}
 	}
+	kind.Hit = false
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.unusual[unusual{one.Route, one.Status, one.Method}] += n
+	a.unusual[kind] += n
+}
+
+// sum returns the sums of all shards for a route.
+func (a *Answers) sum(route int) *routeCounters {
+	sum := new(routeCounters)
+	for _, shard := range a.shards {
+		r := &shard[route]
+		for method := range r.usual {
+			for i := range r.usual[method] {
+				sum.usual[method][i].Add(r.usual[method][i].Load())
+			}
+		}
+		sum.hits.Add(r.hits.Load())
+		sum.misses.Add(r.misses.Load())
+		sum.bytes.Add(r.bytes.Load())
+		sum.cut.Add(r.cut.Load())
+		sum.firstByte.addAll(&r.firstByte)
+		sum.duration.addAll(&r.duration)
+	}
+	return sum
 }
 
 // Snapshot has sums since the start of the server, without requests for /metrics and /health.
@@ -111,15 +139,15 @@ type Snapshot struct {
 
 // Snapshot returns the sums. quiet routes are not counted, and timed ones are in FirstByte.
 func (a *Answers) Snapshot(quiet, timed func(route int) bool) (s Snapshot) {
-	for route := range a.routes {
+	for route := range a.patterns {
 		if quiet(route) {
 			continue
 		}
-		r := &a.routes[route]
+		r := a.sum(route)
 		for method := range r.usual {
-			for i := range usualStatuses {
+			for i, status := range usualStatuses {
 				n := r.usual[method][i].Load()
-				if s.Requests += n; usualStatuses[i] >= 500 {
+				if s.Requests += n; status >= 500 {
 					s.Errors += n
 				}
 			}
@@ -135,9 +163,9 @@ func (a *Answers) Snapshot(quiet, timed func(route int) bool) (s Snapshot) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for key, n := range a.unusual {
-		if !quiet(key.route) {
-			if s.Requests += n; key.status >= 500 {
+	for kind, n := range a.unusual {
+		if !quiet(int(kind.Route)) {
+			if s.Requests += n; kind.Status >= 500 {
 				s.Errors += n
 			}
 		}
@@ -168,7 +196,11 @@ func (a *Answers) Collect(values chan<- prometheus.Metric) {
 		values <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n), labels...)
 	}
 	for route, pattern := range a.patterns {
-		r := &a.routes[route]
+		r := a.sum(route)
+		if route == a.cached {
+			counter(hitsDesc, r.hits.Load())
+			counter(missesDesc, r.misses.Load())
+		}
 		for method := range r.usual {
 			for i, status := range usualStatuses {
 				counter(requestsDesc, r.usual[method][i].Load(), pattern, methodNames[method], strconv.Itoa(status))
@@ -179,11 +211,9 @@ func (a *Answers) Collect(values chan<- prometheus.Metric) {
 		values <- r.firstByte.metric(firstByteDesc, pattern)
 		values <- r.duration.metric(durationDesc, pattern)
 	}
-	counter(hitsDesc, a.routes[a.cached].hits.Load())
-	counter(missesDesc, a.routes[a.cached].misses.Load())
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for key, n := range a.unusual {
-		counter(requestsDesc, n, a.patterns[key.route], methodNames[key.method], strconv.Itoa(key.status))
+	for kind, n := range a.unusual {
+		counter(requestsDesc, n, a.patterns[kind.Route], methodNames[kind.Method], strconv.Itoa(int(kind.Status)))
 	}
 }

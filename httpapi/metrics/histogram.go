@@ -34,6 +34,13 @@ func (h *histogram) add(d time.Duration, n int64) {
 	h.sum.Add(int64(d) * n)
 }
 
+func (h *histogram) addAll(other *histogram) {
+	for i := range h.counts {
+		h.counts[i].Add(other.counts[i].Load())
+	}
+	h.sum.Add(other.sum.Load())
+}
+
 func (h *histogram) metric(desc *prometheus.Desc, labels ...string) prometheus.Metric {
 	buckets, total := make(map[float64]uint64, len(Bounds)), uint64(0)
 	for i, bound := range Bounds {
