@@ -74,6 +74,7 @@ type serverCommand struct {
 
 	controlOptions `embed:""`
 	tlsOptions     `embed:""`
+	logOptions     `embed:""`
 }
 
 // validate returns an error for options that contradict each other.
@@ -127,11 +128,15 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, parsed *kong.Contex
 	if err := c.validate(); err != nil {
 		return usageError{err}
 	}
-	log, closeLog := newLogger(s.err, slog.Level(c.LogLevel))
-	defer closeLog()
+	logs, err := c.openLogs(s.err)
+	if err != nil {
+		return err
+	}
+	defer logs.close()
+	log := logs.Logger
 	effect := settings.inEffect(parsed, c)
 	running, runCtx := newTasks(ctx)
-	err := untilStopped(ctx, log, running, func() error { return c.run(runCtx, effect, running, log) })
+	err = untilStopped(ctx, log, running, func() error { return c.run(runCtx, effect, running, logs) })
 	if c.PidFile != "" {
 		removePidFile(c.PidFile)
 	}
@@ -142,11 +147,13 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, parsed *kong.Contex
 }
 
 // run serves until the context ends.
-func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks, log *slog.Logger) (err error) {
+func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks, logs *serverLogs) (err error) {
+	log := logs.Logger
 	config, err := c.configure(ctx, effect, log)
 	if err != nil {
 		return err
 	}
+	config.logs = logs
 	sockets, err := c.reserve(ctx, config.certificate, log)
 	if err != nil {
 		return err
@@ -183,6 +190,7 @@ type serverConfig struct {
 	storageCache *tiered.Options // nil for none
 	cached       cached.Options
 	certificate  *keypair.Keeper // nil without HTTPS
+	logs         *serverLogs
 }
 
 // configure reads the files that options name, and returns errors of values before anything is
@@ -214,7 +222,7 @@ func (c *serverCommand) configure(ctx context.Context, effect inEffect, log *slo
 	if err := dump.CheckPath(ctx, c.path(c.Database), c.Database); err != nil {
 		return nil, fmt.Errorf("--database-dump: %w", err)
 	}
-	return &serverConfig{effect, keys, storageCache, cacheOptions, certificate}, nil
+	return &serverConfig{effect: effect, keys: keys, storageCache: storageCache, cached: cacheOptions, certificate: certificate}, nil
 }
 
 // watchFiles reloads the files that may change while the server runs: when they change, and at
@@ -232,6 +240,7 @@ func (c *serverCommand) watchFiles(ctx context.Context, config *serverConfig, ru
 			if certificate != nil {
 				certificate.Reload()
 			}
+			config.logs.reopen()
 		})
 	})
 }

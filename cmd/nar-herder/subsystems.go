@@ -131,6 +131,7 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 		s.scrubber.TakeTurns(s.server.Processors())
 	}
 	s.server.Registry().MustRegister(append(s.collectors(), config.keys.metric())...)
+	s.server.Registry().MustRegister(config.logs.collectors()...)
 	if config.certificate != nil {
 		s.server.Registry().MustRegister(config.certificate)
 	}
@@ -181,6 +182,9 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 		Log:            log,
 	}
 	// A nil pointer in an interface would not be nil.
+	if config.logs.requests != nil {
+		options.AccessLog = config.logs.requests
+	}
 	if s.cache != nil {
 		options.Cached = s.cache
 	}
