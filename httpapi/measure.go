@@ -38,14 +38,3 @@ func (s *Server) Snapshot() metrics.Snapshot {
 		func(number int) bool { return route(number) == routeMetrics || route(number) == routeHealth },
 		func(number int) bool { return route(number) == routeNarinfo || route(number) == routeNar })
 }
-
-// bodyLength returns the length of the answer's body, or 0 if unknown.
-func bodyLength(ctx *fasthttp.RequestCtx) int {
-	switch {
-	case ctx.IsHead():
-		return 0
-	case ctx.Response.IsBodyStream():
-		return max(ctx.Response.Header.ContentLength(), 0) // Body would read the stream
-	}
-	return len(ctx.Response.Body())
-}

@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"fmt"
-	"log/slog"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -83,15 +82,6 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		engine.CloseAfter(ctx)
 	}
 	s.measure(ctx, route)
-	if s.log.Enabled(ctx, slog.LevelDebug) {
-		engine.LeaveLoop(ctx)
-		s.log.LogAttrs(ctx, slog.LevelDebug, "request",
-			slog.String("method", string(ctx.Method())),
-			slog.String("path", string(ctx.RequestURI())),
-			slog.Int("status", ctx.Response.StatusCode()),
-			slog.Int("bytes", bodyLength(ctx)),
-			slog.String("client", s.options.TrustedProxies.ClientName(ctx)))
-	}
 }
 
 // dispatch answers the request and returns its route.

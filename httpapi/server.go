@@ -213,7 +213,7 @@ type Options struct {
 	// AccessLog receives answers with their requests; nil for none.
 	AccessLog measured.Sink
 
-	// Log receives faults, and each request at level DEBUG.
+	// Log receives faults.
 	Log *slog.Logger
 }
 

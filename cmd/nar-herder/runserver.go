@@ -76,6 +76,7 @@ type serverCommand struct {
 
 	controlOptions `embed:""`
 	tlsOptions     `embed:""`
+	logOptions     `embed:""`
 }
 
 // validate returns an error for options that contradict each other.
@@ -129,13 +130,17 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, parsed *kong.Contex
 	if err := c.validate(); err != nil {
 		return usageError{err}
 	}
-	log, closeLog := newLogger(s.err, slog.Level(c.LogLevel))
-	defer closeLog()
+	logs, err := c.openLogs(s.err)
+	if err != nil {
+		return err
+	}
+	defer logs.close()
 	events := recentlog.New(shownEvents)
-	log = slog.New(slog.NewMultiHandler(log.Handler(), events))
+	logs.Logger = slog.New(slog.NewMultiHandler(logs.Handler(), events))
+	log := logs.Logger
 	effect := settings.inEffect(parsed, c)
 	running, runCtx := newTasks(ctx)
-	err := untilStopped(ctx, log, running, func() error { return c.run(runCtx, effect, events, running, log) })
+	err = untilStopped(ctx, log, running, func() error { return c.run(runCtx, effect, events, running, logs) })
 	if c.PidFile != "" {
 		removePidFile(c.PidFile)
 	}
@@ -146,12 +151,13 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, parsed *kong.Contex
 }
 
 // run serves until the context ends.
-func (c *serverCommand) run(ctx context.Context, effect inEffect, events *recentlog.Log, running *tasks, log *slog.Logger) (err error) {
+func (c *serverCommand) run(ctx context.Context, effect inEffect, events *recentlog.Log, running *tasks, logs *serverLogs) (err error) {
+	log := logs.Logger
 	config, err := c.configure(ctx, effect, log)
 	if err != nil {
 		return err
 	}
-	config.events = events
+	config.events, config.logs = events, logs
 	sockets, err := c.reserve(ctx, config.certificate, log)
 	if err != nil {
 		return err
@@ -189,6 +195,7 @@ type serverConfig struct {
 	storageCache *tiered.Options // nil for none
 	cached       cached.Options
 	certificate  *keypair.Keeper // nil without HTTPS
+	logs         *serverLogs
 }
 
 // configure reads the files that options name, and returns errors of values before anything is
@@ -238,6 +245,7 @@ func (c *serverCommand) watchFiles(ctx context.Context, config *serverConfig, ru
 			if certificate != nil {
 				certificate.Reload()
 			}
+			config.logs.reopen()
 		})
 	})
 }

@@ -144,6 +144,7 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	}
 	s.addPages(config, log)
 	s.server.Registry().MustRegister(append(s.collectors(), config.keys.metric())...)
+	s.server.Registry().MustRegister(config.logs.collectors()...)
 	if config.certificate != nil {
 		s.server.Registry().MustRegister(config.certificate)
 	}
@@ -195,6 +196,9 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 		Log:            log,
 	}
 	// A nil pointer in an interface would not be nil.
+	if config.logs.requests != nil {
+		options.AccessLog = config.logs.requests
+	}
 	if s.cache != nil {
 		options.Cached = s.cache
 	}

@@ -153,9 +153,9 @@ func TestTLS(t *testing.T) {
 	if got := strings.Count(string(answers), get(t, plain, target).body); got != burst {
 		t.Errorf("%d answers of %d", got, burst)
 	}
-	answer := gnutls(t, address, files.certificate, request(large, "Connection: close\r\n"))
-	if !bytes.HasSuffix(answer, append([]byte("\r\n\r\n"), stored...)) {
-		t.Errorf("GnuTLS: another nar, with %d bytes", len(answer))
+	// Debian's wget uses GnuTLS. (gnutls-cli writes each byte on its own.)
+	if got, err := exec.Command(required(t, "wget"), "--quiet", "--ca-certificate="+files.certificate, "--output-document=-", "https://"+address+large).Output(); err != nil || !bytes.Equal(got, stored) {
+		t.Errorf("wget: another nar of %d bytes, %v", len(got), err)
 	}
 
 	if got := get(t, address, "/nix-cache-info"); got.StatusCode != http.StatusBadRequest || !strings.Contains(got.body, "https://") {

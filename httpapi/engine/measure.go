@@ -47,6 +47,7 @@ func Describe(ctx *fasthttp.RequestCtx, proxies clients.Proxies) *measured.Reque
 		Time: Begun(ctx), Client: client, Method: string(header.Method()), Target: string(header.RequestURI()),
 		Protocol: string(header.Protocol()), Host: string(header.Host()), Range: string(header.Peek(fasthttp.HeaderRange)),
 		Referer: string(header.Referer()), UserAgent: string(header.UserAgent()),
+		Peer: proxies.ClientName(ctx),
 	}
 }
 

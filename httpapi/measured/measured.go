@@ -50,6 +50,8 @@ type Kind struct {
 type Request struct {
 	Time                                                              time.Time // of the first byte
 	Client, Method, Target, Protocol, Host, Range, Referer, UserAgent string
+	// Peer is the client with its port, if it has connected directly.
+	Peer string
 }
 
 // Sink receives finished answers.
