@@ -247,7 +247,7 @@ func runDocument(t *testing.T, blocks []block, source *server) {
 	shell := exec.CommandContext(ctx, "/bin/sh", "-c", script)
 	shell.Dir, shell.WaitDelay = dir, time.Second
 	shell.Env = append([]string{
-		"PATH=" + run + ":" + os.Getenv("PATH"), "RUN=" + run, "PROGRAM=" + binary, "HOME=" + dir,
+		"PATH=" + run + ":" + os.Getenv("PATH"), "RUN=" + run, "TESTDATA=" + must(filepath.Abs(testdata)), "PROGRAM=" + binary, "HOME=" + dir,
 		"NAR_HERDER_DATABASE=" + filepath.Join(dir, "var/lib/nar-herder/nar_herder.db"), "NAR_HERDER_HOST=" + host, "NAR_HERDER_LOG_LEVEL=INFO",
 	}, raceEnvironment...)
 	out, err := shell.CombinedOutput()

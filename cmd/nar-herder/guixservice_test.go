@@ -204,6 +204,38 @@ func TestGuixRecordOptions(t *testing.T) {
 	}
 }
 
+// TestGuixExample: the program accepts what the service makes of the example of docs/guix.md.
+func TestGuixExample(t *testing.T) {
+	t.Parallel()
+	_, record, ok := strings.Cut(read(t, root, "docs/guix.md"), "(service nar-herder-service-type\n")
+	if !ok {
+		t.Fatal("no example")
+	}
+	depth := 0
+	end := strings.IndexFunc(record, func(r rune) bool {
+		switch r {
+		case '(':
+			depth++
+		case ')':
+			depth--
+		}
+		return r == ')' && depth == 0
+	})
+	got := evaluate(t, record[:end+1])[0]
+	if got.err != "" {
+		t.Fatal(got.err)
+	}
+	shown := shownConfig(t, nil, got.arguments[1:]...)
+	for option, want := range map[string]string{
+		"storage-limit": `"9T"`, "acl": `["/etc/guix/acl"]`, "signing-key": `["/gnu/store/signing-key.pub"]`, "enable-cached-compression": `["zstd:19"]`,
+		"cached-compression-directory-max-size": `["zstd=100G"]`, "log-level": `"INFO"`,
+	} {
+		if shown[option][0] != want {
+			t.Errorf("%s = %s, want %s", option, shown[option][0], want)
+		}
+	}
+}
+
 // TestGuixPackage: the package has the version of the program.
 func TestGuixPackage(t *testing.T) {
 	t.Parallel()
