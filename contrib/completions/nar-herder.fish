@@ -23,6 +23,7 @@ complete -c nar-herder -n __fish_use_subcommand -a sign -d 'Sign narinfos of the
 complete -c nar-herder -n __fish_use_subcommand -a claim-storage -d 'Show the owner of a storage, or make this instance the owner'
 complete -c nar-herder -n __fish_use_subcommand -a new-identity -d 'Give a copied database its own id'
 complete -c nar-herder -n __fish_use_subcommand -a dump -d 'Write the dump of the index that other instances start from'
+complete -c nar-herder -n __fish_use_subcommand -a health -d 'Ask a server whether it is ready'
 complete -c nar-herder -n __fish_use_subcommand -a mirror-status -d 'Show how far a mirror is behind its source'
 complete -c nar-herder -n __fish_use_subcommand -a mirror-accept-loss -d 'Accept a mass removal at the source, and keep following it'
 complete -c nar-herder -n __fish_use_subcommand -a stats -d 'Show the number and size of the items'
@@ -219,6 +220,7 @@ complete -c nar-herder -n '__fish_seen_subcommand_from claim-storage' -l accept-
 complete -c nar-herder -n '__fish_seen_subcommand_from new-identity' -l database -d 'SQLite index' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from dump' -l database -d 'SQLite index' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from dump' -l database-dump -d 'Dump of the index for other instances to download' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from health' -F
 complete -c nar-herder -n '__fish_seen_subcommand_from mirror-status' -l max-lag -d 'Largest lag that counts as up to date' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from mirror-status' -l json -d 'Print the JSON answer of the mirror'
 complete -c nar-herder -n '__fish_seen_subcommand_from mirror-status' -F
@@ -282,4 +284,4 @@ complete -c nar-herder -n '__fish_seen_subcommand_from config' -l max-connection
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l control-host -d 'Name or address of the control listener, or unix:PATH' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l control-port -d 'Port of the control listener, which serves /metrics, /health and /debug/pprof/' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l public-metrics -d 'Whether to serve /metrics and /health to all clients too' -x -a 'yes no'
-complete -c nar-herder -n '__fish_seen_subcommand_from help' -a 'run-server import fetch remove drop-files plan-removal pin unpin pins tag untag list export copy-storage backup check verify keygen sign claim-storage new-identity dump mirror-status mirror-accept-loss stats migrate convert config version help'
+complete -c nar-herder -n '__fish_seen_subcommand_from help' -a 'run-server import fetch remove drop-files plan-removal pin unpin pins tag untag list export copy-storage backup check verify keygen sign claim-storage new-identity dump health mirror-status mirror-accept-loss stats migrate convert config version help'

@@ -1,6 +1,6 @@
-// Package debian tests the Debian package and the first steps of the documents on machines
-// that boot Debian.
-package debian
+// Package packaging tests the Debian package, the container image, and the first steps of the
+// documents on machines that boot Debian.
+package packaging
 
 import (
 	"context"
