@@ -29,7 +29,7 @@ func TestQuickStart(t *testing.T) {
 func TestFromGuixPublish(t *testing.T) {
 	t.Parallel()
 	m, blocks := documentMachine(t, "docs/from-guix-publish.md")
-	m.run(t, "install -m 755 nar-herder /usr/local/bin/")
+	m.run(t, "install -m 755 /root/nar-herder /usr/local/bin/")
 	m.copyIn(t, testdata+"/publish-cache", "/var/cache/guix/publish")
 	m.write(t, "/etc/guix/signing-key.pub", read(t, testdata+"/publish-cache/signing-key.pub"))
 	before := m.run(t, "cd /var/cache/guix/publish && find . -type f | sort | xargs sha256sum")
