@@ -260,3 +260,21 @@ func TestPackageWithoutSystemd(t *testing.T) {
 	m.run(t, "ls /srv/nars/nar/lzip /var/lib/nar-herder/nar_herder.db")
 	m.want(t, "find /etc -name '*nar-herder*'", "")
 }
+
+// TestReproducible builds the package and the archive in another directory and environment. It
+// uses the same cache of Go, as the script check-release takes minutes without.
+func TestReproducible(t *testing.T) {
+	t.Parallel()
+	current := built(t, "nar-herder_*.deb")
+	archive := built(t, "nar-herder-*.tar.gz")
+	dir := filepath.Join(t.TempDir(), "another", "directory")
+	absolute, err := filepath.Abs(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	output(t, "git", "clone", "--quiet", absolute, dir)
+	output(t, "sh", "-ec", `umask 077; cd "$1"; TZ=Asia/Tokyo LC_ALL=C.UTF-8 GOFLAGS=-tags=other DEB_BUILD_OPTIONS=noopt scripts/deb`, "sh", dir)
+	for _, file := range []string{current, archive} {
+		output(t, "cmp", file, filepath.Join(dir, "dist", filepath.Base(file)))
+	}
+}
