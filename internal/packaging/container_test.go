@@ -50,7 +50,7 @@ func TestContainer(t *testing.T) {
 	}
 	out := run("unshare", "--mount", "--net", "sh", "-ec", contained+`
 volumes="--volume=database:/var/lib/nar-herder --volume=nars:/srv/nars"
-options="--cgroups=disabled --read-only --cap-drop=all --security-opt=no-new-privileges --ulimit=nofile=1024:1024 --ulimit=nproc=1024:1024 $volumes"
+options="--cgroups=disabled --read-only --tmpfs=/tmp --cap-drop=all --security-opt=no-new-privileges --ulimit=nofile=1024:1024 --ulimit=nproc=1024:1024 $volumes"
 podman run --rm --network=none $options --volume="$1:/published:ro" nar-herder import --keep /published
 podman run --detach --name=server --network=host $options nar-herder
 trap 'podman logs server; podman rm --force server' EXIT
@@ -60,7 +60,7 @@ until podman healthcheck run server; do
 done
 curl --silent --show-error --fail "http://127.0.0.1:8734/$2.narinfo" | cmp - "$1/$2.narinfo"
 curl --silent --show-error --fail "http://127.0.0.1:8734/nar/lzip/$3" | cmp - "$1/nar/lzip/$3"
-podman exec server /usr/bin/nar-herder list | grep "$2"
+podman exec server nar-herder list | grep "$2"
 grep -E '^(Uid|CapEff|NoNewPrivs):' /proc/$(podman inspect --format='{{.State.Pid}}' server)/status
 begin=$(date +%s)
 podman stop --time=60 server

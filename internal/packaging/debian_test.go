@@ -161,6 +161,11 @@ func TestPackage(t *testing.T) {
 	m.run(t, "useradd --groups nar-herder builder")
 	m.run(t, "runuser -u builder -- nar-herder import --config=/etc/nar-herder.toml --keep /srv/published")
 	m.serves(t)
+	// New directories are for the group, too: the confined server can write to all that the user has
+	// made, and does.
+	m.want(t, "stat -c '%a %U:%G' /srv/nars/nar/lzip", "2775 builder:nar-herder")
+	m.until(t, fetch+"http://127.0.0.1:8735/health | grep '\"status\":\"ok\"}'")
+	m.until(t, "test -s /var/lib/nar-herder/nar_herder_dump.db")
 
 	// A reload keeps the process; the socket starts a stopped server; a crash restarts it.
 	const pid = "systemctl show --value -p MainPID nar-herder"
@@ -229,7 +234,10 @@ func (m *machine) removal(t *testing.T) {
 	if out, err := m.try(t.Context(), "nar-herder version || curl "+address); err == nil {
 		t.Errorf("after the removal: %s", out)
 	}
-	m.run(t, "apt-get install -y /root/new.deb")
+	// The administrator may keep it from starting.
+	m.run(t, "systemctl mask nar-herder.socket nar-herder.service && apt-get install -y /root/new.deb")
+	m.want(t, state, "inactive inactive")
+	m.run(t, "systemctl unmask nar-herder.socket nar-herder.service && systemctl start nar-herder.service")
 	m.want(t, state, "active active")
 	m.serves(t)
 	out := m.run(t, "apt-get purge -y nar-herder")
@@ -244,21 +252,21 @@ func (m *machine) removal(t *testing.T) {
 	m.want(t, "dpkg-query -W -f '${Status}' nar-herder 2>&1 | grep -c ' installed'", "0")
 }
 
-// TestPackageWithoutSystemd installs and removes the package where systemd doesn't run, as in
-// the build of an image.
-func TestPackageWithoutSystemd(t *testing.T) {
+// TestPackageInImage installs the package where systemd doesn't run, as in the build of an image.
+// The service starts when the image boots.
+func TestPackageInImage(t *testing.T) {
 	t.Parallel()
 	current := built(t, "nar-herder_*.deb")
-	m := newMachine(t, "sleep", "infinity")
+	m := newMachine(t, "sh", "-c", "until [ -e /run/boot ]; do sleep 0.1; done; rm /run/boot; exec "+strings.Join(systemd, " "))
 	m.write(t, "/root/new.deb", read(t, current))
 	m.copyIn(t, testdata+"/published", "/srv/published")
 	m.run(t, "apt-get install -y /root/new.deb")
-	m.run(t, "test -L /etc/systemd/system/multi-user.target.wants/nar-herder.service")
 	m.run(t, "runuser -u nar-herder -- nar-herder import --config=/etc/nar-herder.toml --keep /srv/published")
 	m.run(t, "runuser -u nar-herder -- nar-herder config --config=/etc/nar-herder.toml | grep '^storage  *= \"/srv/nars\"'")
-	m.run(t, "apt-get purge -y nar-herder")
-	m.run(t, "ls /srv/nars/nar/lzip /var/lib/nar-herder/nar_herder.db")
-	m.want(t, "find /etc -name '*nar-herder*'", "")
+	m.run(t, "touch /run/boot")
+	m.booted(t)
+	m.want(t, state, "active active")
+	m.serves(t)
 }
 
 // TestReproducible builds the package and the archive in another directory and environment. It

@@ -100,3 +100,25 @@ func (m *machine) follow(t *testing.T, blocks []string) {
 		}
 	}
 }
+
+// TestServiceByHand follows the section on systemd of docs/install.md.
+func TestServiceByHand(t *testing.T) {
+	t.Parallel()
+	m, _ := documentMachine(t, "docs/install.md")
+	_, section, _ := strings.Cut(read(t, root+"/docs/install.md"), "\n## systemd\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	toml := regexp.MustCompile("(?ms)^```toml\n# (/etc/[a-z.-]+):.*?\n(.*?)^```$").FindStringSubmatch(section)
+	console := regexp.MustCompile("(?m)^# (.*)$").FindAllStringSubmatch(strings.SplitAfterN(section, "```console\n", 2)[1], -1)
+	if toml == nil || len(console) < 4 {
+		t.Fatalf("%q, %q", toml, console)
+	}
+	m.write(t, toml[1], toml[2])
+	m.copyIn(t, testdata+"/published", "/srv/published")
+	m.run(t, "install -m 755 /root/nar-herder /usr/local/bin/")
+	for _, line := range console {
+		m.run(t, "cd /root && "+line[1])
+	}
+	m.want(t, state, "active active")
+	m.run(t, "runuser -u nar-herder -- nar-herder import --config=/etc/nar-herder.toml --keep /srv/published")
+	m.serves(t)
+}
