@@ -71,7 +71,6 @@ func (m *machine) follow(t *testing.T, blocks []string) {
 		var screen testlog.Buffer
 		cmd := m.command(t.Context(), "cd /root\nset -ex\n"+block)
 		cmd.Stdout, cmd.Stderr = &screen, &screen
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
