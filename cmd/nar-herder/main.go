@@ -62,6 +62,7 @@ var subcommands = []subcommand{
 	{"claim-storage", "Show the owner of a storage, or make this instance the owner.", fresh[claimStorageCommand]},
 	{"new-identity", "Give a copied database its own id.", fresh[newIdentityCommand]},
 	{"dump", "Write the dump of the index that other instances start from.", fresh[dumpCommand]},
+	{"health", "Ask a server whether it is ready.", fresh[healthCommand]},
 	{"mirror-status", "Show how far a mirror is behind its source.", fresh[mirrorStatusCommand]},
 	{"mirror-accept-loss", "Accept a mass removal at the source, and keep following it.", fresh[mirrorAcceptLossCommand]},
 	{"stats", "Show the number and size of the items.", fresh[statsCommand]},

@@ -11,8 +11,9 @@ import (
 	"strings"
 	"time"
 
+	"nar-herder/httpapi/health"
 	"nar-herder/internal/redact"
-	"nar-herder/mirror/health"
+	mirrorhealth "nar-herder/mirror/health"
 	"nar-herder/peer"
 )
 
@@ -64,7 +65,7 @@ func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
 			printf(s.out, "last error   %s\n", status.Error)
 		}
 	}
-	if status.State == health.Syncing || status.State == health.Refusing || status.LagSeconds < 0 || status.LagSeconds > time.Duration(c.MaxLag).Seconds() {
+	if status.State == mirrorhealth.Syncing || status.State == mirrorhealth.Refusing || status.LagSeconds < 0 || status.LagSeconds > time.Duration(c.MaxLag).Seconds() {
 		return statusFailed
 	}
 	return nil
@@ -72,11 +73,29 @@ func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
 
 // ask gets the health of the server, and the mirror's status in it.
 func (c *mirrorStatusCommand) ask(ctx context.Context) (status mirrorStatus, text string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(c.URL.url.String(), "/")+"/health", nil)
+	code, body, err := getHealth(ctx, &c.URL, health.Path)
 	if err != nil {
 		return status, "", err
+	}
+	var answer struct {
+		Mirror *mirrorStatus `json:"mirror"`
+	}
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return status, "", fmt.Errorf("the answer, %d %s, is not a health report of a Nar Herder: %w", code, http.StatusText(code), err)
+	}
+	if answer.Mirror == nil {
+		return status, "", errors.New("this server mirrors no instance")
+	}
+	return *answer.Mirror, string(body), nil
+}
+
+// getHealth gets one of the paths of package health from a server.
+func getHealth(ctx context.Context, server *instanceValue, path string) (code int, body []byte, err error) {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(server.url.String(), "/")+path, nil)
+	if err != nil {
+		return 0, nil, err
 	}
 	client := http.Client{Transport: &http.Transport{Proxy: redact.Proxy, DisableKeepAlives: true}}
 	response, err := client.Do(request)
@@ -85,21 +104,9 @@ func (c *mirrorStatusCommand) ask(ctx context.Context) (status mirrorStatus, tex
 		if errors.As(err, &failure) {
 			err = failure.Err
 		}
-		return status, "", err
+		return 0, nil, err
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
-	if err != nil {
-		return status, "", err
-	}
-	var health struct {
-		Mirror *mirrorStatus `json:"mirror"`
-	}
-	if err := json.Unmarshal(body, &health); err != nil {
-		return status, "", fmt.Errorf("the answer, %s, is not a health report of a Nar Herder: %w", response.Status, err)
-	}
-	if health.Mirror == nil {
-		return status, "", errors.New("this server mirrors no instance")
-	}
-	return *health.Mirror, string(body), nil
+	body, err = io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	return response.StatusCode, body, err
 }

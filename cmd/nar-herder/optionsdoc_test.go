@@ -58,8 +58,8 @@ Every command also has ` + "`--help`, `--version` and `--config=FILE`" + ` (vari
 | exit status | meaning |
 |---|---|
 | 0 | success: everything was done, and nothing is wrong, or ` + "`check --repair`" + ` has repaired it |
-| 1 | findings or failure: some of the work failed, was refused or was interrupted; the mirror is behind |
-| 2 | unknown: ` + "`check`, `verify`, `mirror-status`, `plan-removal` or `copy-storage`" + ` could not determine its answer |
+| 1 | findings or failure: some of the work failed, was refused or was interrupted; the mirror is behind, the server isn't ready |
+| 2 | unknown: ` + "`check`, `verify`, `health`, `mirror-status`, `plan-removal` or `copy-storage`" + ` could not determine its answer |
 | 64 | usage: the command line, a variable or the configuration file is wrong. Trying again is useless |
 `
 

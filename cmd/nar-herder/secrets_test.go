@@ -323,7 +323,7 @@ func slips(t *testing.T, s *secrets, p place, at string) {
 		{"run-server", "--database=" + p.database, "--storage=s3://bucket?endpoint=http://" + at + "x.example"},
 		{"run-server", "--database=" + p.database, "--storage=s3://bucket?credentials=http://" + at + "x.example"},
 		p.args("check", "--repair", "--from=http://"+at), p.args("check", "--from=http://"+at+"x.example/?x"), {"copy-storage", "--from=http://" + at + "x.example", "--to=" + p.storage},
-		{"mirror-status", "http://" + at + "127.0.0.1:1"}, {"mirror-status", "http://" + at + "x.invalid"}, {"mirror-status", "http://" + at}, {"mirror-status", at + "x.invalid"},
+		{"health", "http://" + at + "127.0.0.1:1"}, {"health", "http://" + at}, {"mirror-status", "http://" + at + "127.0.0.1:1"}, {"mirror-status", "http://" + at + "x.invalid"}, {"mirror-status", "http://" + at}, {"mirror-status", at + "x.invalid"},
 	} {
 		r := runProgram(t, args...)
 		if r.status == 0 || r.err == "" {

@@ -29,17 +29,24 @@ func TestExitStatuses(t *testing.T) {
 		t.Cleanup(s.Close)
 		return s.URL
 	}
+	unready := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = w.Write([]byte(`{"status": "failing"}`))
+	}))
+	defer unready.Close()
 	for _, test := range []struct {
 		status int
 		args   []string
 	}{
 		{0, []string{"list", database}},
 		{0, []string{"mirror-status", mirror(`{"mirror": {"state": "following"}}`)}},
+		{0, []string{"health", "http://" + from}},
 		{0, []string{"pin", database, "--allow-missing", absent}},
 
 		{1, p.args("check")},
 		{1, p.args("check", "--repair", "--from="+mirror("{}"))},
 		{1, []string{"mirror-status", mirror(`{"mirror": {"state": "syncing"}}`)}},
+		{1, []string{"health", unready.URL}},
 		{1, []string{"pin", database, strings.Replace(absent, "0", "1", 1)}},
 		{1, p.args("remove", "--now", absent)},
 		{1, p.args("import", "--keep", published(greet), nowhere)},
@@ -51,6 +58,8 @@ func TestExitStatuses(t *testing.T) {
 		{2, []string{"check", database, "--storage=" + nowhere}},
 		{2, []string{"mirror-status", "http://127.0.0.1:1"}},
 		{2, []string{"mirror-status", mirror(`{}`)}},
+		{2, []string{"health", "http://127.0.0.1:1"}},
+		{2, []string{"health", mirror(`{}`)}},
 		{2, []string{"copy-storage", "--database=none", "--from=" + nowhere, "--to=" + there}},
 
 		// A repaired fault is no longer a finding.

@@ -27,9 +27,9 @@ _nar_herder() {
 		return ;;
 	*)
 		if ((COMP_CWORD == 1)); then
-			words='run-server import fetch remove drop-files plan-removal pin unpin pins tag untag list export copy-storage backup check verify keygen sign claim-storage new-identity dump mirror-status mirror-accept-loss stats migrate convert config version help --help --version'
+			words='run-server import fetch remove drop-files plan-removal pin unpin pins tag untag list export copy-storage backup check verify keygen sign claim-storage new-identity dump health mirror-status mirror-accept-loss stats migrate convert config version help --help --version'
 		elif [[ ${COMP_WORDS[1]} == help ]]; then
-			words='run-server import fetch remove drop-files plan-removal pin unpin pins tag untag list export copy-storage backup check verify keygen sign claim-storage new-identity dump mirror-status mirror-accept-loss stats migrate convert config version help'
+			words='run-server import fetch remove drop-files plan-removal pin unpin pins tag untag list export copy-storage backup check verify keygen sign claim-storage new-identity dump health mirror-status mirror-accept-loss stats migrate convert config version help'
 		elif [[ $current != -* ]]; then
 			compopt -o filenames 2>/dev/null
 			mapfile -t COMPREPLY < <(compgen -f -- "$current")
@@ -58,6 +58,7 @@ _nar_herder() {
 			claim-storage) words='--yes= --accept-loss --database= --storage= --help --config= --version' ;;
 			new-identity) words='--database= --help --config= --version' ;;
 			dump) words='--database= --database-dump= --help --config= --version' ;;
+			health) words='--help --config= --version' ;;
 			mirror-status) words='--max-lag= --json --help --config= --version' ;;
 			mirror-accept-loss) words='--database= --help --config= --version' ;;
 			stats) words='--database= --json --help --config= --version' ;;

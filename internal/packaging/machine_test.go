@@ -1,4 +1,4 @@
-package debian
+package packaging
 
 import (
 	"context"
@@ -130,7 +130,7 @@ exec unshare --cgroup sh -c 'mount -t cgroup2 cgroup2 /sys/fs/cgroup; umount -l 
 // machine is a Debian of its own. It has nothing but the kernel in common with this one.
 type machine struct{ pid int }
 
-// newMachine starts a machine. Its first process is systemd, or another program.
+// newMachine starts a machine with a first process.
 func newMachine(t *testing.T, init ...string) *machine {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -180,22 +180,8 @@ func newMachine(t *testing.T, init ...string) *machine {
 			t.Errorf("remove the control groups: %v: %s", err, out)
 		}
 	})
-	ready := "test -e /proc/1/root/etc/debian_version && test ! -e /.outside/etc"
-	if init[0] == systemd[0] {
-		ready = "test -S /run/systemd/private"
-	}
-	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		select {
-		case <-ended:
-			t.Fatalf("the machine has ended: %s", log.String())
-		default:
-		}
-		if _, err := m.try(t.Context(), ready); err == nil {
-			return m
-		} else if time.Now().After(deadline) {
-			t.Fatalf("the machine doesn't start: %v: %s", err, log.String())
-		}
-	}
+	m.until(t, "test -e /sys/fs/cgroup/cgroup.procs && test ! -e /.outside/etc")
+	return m
 }
 
 // systemd is the first process of a machine that boots.
@@ -205,14 +191,24 @@ var systemd = []string{"/lib/systemd/systemd", "--show-status=no"}
 func boot(t *testing.T) *machine {
 	t.Helper()
 	m := newMachine(t, systemd...)
-	m.run(t, "systemctl is-system-running --wait")
+	m.booted(t)
 	return m
+}
+
+// booted waits for the end of the boot.
+func (m *machine) booted(t *testing.T) {
+	t.Helper()
+	m.until(t, "test -S /run/systemd/private")
+	m.run(t, "systemctl is-system-running --wait")
 }
 
 // command is a shell command in the machine.
 func (m *machine) command(ctx context.Context, script string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "nsenter", "--target", fmt.Sprint(m.pid), "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd", "/bin/sh", "-c", script)
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive"}
+	// nsenter has a child, which must not outlive it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	return cmd
 }

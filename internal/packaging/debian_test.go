@@ -1,6 +1,6 @@
-// Package debian tests the Debian package and the first steps of the documents on machines
-// that boot Debian.
-package debian
+// Package packaging tests the Debian package, the container image, and the first steps of the
+// documents on machines that boot Debian.
+package packaging
 
 import (
 	"context"
@@ -9,7 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -161,6 +161,11 @@ func TestPackage(t *testing.T) {
 	m.run(t, "useradd --groups nar-herder builder")
 	m.run(t, "runuser -u builder -- nar-herder import --config=/etc/nar-herder.toml --keep /srv/published")
 	m.serves(t)
+	// New directories are for the group, too: the confined server can write to all that the user has
+	// made, and does.
+	m.want(t, "stat -c '%a %U:%G' /srv/nars/nar/lzip", "2775 builder:nar-herder")
+	m.until(t, fetch+"http://127.0.0.1:8735/health | grep '\"status\":\"ok\"}'")
+	m.until(t, "test -s /var/lib/nar-herder/nar_herder_dump.db")
 
 	// A reload keeps the process; the socket starts a stopped server; a crash restarts it.
 	const pid = "systemctl show --value -p MainPID nar-herder"
@@ -188,20 +193,19 @@ func TestPackage(t *testing.T) {
 	m.serves(t)
 
 	t.Run("upgrade", func(t *testing.T) { m.upgrade(t) })
+	t.Run("migration", func(t *testing.T) { m.migration(t) })
 	t.Run("removal", func(t *testing.T) { m.removal(t) })
 }
 
-// upgrade is a step of TestPackage.
+// upgrade is a step of TestPackage: no client's connection is refused.
 func (m *machine) upgrade(t *testing.T) {
-	m.run(t, "systemctl stop nar-herder.socket nar-herder.service")
-	m.oldDatabase(t)
-	m.run(t, "nar-herder stats 2>&1 | grep 'has schema version 3'")
-	// The old program doesn't run, as it has the schema of the new one.
-	m.run(t, "systemctl start nar-herder.socket")
+	const pid = "systemctl show --value -p MainPID nar-herder"
+	before := m.run(t, pid)
 	clients, stop := context.WithCancel(t.Context())
+	defer stop()
 	answers := make(chan string, 1)
 	go func() {
-		cmd := m.command(clients, "while :; do curl -sS --max-time 30 -o /dev/null -w '%{http_code}\\n' "+address+"/"+greeting+".narinfo 2>&1; sleep 0.02; done")
+		cmd := m.command(clients, "while :; do curl -sS --max-time 30 -o /dev/null -w '%{http_code} ' "+address+"/"+greeting+".narinfo 2>&1; sleep 0.02; done")
 		out, _ := cmd.CombinedOutput() // it is killed
 		answers <- string(out)
 	}()
@@ -209,14 +213,28 @@ func (m *machine) upgrade(t *testing.T) {
 	m.run(t, "apt-get install -y -o DPkg::Options::=--force-confold /root/new.deb")
 	m.serves(t)
 	stop()
-	if got := <-answers; regexp.MustCompile(`(?m)^(?:200|503)$`).ReplaceAllString(got, "") != strings.Repeat("\n", strings.Count(got, "\n")) || !strings.Contains(got, "200") {
-		t.Errorf("answers during the upgrade: %s", got)
+	if got := strings.Fields(<-answers); len(got) == 0 || slices.ContainsFunc(got, func(answer string) bool { return answer != "200" && answer != "503" }) {
+		t.Errorf("answers during the upgrade: %q", got)
 	}
-	m.run(t, "test -s /var/lib/nar-herder/nar_herder.db.schema-3")
-	m.run(t, `journalctl --sync && journalctl -u nar-herder | grep 'migrated the database'`)
+	if after := m.run(t, pid); after == before {
+		t.Error("the old program still runs")
+	}
 	m.want(t, "tail -n 1 /etc/nar-herder.toml", `storage-limit = "1T"`)
 	m.want(t, "stat -c '%a %U:%G' /etc/nar-herder.toml", "640 root:nar-herder")
 	m.want(t, state, "active active")
+}
+
+// migration is a step of TestPackage: an upgrade from an older version, with its database. The
+// older program is not run, as it has the schema of the new one.
+func (m *machine) migration(t *testing.T) {
+	m.run(t, "systemctl stop nar-herder.socket nar-herder.service && dpkg --force-confold --force-downgrade --unpack /root/old.deb")
+	m.oldDatabase(t)
+	m.run(t, "nar-herder stats 2>&1 | grep 'has schema version 3'")
+	m.run(t, "apt-get install -y -o DPkg::Options::=--force-confold /root/new.deb")
+	m.want(t, state, "active active")
+	m.serves(t)
+	m.run(t, "test -s /var/lib/nar-herder/nar_herder.db.schema-3")
+	m.run(t, `journalctl --sync && journalctl -u nar-herder | grep 'migrated the database'`)
 	m.run(t, "nar-herder stats | grep 'store items  *2$'")
 }
 
@@ -229,7 +247,10 @@ func (m *machine) removal(t *testing.T) {
 	if out, err := m.try(t.Context(), "nar-herder version || curl "+address); err == nil {
 		t.Errorf("after the removal: %s", out)
 	}
-	m.run(t, "apt-get install -y /root/new.deb")
+	// The administrator may keep it from starting.
+	m.run(t, "systemctl mask nar-herder.socket nar-herder.service && apt-get install -y /root/new.deb")
+	m.want(t, state, "inactive inactive")
+	m.run(t, "systemctl unmask nar-herder.socket nar-herder.service && systemctl start nar-herder.service")
 	m.want(t, state, "active active")
 	m.serves(t)
 	out := m.run(t, "apt-get purge -y nar-herder")
@@ -244,19 +265,37 @@ func (m *machine) removal(t *testing.T) {
 	m.want(t, "dpkg-query -W -f '${Status}' nar-herder 2>&1 | grep -c ' installed'", "0")
 }
 
-// TestPackageWithoutSystemd installs and removes the package where systemd doesn't run, as in
-// the build of an image.
-func TestPackageWithoutSystemd(t *testing.T) {
+// TestPackageInImage installs the package where systemd doesn't run, as in the build of an image.
+// The service starts when the image boots.
+func TestPackageInImage(t *testing.T) {
 	t.Parallel()
 	current := built(t, "nar-herder_*.deb")
-	m := newMachine(t, "sleep", "infinity")
+	m := newMachine(t, "sh", "-c", "until [ -e /run/boot ]; do sleep 0.1; done; rm /run/boot; exec "+strings.Join(systemd, " "))
 	m.write(t, "/root/new.deb", read(t, current))
 	m.copyIn(t, testdata+"/published", "/srv/published")
 	m.run(t, "apt-get install -y /root/new.deb")
-	m.run(t, "test -L /etc/systemd/system/multi-user.target.wants/nar-herder.service")
 	m.run(t, "runuser -u nar-herder -- nar-herder import --config=/etc/nar-herder.toml --keep /srv/published")
 	m.run(t, "runuser -u nar-herder -- nar-herder config --config=/etc/nar-herder.toml | grep '^storage  *= \"/srv/nars\"'")
-	m.run(t, "apt-get purge -y nar-herder")
-	m.run(t, "ls /srv/nars/nar/lzip /var/lib/nar-herder/nar_herder.db")
-	m.want(t, "find /etc -name '*nar-herder*'", "")
+	m.run(t, "touch /run/boot")
+	m.booted(t)
+	m.want(t, state, "active active")
+	m.serves(t)
+}
+
+// TestReproducible builds the package and the archive in another directory and environment. It
+// uses the same cache of Go, as the script check-release takes minutes without.
+func TestReproducible(t *testing.T) {
+	t.Parallel()
+	current := built(t, "nar-herder_*.deb")
+	archive := built(t, "nar-herder-*.tar.gz")
+	dir := filepath.Join(t.TempDir(), "another", "directory")
+	absolute, err := filepath.Abs(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	output(t, "git", "clone", "--quiet", absolute, dir)
+	output(t, "sh", "-ec", `umask 077; cd "$1"; TZ=Asia/Tokyo LC_ALL=C.UTF-8 GOFLAGS=-tags=other DEB_BUILD_OPTIONS=noopt scripts/deb`, "sh", dir)
+	for _, file := range []string{current, archive} {
+		output(t, "cmp", file, filepath.Join(dir, "dist", filepath.Base(file)))
+	}
 }
