@@ -19,8 +19,8 @@ import (
 
 // logOptions are options of the server's logs.
 type logOptions struct {
-	LogFormat string `default:"text" enum:"text,json" placeholder:"text|json" help:"Format of the log: text, or a JSON object per line (default: ${default})."`
-	AccessLog string `default:"off" placeholder:"off|stderr|FILE" help:"Where to log each request, with its duration, bytes and client: stderr, or a file, which is reopened at SIGHUP. The format is that of nginx and Apache named combined, followed by range and seconds; or JSON with --log-format=json (default: ${default})."`
+	LogFormat string `group:"logging" default:"text" enum:"text,json" placeholder:"text|json" help:"Format of the log: text, or a JSON object per line (default: ${default})."`
+	AccessLog string `group:"logging" default:"off" placeholder:"off|stderr|FILE" help:"Where to log each request, with its duration, bytes and client: stderr, or a file, which is reopened at SIGHUP. The format is that of nginx and Apache named combined, followed by range and seconds; or JSON with --log-format=json (default: ${default})."`
 }
 
 // Values of --access-log that are not files.

@@ -64,7 +64,7 @@ var helpPages = map[string]helpPage{
 			"run-server --storage=/srv/nars --storage-limit=200G --upstream=https://ci.guix.gnu.org",
 		},
 		[]string{"config", "import", "plan-removal", "stats"},
-		[]string{"install", "mirroring", "caching", "removing", "compressions", "bucket", "signing", "monitoring", "sizing"},
+		[]string{"install", "mirroring", "caching", "removing", "compressions", "bucket", "signing", "page", "monitoring", "sizing"},
 	},
 	"import": {
 		[]string{
@@ -136,6 +136,11 @@ var helpPages = map[string]helpPage{
 		[]string{"copy-storage --from=/srv/nars --to=/mnt/nars --bandwidth=50M"},
 		[]string{"claim-storage", "check", "export"},
 		[]string{"operations", "bucket"},
+	},
+	"health": {
+		[]string{"health http://127.0.0.1:8734"},
+		[]string{"mirror-status", "stats"},
+		[]string{"monitoring", "install"},
 	},
 	"backup": {
 		[]string{"backup --replace /backup/nar-herder/Monday.db"},

@@ -31,7 +31,7 @@ func TestHelpGroups(t *testing.T) {
 		}
 	}
 	for _, group := range groups {
-		if !used[group.Key] && group.Key != "page" {
+		if !used[group.Key] {
 			t.Errorf("no option belongs to the group %s", group.Key)
 		}
 	}

@@ -15,10 +15,10 @@ import (
 
 // pageOptions are the options about the pages for browsers.
 type pageOptions struct {
-	Page      string         `default:"full" enum:"full,minimal,off" placeholder:"full|minimal|off" help:"Pages for browsers: all (full), only how to use this server and what it has (minimal), or none (off) (default: ${default})."`
-	Title     lineValue      `placeholder:"TEXT" help:"Name of this server on its pages."`
-	Contact   lineValue      `placeholder:"TEXT" help:"Mail address, URL or text on the pages that says how to reach you."`
-	PublicURL publicURLValue `name:"public-url" placeholder:"URL" help:"URL at which clients reach this server, for the commands on its pages (default: the address in the request)."`
+	Page      string         `group:"page" default:"full" enum:"full,minimal,off" placeholder:"full|minimal|off" help:"Pages for browsers: all (full), only how to use this server and what it has (minimal), or none (off) (default: ${default})."`
+	Title     lineValue      `group:"page" placeholder:"TEXT" help:"Name of this server on its pages."`
+	Contact   lineValue      `group:"page" placeholder:"TEXT" help:"Mail address, URL or text on the pages that says how to reach you."`
+	PublicURL publicURLValue `group:"page" name:"public-url" placeholder:"URL" help:"URL at which clients reach this server, for the commands on its pages (default: the address in the request)."`
 }
 
 // lineValue is a text of one line.

@@ -17,10 +17,10 @@ import (
 
 // tlsOptions are the options of HTTPS, which the server speaks beside HTTP.
 type tlsOptions struct {
-	TLSCertificate string     `name:"tls-certificate" placeholder:"FILE" help:"Certificate chain for HTTPS in PEM, with the server's own certificate first. It is reloaded when the file changes."`
-	TLSKey         string     `name:"tls-key" placeholder:"FILE" help:"Private key of --tls-certificate in PEM. It is reloaded when the file changes."`
-	TLSPort        *portValue `name:"tls-port" placeholder:"PORT" help:"Port to listen on for HTTPS (default: no HTTPS)."`
-	TLSHost        string     `name:"tls-host" placeholder:"HOST" help:"Name or address to listen on for HTTPS (default: that of --host)."`
+	TLSCertificate string     `group:"listening" name:"tls-certificate" placeholder:"FILE" help:"Certificate chain for HTTPS in PEM, with the server's own certificate first. It is reloaded when the file changes."`
+	TLSKey         string     `group:"listening" name:"tls-key" placeholder:"FILE" help:"Private key of --tls-certificate in PEM. It is reloaded when the file changes."`
+	TLSPort        *portValue `group:"listening" name:"tls-port" placeholder:"PORT" help:"Port to listen on for HTTPS (default: no HTTPS)."`
+	TLSHost        string     `group:"listening" name:"tls-host" placeholder:"HOST" help:"Name or address to listen on for HTTPS (default: that of --host)."`
 }
 
 // socketOfTLS is the FileDescriptorName= of sockets of systemd that are for HTTPS.

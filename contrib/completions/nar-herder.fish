@@ -23,6 +23,7 @@ complete -c nar-herder -n __fish_use_subcommand -a sign -d 'Sign narinfos of the
 complete -c nar-herder -n __fish_use_subcommand -a claim-storage -d 'Show the owner of a storage, or make this instance the owner'
 complete -c nar-herder -n __fish_use_subcommand -a new-identity -d 'Give a copied database its own id'
 complete -c nar-herder -n __fish_use_subcommand -a dump -d 'Write the dump of the index that other instances start from'
+complete -c nar-herder -n __fish_use_subcommand -a health -d 'Ask a server whether it is ready'
 complete -c nar-herder -n __fish_use_subcommand -a mirror-status -d 'Show how far a mirror is behind its source'
 complete -c nar-herder -n __fish_use_subcommand -a mirror-accept-loss -d 'Accept a mass removal at the source, and keep following it'
 complete -c nar-herder -n __fish_use_subcommand -a stats -d 'Show the number and size of the items'
@@ -45,6 +46,10 @@ complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l max-connec
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l control-host -d 'Name or address of the control listener, or unix:PATH' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l control-port -d 'Port of the control listener, which serves /metrics, /health and /debug/pprof/' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l public-metrics -d 'Whether to serve /metrics and /health to all clients too' -x -a 'yes no'
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l tls-certificate -d 'Certificate chain for HTTPS in PEM, with the server\'s own certificate first' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l tls-key -d 'Private key of --tls-certificate in PEM' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l tls-port -d 'Port to listen on for HTTPS' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l tls-host -d 'Name or address to listen on for HTTPS' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l database -d 'SQLite index' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l storage -d 'Directory or s3://BUCKET/PREFIX?… of the stored nars' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l storage-read-only -d 'Never write to the storage or remove from it'
@@ -87,7 +92,13 @@ complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l acl -d 'Li
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l authorized-key -d 'Public key to authorize, such as signing-key.pub, in addition to those of --acl' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l mirror-key -d 'Public key or list of keys of --mirror' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l signing-key -d 'Public key of the narinfos\' signatures, served at /signing-key.pub' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l page -d 'Pages for browsers: all (full), only how to use this server and what it has (minimal), or none (off)' -x -a 'full minimal off'
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l title -d 'Name of this server on its pages' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l contact -d 'Mail address, URL or text on the pages that says how to reach you' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l public-url -d 'URL at which clients reach this server, for the commands on its pages' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l log-level -d 'Least level to log: DEBUG (includes requests), INFO, WARN or ERROR' -x -a 'DEBUG ERROR INFO WARN'
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l log-format -d 'Format of the log: text, or a JSON object per line' -x -a 'text json'
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l access-log -d 'Where to log each request, with its duration, bytes and client: stderr, or a file, which is reopened at SIGHUP' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from import' -l narinfos-only -d 'Import narinfos without nars, if another server has the nars'
 complete -c nar-herder -n '__fish_seen_subcommand_from import' -l tag -d 'Tag to add to the items' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from import' -l ensure-references-exist -d 'Refuse items that refer to items without a narinfo'
@@ -219,6 +230,7 @@ complete -c nar-herder -n '__fish_seen_subcommand_from claim-storage' -l storage
 complete -c nar-herder -n '__fish_seen_subcommand_from new-identity' -l database -d 'SQLite index' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from dump' -l database -d 'SQLite index' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from dump' -l database-dump -d 'Dump of the index for other instances to download' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from health' -F
 complete -c nar-herder -n '__fish_seen_subcommand_from mirror-status' -l max-lag -d 'Largest lag that counts as up to date' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from mirror-status' -l json -d 'Print the JSON answer of the mirror'
 complete -c nar-herder -n '__fish_seen_subcommand_from mirror-status' -F
@@ -239,6 +251,10 @@ complete -c nar-herder -n '__fish_seen_subcommand_from config' -l max-connection
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l control-host -d 'Name or address of the control listener, or unix:PATH' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l control-port -d 'Port of the control listener, which serves /metrics, /health and /debug/pprof/' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l public-metrics -d 'Whether to serve /metrics and /health to all clients too' -x -a 'yes no'
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l tls-certificate -d 'Certificate chain for HTTPS in PEM, with the server\'s own certificate first' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l tls-key -d 'Private key of --tls-certificate in PEM' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l tls-port -d 'Port to listen on for HTTPS' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l tls-host -d 'Name or address to listen on for HTTPS' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l database -d 'SQLite index' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l storage -d 'Directory or s3://BUCKET/PREFIX?… of the stored nars' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l storage-read-only -d 'Never write to the storage or remove from it'
@@ -281,5 +297,11 @@ complete -c nar-herder -n '__fish_seen_subcommand_from config' -l acl -d 'List o
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l authorized-key -d 'Public key to authorize, such as signing-key.pub, in addition to those of --acl' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l mirror-key -d 'Public key or list of keys of --mirror' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l signing-key -d 'Public key of the narinfos\' signatures, served at /signing-key.pub' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l page -d 'Pages for browsers: all (full), only how to use this server and what it has (minimal), or none (off)' -x -a 'full minimal off'
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l title -d 'Name of this server on its pages' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l contact -d 'Mail address, URL or text on the pages that says how to reach you' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l public-url -d 'URL at which clients reach this server, for the commands on its pages' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l log-level -d 'Least level to log: DEBUG (includes requests), INFO, WARN or ERROR' -x -a 'DEBUG ERROR INFO WARN'
-complete -c nar-herder -n '__fish_seen_subcommand_from help' -a 'run-server import fetch remove drop-files plan-removal pin unpin pins tag untag list export copy-storage backup check verify keygen sign claim-storage new-identity dump mirror-status mirror-accept-loss stats migrate convert config version help'
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l log-format -d 'Format of the log: text, or a JSON object per line' -x -a 'text json'
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l access-log -d 'Where to log each request, with its duration, bytes and client: stderr, or a file, which is reopened at SIGHUP' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from help' -a 'run-server import fetch remove drop-files plan-removal pin unpin pins tag untag list export copy-storage backup check verify keygen sign claim-storage new-identity dump health mirror-status mirror-accept-loss stats migrate convert config version help'
