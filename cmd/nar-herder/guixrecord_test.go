@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,6 +38,9 @@ const guixRecordHead = `;;; The options of 'nar-herder run-server' as a record o
             %cached-compression-level
             %cached-compression-options
 `
+
+// programDefault is the default of the program at the end of a help text.
+var programDefault = regexp.MustCompile(` \(default: [^)]*\)`)
 
 // isCompressionOption reports whether an option is set for a type of cached compression.
 func isCompressionOption(option *kong.Flag) bool {
@@ -89,7 +93,11 @@ func guixRecord(model *kong.Application) string {
 		if value != "" {
 			value = " (default " + value + ")"
 		}
-		r.fields.WriteString("  (" + field + " " + accessor + value + ")\n")
+		space := " "
+		if len(field)+len(accessor)+len(value) > 88 {
+			space = "\n   "
+		}
+		r.fields.WriteString("  (" + field + space + accessor + value + ")\n")
 	}
 	const name, compressionName = "nar-herder-configuration", "nar-herder-cached-compression-configuration"
 	var all, compression record
@@ -103,21 +111,23 @@ func guixRecord(model *kong.Application) string {
 			continue
 		}
 		option, value := options[field], "#f"
+		comment := option.Help
 		if option.IsSlice() {
 			value = "'()"
 		}
 		for _, entry := range guixDefaults {
 			if entry[0] == field && entry[1] != "" {
 				value = entry[1]
+				comment = programDefault.ReplaceAllString(comment, "") // which may differ
 			}
 		}
-		add(&all, name, field, option.Help, value)
+		add(&all, name, field, comment, value)
 		accessor := name + "-" + field
 		if manual := manualNames[field]; manual != "" {
 			add(&all, name, manual, "The name in the manual of Guix for "+field+".", "#f")
-			accessor = fmt.Sprintf("(lambda (config)\n%19s(or (%s-%s config)\n%23s(%s config)))", "", name, manual, "", accessor)
+			accessor = fmt.Sprintf("(lambda (config)\n%11s(or (%s-%s config)\n%15s(%s config)))", "", name, manual, "", accessor)
 		}
-		all.table.WriteString(fmt.Sprintf("   (list %q %s)\n", field, accessor))
+		all.table.WriteString(fmt.Sprintf("   (list %q\n         %s)\n", field, accessor))
 	}
 	add(&all, name, "extra-options", "List of further arguments, as strings.", "'()")
 	add(&all, name, "extra-environment-variables", `List of environment variables, such as "SSL_CERT_FILE=/etc/ssl/ca.pem".`, "'()")
@@ -135,7 +145,7 @@ func guixRecord(model *kong.Application) string {
 	}
 
 	define := func(r *record, name string) string {
-		return fmt.Sprintf("\n(define-record-type* <%s>\n  %[1]s make-%[1]s %[1]s?\n%s)\n", name, strings.TrimSuffix(r.fields.String(), "\n"))
+		return fmt.Sprintf("\n(define-record-type* <%s>\n  %[1]s\n  make-%[1]s\n  %[1]s?\n%s)\n", name, strings.TrimSuffix(r.fields.String(), "\n"))
 	}
 	var b strings.Builder
 	b.WriteString(guixRecordHead)

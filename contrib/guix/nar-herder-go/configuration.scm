@@ -40,10 +40,6 @@
             nar-herder-configuration-max-connections
             nar-herder-configuration-max-connections-per-address
             nar-herder-configuration-public-metrics
-            nar-herder-configuration-tls-certificate
-            nar-herder-configuration-tls-key
-            nar-herder-configuration-tls-port
-            nar-herder-configuration-tls-host
             nar-herder-configuration-storage-read-only
             nar-herder-configuration-serve-bucket-nars
             nar-herder-configuration-scrub-interval
@@ -67,12 +63,6 @@
             nar-herder-configuration-authorized-key
             nar-herder-configuration-mirror-key
             nar-herder-configuration-signing-key
-            nar-herder-configuration-page
-            nar-herder-configuration-title
-            nar-herder-configuration-contact
-            nar-herder-configuration-public-url
-            nar-herder-configuration-log-format
-            nar-herder-configuration-access-log
             nar-herder-configuration-extra-options
             nar-herder-configuration-extra-environment-variables
             nar-herder-configuration-shepherd-requirement
@@ -89,7 +79,9 @@
             nar-herder-cached-compression-configuration-new-ttl))
 
 (define-record-type* <nar-herder-configuration>
-  nar-herder-configuration make-nar-herder-configuration nar-herder-configuration?
+  nar-herder-configuration
+  make-nar-herder-configuration
+  nar-herder-configuration?
   ;; Package with the program.
   (package nar-herder-configuration-package (default nar-herder-go))
   ;; User and group of the server.
@@ -97,53 +89,58 @@
   (group nar-herder-configuration-group (default "nar-herder"))
   ;; File to write the process id to, as soon as the server starts.
   (pid-file nar-herder-configuration-pid-file (default "/var/run/nar-herder/pid"))
-  ;; Port to listen on (default: 8734).
+  ;; Port to listen on.
   (port nar-herder-configuration-port (default 8734))
-  ;; Name or address to listen on, or unix:PATH (default: 127.0.0.1).
+  ;; Name or address to listen on, or unix:PATH.
   (host nar-herder-configuration-host (default "127.0.0.1"))
-  ;; Port of the control listener, which serves /metrics, /health and /debug/pprof/ (default:
-  ;; no control listener).
+  ;; Port of the control listener, which serves /metrics, /health and /debug/pprof/.
   (control-port nar-herder-configuration-control-port (default 8735))
-  ;; Name or address of the control listener, or unix:PATH (default: 127.0.0.1).
+  ;; Name or address of the control listener, or unix:PATH.
   (control-host nar-herder-configuration-control-host (default "127.0.0.1"))
   ;; Instance to mirror.
   (mirror nar-herder-configuration-mirror (default #f))
-  ;; SQLite index (default: /var/lib/nar-herder/nar_herder.db).
+  ;; SQLite index.
   (database nar-herder-configuration-database (default "/var/lib/nar-herder/nar_herder.db"))
   ;; Dump of the index for other instances to download. Names of further files begin with this
-  ;; one (default: NAME_dump.db beside --database=NAME.db).
-  (database-dump nar-herder-configuration-database-dump (default "/var/lib/nar-herder/nar_herder_dump.db"))
+  ;; one.
+  (database-dump
+   nar-herder-configuration-database-dump (default "/var/lib/nar-herder/nar_herder_dump.db"))
   ;; Directory or s3://BUCKET/PREFIX?... of the stored nars.
   (storage nar-herder-configuration-storage (default #f))
-  ;; Remove nars to keep the storage below this size (default: none).
+  ;; Remove nars to keep the storage below this size.
   (storage-limit nar-herder-configuration-storage-limit (default "none"))
   ;; Remove nars to keep this much free on the storage's file system, and refuse new ones below
-  ;; it (default: none).
-  (storage-minimum-free-space nar-herder-configuration-storage-minimum-free-space (default "none"))
+  ;; it.
+  (storage-minimum-free-space
+   nar-herder-configuration-storage-minimum-free-space (default "none"))
   ;; Nars that may be removed to keep the limit: those that meet all conditions of one value.
   ;; Conditions are stored-on=URL, unused-for=DURATION, added-before=DAY-OR-DURATION,
   ;; tag=KEY=VALUE, no-tag=KEY=VALUE and unreferenced. May be repeated.
-  (storage-nar-removal-criteria nar-herder-configuration-storage-nar-removal-criteria (default '()))
+  (storage-nar-removal-criteria
+   nar-herder-configuration-storage-nar-removal-criteria (default '()))
   ;; How long clients may cache a narinfo.
   (ttl nar-herder-configuration-ttl (default #f))
   ;; TTL to advertise instead of --ttl, while you change that.
   (new-ttl nar-herder-configuration-new-ttl (default #f))
   ;; How long clients may cache that an item does not exist.
   (negative-ttl nar-herder-configuration-negative-ttl (default #f))
-  ;; Least level to log: DEBUG (includes requests), INFO, WARN or ERROR (default: DEBUG).
+  ;; Least level to log: DEBUG (includes requests), INFO, WARN or ERROR.
   (log-level nar-herder-configuration-log-level (default 'DEBUG))
   ;; List of nar-herder-cached-compression-configuration records.
   (cached-compressions nar-herder-configuration-cached-compressions (default '()))
-  ;; Cache a nar after this many requests (default: 3).
-  (cached-compression-min-uses nar-herder-configuration-cached-compression-min-uses (default 3))
+  ;; Cache a nar after this many requests.
+  (cached-compression-min-uses
+   nar-herder-configuration-cached-compression-min-uses (default 3))
   ;; The name in the manual of Guix for cached-compression-min-uses.
   (min-uses nar-herder-configuration-min-uses (default #f))
-  ;; Number of nars to compress at a time (default: 2).
-  (cached-compression-workers nar-herder-configuration-cached-compression-workers (default 2))
+  ;; Number of nars to compress at a time.
+  (cached-compression-workers
+   nar-herder-configuration-cached-compression-workers (default 2))
   ;; The name in the manual of Guix for cached-compression-workers.
   (workers nar-herder-configuration-workers (default #f))
   ;; Directory or URL to read the nars to compress from (default: the storage).
-  (cached-compression-nar-source nar-herder-configuration-cached-compression-nar-source (default #f))
+  (cached-compression-nar-source
+   nar-herder-configuration-cached-compression-nar-source (default #f))
   ;; The name in the manual of Guix for cached-compression-nar-source.
   (nar-source nar-herder-configuration-nar-source (default #f))
   ;; Announce this server on the local network by DNS-SD, so that 'guix-daemon --discover'
@@ -161,18 +158,10 @@
   (max-connections nar-herder-configuration-max-connections (default #f))
   ;; Maximum number of connections of one client address or IPv6 /64 network. Trusted proxies
   ;; and unix sockets are exempt (default: a quarter of --max-connections).
-  (max-connections-per-address nar-herder-configuration-max-connections-per-address (default #f))
+  (max-connections-per-address
+   nar-herder-configuration-max-connections-per-address (default #f))
   ;; Whether to serve /metrics and /health to all clients too (default: yes).
   (public-metrics nar-herder-configuration-public-metrics (default #f))
-  ;; Certificate chain for HTTPS in PEM, with the server's own certificate first. It is
-  ;; reloaded when the file changes.
-  (tls-certificate nar-herder-configuration-tls-certificate (default #f))
-  ;; Private key of --tls-certificate in PEM. It is reloaded when the file changes.
-  (tls-key nar-herder-configuration-tls-key (default #f))
-  ;; Port to listen on for HTTPS (default: no HTTPS).
-  (tls-port nar-herder-configuration-tls-port (default #f))
-  ;; Name or address to listen on for HTTPS (default: that of --host).
-  (tls-host nar-herder-configuration-tls-host (default #f))
   ;; Never write to the storage or remove from it. This is for front ends, which share the
   ;; storage of another instance, usually that of --mirror.
   (storage-read-only nar-herder-configuration-storage-read-only (default #f))
@@ -237,26 +226,11 @@
   ;; Public key of the narinfos' signatures, served at /signing-key.pub. May be repeated: the
   ;; second is served at /signing-key-2.pub.
   (signing-key nar-herder-configuration-signing-key (default '()))
-  ;; Pages for browsers: all (full), only how to use this server and what it has (minimal), or
-  ;; none (off) (default: full).
-  (page nar-herder-configuration-page (default #f))
-  ;; Name of this server on its pages.
-  (title nar-herder-configuration-title (default #f))
-  ;; Mail address, URL or text on the pages that says how to reach you.
-  (contact nar-herder-configuration-contact (default #f))
-  ;; URL at which clients reach this server, for the commands on its pages (default: the
-  ;; address in the request).
-  (public-url nar-herder-configuration-public-url (default #f))
-  ;; Format of the log: text, or a JSON object per line (default: text).
-  (log-format nar-herder-configuration-log-format (default #f))
-  ;; Where to log each request, with its duration, bytes and client: stderr, or a file, which
-  ;; is reopened at SIGHUP. The format is that of nginx and Apache named combined, followed by
-  ;; range and seconds; or JSON with --log-format=json (default: off).
-  (access-log nar-herder-configuration-access-log (default #f))
   ;; List of further arguments, as strings.
   (extra-options nar-herder-configuration-extra-options (default '()))
   ;; List of environment variables, such as "SSL_CERT_FILE=/etc/ssl/ca.pem".
-  (extra-environment-variables nar-herder-configuration-extra-environment-variables (default '()))
+  (extra-environment-variables
+   nar-herder-configuration-extra-environment-variables (default '()))
   ;; List of further services of the Shepherd that the server needs, such as
   ;; file-system-/srv/nars.
   (shepherd-requirement nar-herder-configuration-shepherd-requirement (default '()))
@@ -264,7 +238,9 @@
   (log-file nar-herder-configuration-log-file (default "/var/log/nar-herder/server.log")))
 
 (define-record-type* <nar-herder-cached-compression-configuration>
-  nar-herder-cached-compression-configuration make-nar-herder-cached-compression-configuration nar-herder-cached-compression-configuration?
+  nar-herder-cached-compression-configuration
+  make-nar-herder-cached-compression-configuration
+  nar-herder-cached-compression-configuration?
   ;; Type of the compression, such as 'zstd.
   (type nar-herder-cached-compression-configuration-type)
   ;; Level of the compression. The manual of Guix calls the field workers.
@@ -274,9 +250,11 @@
   ;; --database=NAME.db, NAME_cached/TYPE beside it).
   (directory nar-herder-cached-compression-configuration-directory (default #f))
   ;; Maximum size of that directory.
-  (directory-max-size nar-herder-cached-compression-configuration-directory-max-size (default #f))
+  (directory-max-size
+   nar-herder-cached-compression-configuration-directory-max-size (default #f))
   ;; Remove cached nars that are not requested for this long.
-  (unused-removal-duration nar-herder-cached-compression-configuration-unused-removal-duration (default #f))
+  (unused-removal-duration
+   nar-herder-cached-compression-configuration-unused-removal-duration (default #f))
   ;; TTL of narinfos that list a cached nar of this type.
   (ttl nar-herder-cached-compression-configuration-ttl (default #f))
   ;; TTL to advertise instead of --cached-compression-ttl, while you change that.
@@ -286,71 +264,109 @@
   ;; Options and what returns the value of each, in the order of the arguments. An entry named
   ;; "cached-compressions" stands for the options of all these records.
   (list
-   (list "pid-file" nar-herder-configuration-pid-file)
-   (list "port" nar-herder-configuration-port)
-   (list "host" nar-herder-configuration-host)
-   (list "control-port" nar-herder-configuration-control-port)
-   (list "control-host" nar-herder-configuration-control-host)
-   (list "mirror" nar-herder-configuration-mirror)
-   (list "database" nar-herder-configuration-database)
-   (list "database-dump" nar-herder-configuration-database-dump)
-   (list "storage" nar-herder-configuration-storage)
-   (list "storage-limit" nar-herder-configuration-storage-limit)
-   (list "storage-minimum-free-space" nar-herder-configuration-storage-minimum-free-space)
-   (list "storage-nar-removal-criteria" nar-herder-configuration-storage-nar-removal-criteria)
-   (list "ttl" nar-herder-configuration-ttl)
-   (list "new-ttl" nar-herder-configuration-new-ttl)
-   (list "negative-ttl" nar-herder-configuration-negative-ttl)
-   (list "log-level" nar-herder-configuration-log-level)
+   (list "pid-file"
+         nar-herder-configuration-pid-file)
+   (list "port"
+         nar-herder-configuration-port)
+   (list "host"
+         nar-herder-configuration-host)
+   (list "control-port"
+         nar-herder-configuration-control-port)
+   (list "control-host"
+         nar-herder-configuration-control-host)
+   (list "mirror"
+         nar-herder-configuration-mirror)
+   (list "database"
+         nar-herder-configuration-database)
+   (list "database-dump"
+         nar-herder-configuration-database-dump)
+   (list "storage"
+         nar-herder-configuration-storage)
+   (list "storage-limit"
+         nar-herder-configuration-storage-limit)
+   (list "storage-minimum-free-space"
+         nar-herder-configuration-storage-minimum-free-space)
+   (list "storage-nar-removal-criteria"
+         nar-herder-configuration-storage-nar-removal-criteria)
+   (list "ttl"
+         nar-herder-configuration-ttl)
+   (list "new-ttl"
+         nar-herder-configuration-new-ttl)
+   (list "negative-ttl"
+         nar-herder-configuration-negative-ttl)
+   (list "log-level"
+         nar-herder-configuration-log-level)
    (list "cached-compressions" nar-herder-configuration-cached-compressions)
-   (list "cached-compression-min-uses" (lambda (config)
-                   (or (nar-herder-configuration-min-uses config)
-                       (nar-herder-configuration-cached-compression-min-uses config))))
-   (list "cached-compression-workers" (lambda (config)
-                   (or (nar-herder-configuration-workers config)
-                       (nar-herder-configuration-cached-compression-workers config))))
-   (list "cached-compression-nar-source" (lambda (config)
-                   (or (nar-herder-configuration-nar-source config)
-                       (nar-herder-configuration-cached-compression-nar-source config))))
-   (list "advertise" nar-herder-configuration-advertise)
-   (list "x-accel-redirect" nar-herder-configuration-x-accel-redirect)
-   (list "trusted-proxies" nar-herder-configuration-trusted-proxies)
-   (list "max-connections" nar-herder-configuration-max-connections)
-   (list "max-connections-per-address" nar-herder-configuration-max-connections-per-address)
-   (list "public-metrics" nar-herder-configuration-public-metrics)
-   (list "tls-certificate" nar-herder-configuration-tls-certificate)
-   (list "tls-key" nar-herder-configuration-tls-key)
-   (list "tls-port" nar-herder-configuration-tls-port)
-   (list "tls-host" nar-herder-configuration-tls-host)
-   (list "storage-read-only" nar-herder-configuration-storage-read-only)
-   (list "serve-bucket-nars" nar-herder-configuration-serve-bucket-nars)
-   (list "scrub-interval" nar-herder-configuration-scrub-interval)
-   (list "repair-from" nar-herder-configuration-repair-from)
-   (list "narinfo-cache-size" nar-herder-configuration-narinfo-cache-size)
-   (list "storage-hard-limit" nar-herder-configuration-storage-hard-limit)
-   (list "storage-check-interval" nar-herder-configuration-storage-check-interval)
-   (list "mirror-interval" nar-herder-configuration-mirror-interval)
-   (list "serve-remote-nars" nar-herder-configuration-serve-remote-nars)
-   (list "mirror-nars" nar-herder-configuration-mirror-nars)
-   (list "mirror-fetchers" nar-herder-configuration-mirror-fetchers)
-   (list "mirror-bandwidth" nar-herder-configuration-mirror-bandwidth)
-   (list "allow-private-redirects" nar-herder-configuration-allow-private-redirects)
-   (list "upstream" nar-herder-configuration-upstream)
-   (list "upstream-keep" nar-herder-configuration-upstream-keep)
-   (list "upstream-down" nar-herder-configuration-upstream-down)
-   (list "storage-cache" nar-herder-configuration-storage-cache)
-   (list "storage-cache-size" nar-herder-configuration-storage-cache-size)
-   (list "database-dump-interval" nar-herder-configuration-database-dump-interval)
-   (list "acl" nar-herder-configuration-acl)
-   (list "authorized-key" nar-herder-configuration-authorized-key)
-   (list "mirror-key" nar-herder-configuration-mirror-key)
-   (list "signing-key" nar-herder-configuration-signing-key)
-   (list "page" nar-herder-configuration-page)
-   (list "title" nar-herder-configuration-title)
-   (list "contact" nar-herder-configuration-contact)
-   (list "public-url" nar-herder-configuration-public-url)
-   (list "log-format" nar-herder-configuration-log-format)
-   (list "access-log" nar-herder-configuration-access-log)))
+   (list "cached-compression-min-uses"
+         (lambda (config)
+           (or (nar-herder-configuration-min-uses config)
+               (nar-herder-configuration-cached-compression-min-uses config))))
+   (list "cached-compression-workers"
+         (lambda (config)
+           (or (nar-herder-configuration-workers config)
+               (nar-herder-configuration-cached-compression-workers config))))
+   (list "cached-compression-nar-source"
+         (lambda (config)
+           (or (nar-herder-configuration-nar-source config)
+               (nar-herder-configuration-cached-compression-nar-source config))))
+   (list "advertise"
+         nar-herder-configuration-advertise)
+   (list "x-accel-redirect"
+         nar-herder-configuration-x-accel-redirect)
+   (list "trusted-proxies"
+         nar-herder-configuration-trusted-proxies)
+   (list "max-connections"
+         nar-herder-configuration-max-connections)
+   (list "max-connections-per-address"
+         nar-herder-configuration-max-connections-per-address)
+   (list "public-metrics"
+         nar-herder-configuration-public-metrics)
+   (list "storage-read-only"
+         nar-herder-configuration-storage-read-only)
+   (list "serve-bucket-nars"
+         nar-herder-configuration-serve-bucket-nars)
+   (list "scrub-interval"
+         nar-herder-configuration-scrub-interval)
+   (list "repair-from"
+         nar-herder-configuration-repair-from)
+   (list "narinfo-cache-size"
+         nar-herder-configuration-narinfo-cache-size)
+   (list "storage-hard-limit"
+         nar-herder-configuration-storage-hard-limit)
+   (list "storage-check-interval"
+         nar-herder-configuration-storage-check-interval)
+   (list "mirror-interval"
+         nar-herder-configuration-mirror-interval)
+   (list "serve-remote-nars"
+         nar-herder-configuration-serve-remote-nars)
+   (list "mirror-nars"
+         nar-herder-configuration-mirror-nars)
+   (list "mirror-fetchers"
+         nar-herder-configuration-mirror-fetchers)
+   (list "mirror-bandwidth"
+         nar-herder-configuration-mirror-bandwidth)
+   (list "allow-private-redirects"
+         nar-herder-configuration-allow-private-redirects)
+   (list "upstream"
+         nar-herder-configuration-upstream)
+   (list "upstream-keep"
+         nar-herder-configuration-upstream-keep)
+   (list "upstream-down"
+         nar-herder-configuration-upstream-down)
+   (list "storage-cache"
+         nar-herder-configuration-storage-cache)
+   (list "storage-cache-size"
+         nar-herder-configuration-storage-cache-size)
+   (list "database-dump-interval"
+         nar-herder-configuration-database-dump-interval)
+   (list "acl"
+         nar-herder-configuration-acl)
+   (list "authorized-key"
+         nar-herder-configuration-authorized-key)
+   (list "mirror-key"
+         nar-herder-configuration-mirror-key)
+   (list "signing-key"
+         nar-herder-configuration-signing-key)))
 
 (define (%cached-compression-level compression)
   (or (nar-herder-cached-compression-configuration-level compression)
