@@ -78,6 +78,10 @@ complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l upstream -
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l upstream-keep -d 'Forget items of upstreams that no client has requested for this long, or none' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l upstream-down -d 'How to answer for unknown items while no upstream can be reached: with an error, or with a 404 that clients cache for a minute' -x -a 'error not-found'
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l advertise -d 'Announce this server on the local network by DNS-SD, so that \'guix-daemon --discover\' finds it'
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l page -d 'Pages for browsers: all (full), only how to use this server and what it has (minimal), or none (off)' -x -a 'full minimal off'
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l title -d 'Name of this server on its pages' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l contact -d 'Mail address, URL or text on the pages that says how to reach you' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l public-url -d 'URL at which clients reach this server, for the commands on its pages' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l storage-cache -d 'Local directory that caches recently read nars of a remote storage' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l storage-cache-size -d 'Maximum size of --storage-cache on disk' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l x-accel-redirect -d 'Let nginx in front of this server send the nars, with X-Accel-Redirect as the original does'
@@ -272,6 +276,10 @@ complete -c nar-herder -n '__fish_seen_subcommand_from config' -l upstream -d 'S
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l upstream-keep -d 'Forget items of upstreams that no client has requested for this long, or none' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l upstream-down -d 'How to answer for unknown items while no upstream can be reached: with an error, or with a 404 that clients cache for a minute' -x -a 'error not-found'
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l advertise -d 'Announce this server on the local network by DNS-SD, so that \'guix-daemon --discover\' finds it'
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l page -d 'Pages for browsers: all (full), only how to use this server and what it has (minimal), or none (off)' -x -a 'full minimal off'
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l title -d 'Name of this server on its pages' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l contact -d 'Mail address, URL or text on the pages that says how to reach you' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l public-url -d 'URL at which clients reach this server, for the commands on its pages' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l storage-cache -d 'Local directory that caches recently read nars of a remote storage' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l storage-cache-size -d 'Maximum size of --storage-cache on disk' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l x-accel-redirect -d 'Let nginx in front of this server send the nars, with X-Accel-Redirect as the original does'
