@@ -14,7 +14,7 @@ import (
 // Figures are the values of metrics at a time, by their names.
 type Figures map[string]*dto.MetricFamily
 
-// Read gathers the metrics. It omits those that fail, as /metrics logs them.
+// Read gathers the metrics, without those that fail.
 func Read(from prometheus.Gatherer) Figures {
 	families, _ := from.Gather() // returns the others with an error
 	figures := make(Figures, len(families))

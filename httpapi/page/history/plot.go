@@ -51,7 +51,7 @@ func NewPlot(title string, window time.Duration, scale func(float64) float64, fo
 	p.Summary = summary(series[0], format)
 	if len(series) > 1 {
 		p.Second, _ = path(series[1], most)
-		p.Summary = "median " + p.Summary + "; 99th percentile " + summary(series[1], format)
+		p.Summary = "median (solid) " + p.Summary + "; 99th percentile (dashed) " + summary(series[1], format)
 	}
 	return p
 }

@@ -22,19 +22,16 @@ type homeData struct {
 	Items    int64
 	Nars     int64
 	Size     int64
-	Requests int64
 	Problems []Problem
 	Formats  []Format
 	// Counted is the share of the items that are counted in Formats, in percent, while they
-	// are counted for the first time; "" then. CountedAt is when that ended.
+	// are counted for the first time; "" after that.
 	Counted   string
-	CountedAt time.Time
 	NarSize   int64
 	Storage   *StoragePicture
 	Mirror    *MirrorState
 	Upstreams []Upstream
 	Plots     []history.Plot
-	Window    time.Duration
 }
 
 // Key is a public key for clients.
@@ -73,16 +70,15 @@ func schemeLiteral(text string) string {
 func (s *Sources) addFigures(data *homeData, private bool) {
 	f := s.Figures()
 	data.Items, data.Nars, data.Size = f.Int("narherder_items"), f.Int("narherder_stored_nars"), f.Int("narherder_stored_bytes")
-	data.Requests = f.Int("narherder_http_requests_total")
 	data.Problems = s.problems(private)
 	data.Mirror, data.Upstreams = s.mirrorState(), s.upstreams(f)
 	data.Storage = storagePicture(f)
 	counts := s.Census()
-	data.Formats, data.NarSize, data.CountedAt = formats(counts, f), counts.NarSize, counts.At
+	data.Formats, data.NarSize = formats(counts, f), counts.NarSize
 	if counts.At.IsZero() {
 		data.Counted = page.Percent(float64(counts.Items), float64(data.Items))
 	}
-	data.Plots, data.Window = plots(s.History)
+	data.Plots = plots(s.History)
 }
 
 // Format is the nars of a compression.
@@ -162,10 +158,10 @@ func storagePicture(f figures.Figures) *StoragePicture {
 func (p *StoragePicture) IsAbove() bool { return p.Limit >= 0 && p.Usage > p.Limit }
 
 // plots returns the plots of the last day, or none before the first sample.
-func plots(h *history.History) ([]history.Plot, time.Duration) {
+func plots(h *history.History) []history.Plot {
 	bins, window := h.Bins()
 	if len(bins) == 0 {
-		return nil, 0
+		return nil
 	}
 	series := func(value func(history.Bin) float64) []float64 {
 		values := make([]float64, len(bins))
@@ -184,7 +180,7 @@ func plots(h *history.History) ([]history.Plot, time.Duration) {
 		history.NewPlot("Narinfos from memory", window, func(float64) float64 { return 1 }, percent, series(func(b history.Bin) float64 { return b.Hits })),
 		history.NewPlot("Time to the first byte", window, history.Nice, seconds,
 			series(func(b history.Bin) float64 { return b.Median }), series(func(b history.Bin) float64 { return b.P99 })),
-	}, window
+	}
 }
 
 // short formats a number with two or three digits.

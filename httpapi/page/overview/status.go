@@ -189,7 +189,7 @@ func rows(f figures.Figures, now time.Time) (all []Group) {
 // Metrics returns the names of the metrics that the pages show. A server must have all but those
 // of features that it doesn't use.
 func Metrics() []string {
-	names := []string{"narherder_items", "narherder_stored_nars", "narherder_stored_bytes", "narherder_http_requests_total", "narherder_upstream_narinfo_requests_total"}
+	names := []string{"narherder_items", "narherder_stored_nars", "narherder_stored_bytes", "narherder_upstream_narinfo_requests_total"}
 	for _, g := range groups {
 		for _, row := range g.figures {
 			names = append(names, row.metric)
