@@ -55,6 +55,7 @@ func (r *reply) isAwaited() bool { return r.narinfo == nil && !r.absent && r.err
 type item struct {
 	replies   []reply   // of each upstream
 	due       time.Time // when to choose the first reply with a narinfo; zero without one
+	awaited   bool      // wait knows due
 	overdue   bool
 	verifying bool
 	decided   bool
@@ -67,6 +68,7 @@ type question struct {
 	hashes  []narinfo.PathHash
 	deliver func(narinfo.PathHash, Answer)
 	waiting chan int // items with a time when they are due, in that order
+	place   uint64   // of the first item, see [settler]
 	left    atomic.Int64
 	done    chan struct{} // closed when none is left
 
@@ -99,6 +101,7 @@ func (s *Set) Ask(ctx context.Context, hashes []narinfo.PathHash, via []string, 
 		items: make([]item, len(hashes)), answered: make([]bool, len(s.upstreams)),
 	}
 	q.left.Store(int64(len(hashes)))
+	q.place = s.settler.reserve(len(hashes))
 	q.send(via)
 	q.wait()
 }
@@ -201,25 +204,30 @@ func (q *question) receive(i, upstream int, r reply) {
 		return
 	}
 	t.replies[upstream] = r
-	first := r.narinfo != nil && t.due.IsZero()
-	if first {
-		t.due = time.Now().Add(q.set.options.PreferWait)
+	size := 0
+	if r.narinfo != nil {
+		size = len(r.narinfo.Text)
+		if t.due.IsZero() {
+			t.due = time.Now().Add(q.set.options.PreferWait)
+		}
 	}
 	q.mu.Unlock()
-	if isDecided := q.settle(i); first && !isDecided {
-		q.waiting <- i
-	}
+	q.set.settler.add(turn{q.place + uint64(i), q, i, size})
 }
 
 // settle delivers the answer about an item, if it is known and hasn't been delivered.
-func (q *question) settle(i int) (isDecided bool) {
+func (q *question) settle(i int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	t := &q.items[i]
 	for !t.decided && !t.verifying {
 		n, ok := q.choose(t)
 		if !ok {
-			return false
+			if !t.due.IsZero() && !t.awaited {
+				t.awaited = true
+				q.waiting <- i // which has room for all
+			}
+			return
 		}
 		if n >= 0 && !t.replies[n].authorized {
 			// Only the narinfo that is chosen is verified: that takes longer than all else.
@@ -249,7 +257,6 @@ func (q *question) settle(i int) (isDecided bool) {
 		}
 		q.mu.Lock()
 	}
-	return t.decided
 }
 
 // choose returns the upstream that has the item, -1 for none, or that this isn't known yet. The

@@ -31,6 +31,9 @@ const (
 	mostHops = 8
 	// idleTimeout is how long connections are kept.
 	idleTimeout = time.Minute
+	// readBuffer is how much the system keeps until it is read. It begins with less than the
+	// answers to a burst, and grows too late for them.
+	readBuffer = 1 << 20
 	// maxHead bounds the header of an answer, as of [pipeline.Client].
 	maxHead = 64 << 10
 )
@@ -127,6 +130,9 @@ func (s *server) dial(ctx context.Context, dial func(context.Context, string, st
 		port = s.base.Scheme // the name of the service
 	}
 	conn, err := dial(ctx, "tcp", net.JoinHostPort(s.base.Hostname(), port))
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetReadBuffer(readBuffer)
+	}
 	if err != nil || s.base.Scheme != "https" {
 		return conn, err
 	}

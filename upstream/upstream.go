@@ -77,6 +77,7 @@ type Set struct {
 	options   Options
 	upstreams []*Upstream
 	logged    logonce.Filter
+	settler   *settler
 }
 
 // New makes a set. It connects to no upstream before [Set.Ask] or [Set.Run].
@@ -90,7 +91,7 @@ func New(options Options) *Set {
 	if options.Log == nil {
 		options.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Set{options: options}
+	s := &Set{options: options, settler: newSettler()}
 	for _, base := range options.URLs {
 		if s.Find(peer.Name(base)) == nil {
 			s.upstreams = append(s.upstreams, newUpstream(base, &s.options))

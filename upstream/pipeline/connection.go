@@ -76,7 +76,7 @@ func (x *connection) write() {
 // read reads answers until the connection ends.
 func (x *connection) read() {
 	from := &allowance{conn: x.conn}
-	r := bufio.NewReaderSize(from, 32<<10)
+	r := bufio.NewReaderSize(from, readBuffer)
 	var err error
 	for err == nil {
 		from.left = maxHead
@@ -84,6 +84,9 @@ func (x *connection) read() {
 	}
 	x.client.end(x, err)
 }
+
+// readBuffer is how much is read at once.
+const readBuffer = 128 << 10
 
 // readOne reads one answer.
 func (x *connection) readOne(r *bufio.Reader, from *allowance) error {
