@@ -630,6 +630,42 @@ func TestUnwritable(t *testing.T) {
 	}
 }
 
+// TestForeignFile: a file of something else with the name of the index stays.
+func TestForeignFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	x := openIndex(t, filepath.Join(dir, "index.db"))
+	const content = "SQLite format 3\x00"
+	for _, name := range []string{"index.db-search", "index.db-search" + unfinished} {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		s := loaded(t, x)
+		put(t, x, 0, random(rand.New(rand.NewPCG(1, 1)), 30)...)
+		for range 3 {
+			if _, err := s.step(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.reset()
+		if err := s.write(t.Context(), nil); err == nil {
+			t.Errorf("%s is overwritten", name)
+		}
+		if got, err := os.ReadFile(file); err != nil || string(got) != content {
+			t.Errorf("%s is %q, %v", name, got, err)
+		}
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		var all []int
+		for n := range 30 {
+			all = append(all, n)
+		}
+		remove(t, x, all...)
+	}
+}
+
 // TestLacking: a sweep notices an item with a row that was damaged when the index was built.
 func TestLacking(t *testing.T) {
 	t.Parallel()
