@@ -77,7 +77,7 @@ type limits struct {
 	rest int
 }
 
-var defaultLimits = limits{least: 50_000, most: 150_000, blockText: 32 << 10, blockPostings: 128 << 10, rest: 4}
+var defaultLimits = limits{least: 50_000, most: 100_000, blockText: 32 << 10, blockPostings: 128 << 10, rest: 4}
 
 // New returns the search index of a database, which is empty until [Index.Run] has read or built
 // it. A nil log discards messages.
@@ -179,6 +179,7 @@ func (s *Index) load(ctx context.Context) error {
 	}
 	if errors.Is(err, errDamaged) {
 		s.log.Info("can't use the search index: building another one", "file", s.path, "reason", err)
+		s.remove()
 		return nil
 	}
 	return err
@@ -210,13 +211,23 @@ func (s *Index) mustMatch(ctx context.Context, t *table) error {
 	return nil
 }
 
+// remove removes a file that can't be used.
+func (s *Index) remove() {
+	err := mustBeOurs(s.path)
+	if err == nil {
+		err = os.Remove(s.path)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.faults.Log(s.log, slog.LevelWarn, time.Now(), "can't remove the search index", "error", err)
+	}
+}
+
 // reset discards the index, so that Run builds another one.
 func (s *Index) reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := errors.Join(s.closeTable(), os.Remove(s.path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.log.Warn("can't remove the damaged search index", "error", err)
-	}
+	_ = s.closeTable() // it was only read
+	s.remove()
 	s.recent, s.covered = recent{}, 0
 	s.complete.Store(false)
 }
@@ -232,6 +243,9 @@ func (s *Index) replace(t *table) error {
 
 // write merges the recent items into a new file. keep selects items; nil keeps all.
 func (s *Index) write(ctx context.Context, keep func(position int64) bool) (err error) {
+	if err := mustBeOurs(s.path); err != nil {
+		return err
+	}
 	mode := fs.FileMode(0o644)
 	if info, err := os.Stat(s.index.Path()); err == nil {
 		mode = info.Mode().Perm() & 0o666
