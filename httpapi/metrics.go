@@ -1,9 +1,9 @@
 package httpapi
 
 import (
+	"nar-herder/httpapi/metrics"
+
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/common/expfmt"
 	"github.com/valyala/fasthttp"
 )
 
@@ -29,32 +29,15 @@ func (s *Server) register(registry prometheus.Registerer) {
 		return float64(count)
 	})
 	s.engine.Register(registry)
-	registry.MustRegister(
-		s.totals,
-		s.health,
-		collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-	)
-	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "narherder_build_info", Help: "1, with the version as label.",
-	}, []string{"version"})
-	build.WithLabelValues(s.options.Version).Set(1)
-	registry.MustRegister(build)
+	registry.MustRegister(s.totals, s.health)
+	metrics.RegisterProcess(registry, s.options.Version)
 }
 
 func (s *Server) serveMetrics(ctx *fasthttp.RequestCtx) {
-	families, err := s.metrics.Registry.Gather()
+	kind, err := metrics.Write(ctx.Response.BodyWriter(), s.metrics.Registry)
 	if err != nil {
-		s.fault(ctx, "gather the metrics", err)
+		s.fault(ctx, "write the metrics", err)
 		return
 	}
-	format := expfmt.NewFormat(expfmt.TypeTextPlain)
-	encoder := expfmt.NewEncoder(ctx.Response.BodyWriter(), format)
-	for _, family := range families {
-		if err := encoder.Encode(family); err != nil {
-			s.fault(ctx, "write the metrics", err)
-			return
-		}
-	}
-	ctx.Response.Header.SetContentType(string(format))
+	ctx.Response.Header.SetContentType(kind)
 }

@@ -1,17 +1,16 @@
 package httpapi
 
 import (
-	"fmt"
 	"log/slog"
 	"runtime/debug"
 	"strings"
-	"time"
 
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/headers"
 	"nar-herder/httpapi/health"
+	"nar-herder/httpapi/metrics"
 	"nar-herder/httpapi/respond"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
@@ -47,6 +46,11 @@ var patterns = [routeCount]string{
 	"other", "/HASH.narinfo", "/HASH.narinfo/info", "/stored-nars/", "/nar/", "/file/",
 	peer.DumpPath, peer.IndexPath, peer.ChangesPath, peer.StreamPath, "/nix-cache-info",
 	"/signing-key.pub", "/metrics", "/health", "/",
+}
+
+var metricRoutes = metrics.Routes{
+	Patterns: patterns[:], Cached: int(routeNarinfo),
+	Quiet: []int{int(routeMetrics), int(routeHealth)}, Timed: []int{int(routeNarinfo), int(routeNar)},
 }
 
 const (
@@ -196,12 +200,4 @@ func (s *Server) fault(ctx *fasthttp.RequestCtx, tried string, err error) {
 func (s *Server) handleBadRequest(ctx *fasthttp.RequestCtx, err error) {
 	engine.AnswerBadRequest(ctx, err)
 	s.measure(ctx, routeOther)
-}
-
-// maxAge returns the Cache-Control header for a TTL.
-func maxAge(ttl *time.Duration) string {
-	if ttl == nil {
-		return ""
-	}
-	return fmt.Sprintf("max-age=%d", int64(ttl.Seconds()))
 }
