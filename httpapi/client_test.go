@@ -5,12 +5,12 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/httpapi/accesslog"
 	"nar-herder/httpapi/clients"
-	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/measured"
 	"nar-herder/internal/testlog"
 )
@@ -81,7 +81,7 @@ func TestClientAddress(t *testing.T) {
 			t.Errorf("%s, %q: %s, want %s", test.remote, test.forwarded, got, test.want)
 		}
 		s.handle(&ctx)
-		opts.AccessLog.Finished([]measured.Answer{{Request: engine.Describe(&ctx, opts.TrustedProxies)}})
+		opts.AccessLog.Finished([]measured.Answer{{Request: measured.Describe(&ctx, time.Time{}, opts.TrustedProxies)}})
 		want := remote.String()
 		if test.want != "" && (test.remote == "unix" || netip.MustParseAddr(test.remote).Unmap().String() != test.want) {
 			want = test.want

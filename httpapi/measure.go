@@ -16,7 +16,7 @@ func (s *Server) measure(ctx *fasthttp.RequestCtx, r route) {
 	}
 	var request *measured.Request
 	if s.options.AccessLog != nil {
-		request = engine.Describe(ctx, s.options.TrustedProxies)
+		request = measured.Describe(ctx, engine.Begun(ctx), s.options.TrustedProxies)
 	}
 	engine.Measure(ctx, s, int(r), hit, request)
 }
@@ -34,7 +34,5 @@ func RouteName(number int) string { return patterns[number] }
 
 // Snapshot returns sums of all answers since the start, for the history of a day.
 func (s *Server) Snapshot() metrics.Snapshot {
-	return s.metrics.Snapshot(
-		func(number int) bool { return route(number) == routeMetrics || route(number) == routeHealth },
-		func(number int) bool { return route(number) == routeNarinfo || route(number) == routeNar })
+	return s.metrics.Snapshot()
 }

@@ -1,8 +1,9 @@
 package httpapi
 
 import (
+	"nar-herder/httpapi/metrics"
+
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 )
 
 // register registers the metrics of the server's parts.
@@ -27,15 +28,6 @@ func (s *Server) register(registry prometheus.Registerer) {
 		return float64(count)
 	})
 	s.engine.Register(registry)
-	registry.MustRegister(
-		s.totals,
-		s.health,
-		collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-	)
-	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "narherder_build_info", Help: "1, with the version as label.",
-	}, []string{"version"})
-	build.WithLabelValues(s.options.Version).Set(1)
-	registry.MustRegister(build)
+	registry.MustRegister(s.totals, s.health)
+	metrics.RegisterProcess(registry, s.options.Version)
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/cachecontrol"
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/itemcache"
 	"nar-herder/httpapi/prepared"
@@ -28,7 +29,7 @@ func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) r
 		}
 		err := storage.ErrNotFound
 		isPending := s.options.Upstreams != nil && s.options.Upstreams.IsPending(hash)
-		if found.CacheControl = s.cacheControls.missing; !isPending {
+		if found.CacheControl = s.cacheControls.Missing; !isPending {
 			engine.Enter(ctx, s.pool)
 			found, err = s.answer(s.live, hash)
 		}
@@ -56,22 +57,22 @@ func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) r
 
 // answer makes the answer for an item's narinfo, also for a [storage.ErrNotFound].
 func (s *Server) answer(ctx context.Context, hash narinfo.PathHash) (made prepared.Answer, err error) {
-	made.CacheControl, made.TTL = s.cacheControls.narinfo, s.cacheControls.ttl
+	made.CacheControl, made.TTL = s.cacheControls.Narinfo, s.cacheControls.TTL
 	if s.options.Cached == nil {
 		made.Body, made.Until, err = s.items.TextUntil(ctx, hash)
 	} else {
 		var types []string
 		if made.Body, types, made.Until, err = s.options.Cached.Text(ctx, hash); len(types) > 0 {
 			ttl := s.options.Cached.TTL(types)
-			if made.CacheControl = maxAge(ttl); ttl != nil {
+			if made.CacheControl = cachecontrol.MaxAge(ttl); ttl != nil {
 				made.TTL = *ttl
 			}
 		}
 	}
 	if errors.Is(err, storage.ErrLost) {
-		made.CacheControl = s.cacheControls.lost
+		made.CacheControl = s.cacheControls.Lost
 	} else if errors.Is(err, storage.ErrNotFound) {
-		made.CacheControl = s.cacheControls.missing
+		made.CacheControl = s.cacheControls.Missing
 	}
 	if s.options.Upstreams == nil {
 		made.Until = time.Time{}

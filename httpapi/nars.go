@@ -341,8 +341,8 @@ func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err erro
 	switch {
 	case errors.Is(err, storage.ErrNotStored):
 		respond.NotFound(ctx, "this nar is not stored here")
-		if item.Origin != 0 && s.cacheControls.lost != "" {
-			ctx.Response.Header.Set(fasthttp.HeaderCacheControl, s.cacheControls.lost)
+		if item.Origin != 0 && s.cacheControls.Lost != "" {
+			ctx.Response.Header.Set(fasthttp.HeaderCacheControl, s.cacheControls.Lost)
 		}
 	case errors.Is(err, errRemote):
 		s.unreached(ctx, item, err)

@@ -1,10 +1,8 @@
 package httpapi
 
 import (
-	"fmt"
 	"runtime/debug"
 	"strings"
-	"time"
 
 	"github.com/valyala/fasthttp"
 
@@ -51,6 +49,11 @@ var patterns = [routeCount]string{
 	"other", "/HASH.narinfo", "/HASH.narinfo/info", "/stored-nars/", "/nar/", "/file/",
 	peer.DumpPath, peer.IndexPath, peer.ChangesPath, peer.StreamPath, "/nix-cache-info",
 	"/signing-key.pub", "/metrics", "/health", "/", "/status", "/search", "/item/HASH", "/page/",
+}
+
+var metricRoutes = metrics.Routes{
+	Patterns: patterns[:], Cached: int(routeNarinfo),
+	Quiet: []int{int(routeMetrics), int(routeHealth)}, Timed: []int{int(routeNarinfo), int(routeNar)},
 }
 
 const (
@@ -206,12 +209,4 @@ func (s *Server) fault(ctx *fasthttp.RequestCtx, tried string, err error) {
 func (s *Server) handleBadRequest(ctx *fasthttp.RequestCtx, err error) {
 	engine.AnswerBadRequest(ctx, err)
 	s.measure(ctx, routeOther)
-}
-
-// maxAge returns the Cache-Control header for a TTL.
-func maxAge(ttl *time.Duration) string {
-	if ttl == nil {
-		return ""
-	}
-	return fmt.Sprintf("max-age=%d", int64(ttl.Seconds()))
 }

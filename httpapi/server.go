@@ -19,6 +19,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/compression/decoders"
+	"nar-herder/httpapi/cachecontrol"
 	"nar-herder/httpapi/clients"
 	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/engine"
@@ -232,7 +233,7 @@ type Server struct {
 	health  *health.Health
 	checker *verify.Checker
 
-	cacheControls cacheControls
+	cacheControls cachecontrol.Values
 
 	peers  *peerapi.API
 	sender *content.Sender
@@ -268,13 +269,17 @@ func New(items Items, options Options) *Server {
 		s.options.Pages = page.New(page.Options{})
 	}
 	s.health = health.New(options.Health, options.Mirror, s.log)
-	s.cacheControls = newCacheControls(&options)
+	var cachedTTL func([]string) *time.Duration
+	if options.Cached != nil {
+		cachedTTL = options.Cached.TTL
+	}
+	s.cacheControls = cachecontrol.New(options.TTLs, options.NegativeTTL, cachedTTL)
 	if options.Starting != nil {
 		s.engine = options.Starting.Engine
 	} else {
 		s.engine = engine.New(s.handle, s.handleBadRequest, options.Limits, options.TrustedProxies, s.log)
 	}
-	s.metrics = metrics.New(patterns[:], int(routeNarinfo))
+	s.metrics = metrics.New(metricRoutes)
 	s.faults = respond.Faults{Log: s.log, Count: s.metrics.Faults}
 	s.live, s.end = context.WithCancel(context.Background())
 	s.streaming, s.endStreams = context.WithCancel(s.live)

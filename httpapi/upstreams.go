@@ -39,7 +39,7 @@ func (s *Server) askUpstreams(ctx *fasthttp.RequestCtx, hash narinfo.PathHash, f
 	case known && err == nil && bytes.HasPrefix(found.Body, answer.Text):
 		found.Until = answer.Until // and the blocks of cached nars stay
 	case err == nil:
-		found = prepared.Answer{Body: answer.Text, CacheControl: s.cacheControls.narinfo, Until: answer.Until, TTL: s.cacheControls.ttl}
+		found = prepared.Answer{Body: answer.Text, CacheControl: s.cacheControls.Narinfo, Until: answer.Until, TTL: s.cacheControls.TTL}
 	case errors.Is(err, storage.ErrNotFound):
 		found.Until, found.TTL = answer.Until, lookup.LongestTTL
 		return found, err

@@ -45,6 +45,14 @@ func narsSent(t testing.TB, address string) float64 {
 		metricWith(t, address, `narherder_http_requests_total{method="GET",route="/nar/",status="206"}`)
 }
 
+// narsSentOf is narsSent once it is at least the wanted number: an answer is counted a moment after
+// the client has it.
+func narsSentOf(t testing.TB, address string, want float64) float64 {
+	t.Helper()
+	until(t, "the answers are counted", func() bool { return narsSent(t, address) >= want })
+	return narsSent(t, address)
+}
+
 // pageSize is the size of the pages of a large, sparse file: the first bytes of each have
 // its number, and the rest are zeros.
 const pageSize = 1 << 20
@@ -121,7 +129,7 @@ func TestColdNar(t *testing.T) {
 	}
 	asking.Wait()
 	took := time.Since(begun)
-	if got := narsSent(t, from.addresses[0]); got != 1 {
+	if got := narsSentOf(t, from.addresses[0], 1); got != 1 {
 		t.Errorf("the source got %v requests", got)
 	}
 	until(t, "it is stored", func() bool { return metric(t, mirror.addresses[0], "narherder_stored_nars") == "1" })
@@ -139,7 +147,7 @@ func TestColdNar(t *testing.T) {
 	if err := checkPages("http://"+mirror.addresses[0]+target, size); err != nil {
 		t.Error(err)
 	}
-	if got := narsSent(t, from.addresses[0]); got != 1 {
+	if got := narsSentOf(t, from.addresses[0], 1); got != 1 {
 		t.Errorf("the source got %v requests", got)
 	}
 	succeed(t, q.args("check", "--verify")...)
@@ -289,7 +297,7 @@ func TestMirrorStreams(t *testing.T) {
 			t.Errorf("the storage: %v, %v", entries, err)
 		}
 	}
-	if got := narsSent(t, from.addresses[0]); got != 4 {
+	if got := narsSentOf(t, from.addresses[0], 4); got != 4 {
 		t.Errorf("the source got %v requests", got)
 	}
 }
@@ -328,7 +336,7 @@ func TestMirrorBootstrap(t *testing.T) {
 	p.imports(t, later)
 	until(t, "the later one is stored", stored(30))
 	until(t, "nothing is in flight", func() bool { return metricWith(t, mirror.addresses[0], "narherder_mirror_nars_in_flight") == 0 })
-	if got := narsSent(t, from.addresses[0]); got != 30 {
+	if got := narsSentOf(t, from.addresses[0], 30); got != 30 {
 		t.Errorf("the source got %v requests", got)
 	}
 	for _, text := range texts {

@@ -206,7 +206,7 @@ func TestSignMirrored(t *testing.T) {
 		return true
 	}
 	until(t, "the mirror has the nars", stored)
-	sent := narsSent(t, source.addresses[0])
+	sent := narsSentOf(t, source.addresses[0], float64(len(small())))
 	r := runProgram(t, "sign", "--database="+m.database, "--key="+private, "--replace", "--all")
 	if r.status != 1 || !strings.Contains(r.out, "0 narinfos signed\n  5 not signed: the mirrored instance has them") {
 		t.Errorf("%+v", r)

@@ -6,7 +6,6 @@ import (
 
 	"github.com/valyala/fasthttp"
 
-	"nar-herder/httpapi/clients"
 	"nar-herder/httpapi/measured"
 )
 
@@ -33,21 +32,6 @@ func Measure(ctx *fasthttp.RequestCtx, sink measured.Sink, route int, hit bool, 
 	}
 	if request != nil || open || !answers.Combine(kind, length) {
 		answers.Add(sink, kind, request, Begun(ctx), length, open)
-	}
-}
-
-// Describe returns what an access log needs of the request.
-func Describe(ctx *fasthttp.RequestCtx, proxies clients.Proxies) *measured.Request {
-	header := &ctx.Request.Header
-	client := "unix:" // as nginx
-	if address := proxies.Client(ctx); address.IsValid() {
-		client = address.String()
-	}
-	return &measured.Request{
-		Time: Begun(ctx), Client: client, Method: string(header.Method()), Target: string(header.RequestURI()),
-		Protocol: string(header.Protocol()), Host: string(header.Host()), Range: string(header.Peek(fasthttp.HeaderRange)),
-		Referer: string(header.Referer()), UserAgent: string(header.UserAgent()),
-		Peer: proxies.ClientName(ctx),
 	}
 }
 

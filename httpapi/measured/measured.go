@@ -46,14 +46,6 @@ type Kind struct {
 	Hit bool
 }
 
-// Request is what an access log needs of a request.
-type Request struct {
-	Time                                                              time.Time // of the first byte
-	Client, Method, Target, Protocol, Host, Range, Referer, UserAgent string
-	// Peer is the client with its port, if it has connected directly.
-	Peer string
-}
-
 // Sink receives finished answers.
 type Sink interface {
 	// Finished is called in the coroutine of the connection, and must not wait. The answers are

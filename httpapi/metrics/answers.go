@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -18,8 +19,7 @@ type Answers struct {
 	// damaged here, and Unreached nars that could not be fetched from other instances.
 	Faults, Corrupt, Unreached prometheus.Counter
 
-	patterns []string
-	cached   int // the route of answers that may be in memory
+	routes Routes
 	// shards are counters by route, one shard for each processor, as processors would wait
 	// for each other's caches. nearby returns a shard that this processor has used.
 	shards [][]routeCounters
@@ -42,15 +42,24 @@ var usualStatuses = [...]int{200, 206, 302, 304, 400, 404, 405, 416, 500, 502, 5
 
 var methodNames = [...]string{measured.GET: "GET", measured.HEAD: "HEAD", measured.OtherMethod: "other"}
 
-// New makes the counters. Routes are numbered, and patterns are their labels. Answers of the
-// route cached may be in memory.
-func New(patterns []string, cached int) *Answers {
+// Routes are kinds of requests, by number.
+type Routes struct {
+	// Patterns are the labels of all routes.
+	Patterns []string
+	// Cached is the route of answers that may be in memory. Quiet routes are not in a
+	// Snapshot, and Timed ones in its histogram.
+	Cached       int
+	Quiet, Timed []int
+}
+
+// New makes the counters.
+func New(routes Routes) *Answers {
 	a := &Answers{
-		Registry: prometheus.NewRegistry(), patterns: patterns, cached: cached,
+		Registry: prometheus.NewRegistry(), routes: routes,
 		shards: make([][]routeCounters, runtime.GOMAXPROCS(0)), unusual: make(map[measured.Kind]int64),
 	}
 	for i := range a.shards {
-		a.shards[i] = make([]routeCounters, len(patterns))
+		a.shards[i] = make([]routeCounters, len(routes.Patterns))
 	}
 	var next atomic.Uint32
 	a.nearby.New = func() any { return &a.shards[int(next.Add(1))%len(a.shards)] }
@@ -77,7 +86,7 @@ func (a *Answers) Finished(answers []measured.Answer) {
 		if one.Cut {
 			r.cut.Add(n)
 		}
-		if int(one.Route) == a.cached {
+		if int(one.Route) == a.routes.Cached {
 			if one.Hit {
 				r.hits.Add(n)
 			} else {
@@ -137,10 +146,10 @@ type Snapshot struct {
 	FirstByte [len(Bounds) + 1]int64
 }
 
-// Snapshot returns the sums. quiet routes are not counted, and timed ones are in FirstByte.
-func (a *Answers) Snapshot(quiet, timed func(route int) bool) (s Snapshot) {
-	for route := range a.patterns {
-		if quiet(route) {
+// Snapshot returns the sums.
+func (a *Answers) Snapshot() (s Snapshot) {
+	for route := range a.routes.Patterns {
+		if slices.Contains(a.routes.Quiet, route) {
 			continue
 		}
 		r := a.sum(route)
@@ -155,7 +164,7 @@ func (a *Answers) Snapshot(quiet, timed func(route int) bool) (s Snapshot) {
 		s.Bytes += r.bytes.Load()
 		s.Hits += r.hits.Load()
 		s.Misses += r.misses.Load()
-		if timed(route) {
+		if slices.Contains(a.routes.Timed, route) {
 			for i := range r.firstByte.counts {
 				s.FirstByte[i] += r.firstByte.counts[i].Load()
 			}
@@ -164,7 +173,7 @@ func (a *Answers) Snapshot(quiet, timed func(route int) bool) (s Snapshot) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for kind, n := range a.unusual {
-		if !quiet(int(kind.Route)) {
+		if !slices.Contains(a.routes.Quiet, int(kind.Route)) {
 			if s.Requests += n; kind.Status >= 500 {
 				s.Errors += n
 			}
@@ -195,9 +204,9 @@ func (a *Answers) Collect(values chan<- prometheus.Metric) {
 	counter := func(desc *prometheus.Desc, n int64, labels ...string) {
 		values <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n), labels...)
 	}
-	for route, pattern := range a.patterns {
+	for route, pattern := range a.routes.Patterns {
 		r := a.sum(route)
-		if route == a.cached {
+		if route == a.routes.Cached {
 			counter(hitsDesc, r.hits.Load())
 			counter(missesDesc, r.misses.Load())
 		}
@@ -214,6 +223,6 @@ func (a *Answers) Collect(values chan<- prometheus.Metric) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for kind, n := range a.unusual {
-		counter(requestsDesc, n, a.patterns[kind.Route], methodNames[kind.Method], strconv.Itoa(int(kind.Status)))
+		counter(requestsDesc, n, a.routes.Patterns[kind.Route], methodNames[kind.Method], strconv.Itoa(int(kind.Status)))
 	}
 }

@@ -9,7 +9,7 @@ import (
 
 // BenchmarkAnswer measures what an answer costs, apart from reading the clock.
 func BenchmarkAnswer(b *testing.B) {
-	a := New([]string{"other", "/HASH.narinfo"}, 1)
+	a := New(Routes{Patterns: []string{"other", "/HASH.narinfo"}, Cached: 1})
 	begun := time.Now()
 	end := begun.Add(100 * time.Microsecond)
 	for name, batch := range map[string]int{"one": 1, "pipelined": 40} {
