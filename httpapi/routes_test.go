@@ -12,7 +12,12 @@ import (
 	"time"
 
 	"nar-herder/httpapi/health"
+	"nar-herder/httpapi/page"
+	"nar-herder/httpapi/page/figures"
+	"nar-herder/httpapi/page/history"
+	"nar-herder/httpapi/page/overview"
 	"nar-herder/storage"
+	"nar-herder/storage/census"
 	"nar-herder/storage/index"
 )
 
@@ -32,7 +37,7 @@ func TestRoutes(t *testing.T) {
 	t.Parallel()
 	opts := options()
 	opts.TTL, opts.NegativeTTL, opts.SigningKeys, opts.Version = seconds(1000), seconds(60), []string{"(public-key (ecc))\n", "(public-key (rsa))\n"}, "1.2.3"
-	address := start(t, corpus(), opts).address
+	address := startWithPages(t, opts).address
 
 	const narinfoType, textType, binary = "application/x-nix-narinfo", "text/plain; charset=utf-8", "application/octet-stream"
 	text := func(base string) string { return contents(t, published, hashOf(base)+".narinfo") }
@@ -125,7 +130,7 @@ func TestRoutes(t *testing.T) {
 		{target: "/", status: 404, kind: textType, body: "this is a substitute server: ask for /HASH.narinfo\n"},
 		{target: "/?x", status: 404, kind: textType, body: "this is a substitute server: ask for /HASH.narinfo\n"},
 		{target: "/", status: 404, kind: textType, body: "*", header: []string{"Accept: */*"}},
-		{target: "/", status: 200, kind: "text/html; charset=utf-8", body: "*", header: []string{"Accept: text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"}},
+		{target: "/", status: 200, kind: "text/html; charset=utf-8", cache: "no-cache", body: "*", header: []string{"Accept: text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"}},
 		{target: "http://other.example", status: 404, kind: textType, body: "*"},
 
 		{target: "/api/queue?nr=100", status: 404, kind: textType, body: none},
@@ -214,15 +219,53 @@ func TestTTL(t *testing.T) {
 	}
 }
 
+// startWithPages starts a server of the corpus with its pages.
+func startWithPages(t *testing.T, opts Options) (server *started) {
+	opts.Pages = page.New(page.Options{Size: page.Full, Version: opts.Version})
+	overview.Add(opts.Pages, &overview.Sources{
+		Keys: opts.SigningKeys, History: history.New(func() history.Sample { return history.Sample{At: time.Now(), Snapshot: server.Snapshot()} }),
+		Figures: func() figures.Figures { return figures.Read(server.Registry()) }, Health: func() []health.State { return server.Health().States() },
+		Census: func() census.Counts { return census.Counts{} }, Newest: func(context.Context, int) ([]*index.Item, error) { return nil, nil },
+	})
+	server = start(t, corpus(), opts)
+	return server
+}
+
 func TestHomePage(t *testing.T) {
 	t.Parallel()
 	for _, keys := range [][]string{nil, {"(public-key)"}, {"(public-key)", "(public-key)"}} {
 		opts := options()
 		opts.SigningKeys, opts.Version = keys, "<1.2.3>"
-		c := dial(t, start(t, corpus(), opts).address)
+		server := startWithPages(t, opts)
+		c := dial(t, server.address)
 		page := c.ask("GET", "/", "Accept: text/html")
 		if page.StatusCode != 200 || !strings.Contains(page.body, "It knows 13 store items.") || !strings.Contains(page.body, "&lt;1.2.3&gt;") {
 			t.Errorf("%s %s", page.Status, page.body)
+		}
+		if head := c.ask("HEAD", "/", "Accept: text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"); head.StatusCode != 200 || head.ContentLength < 1000 || head.body != "" {
+			t.Errorf("HEAD: %s, %d bytes", head.Status, head.ContentLength)
+		}
+		for _, path := range []string{"/", "/status"} {
+			for _, accept := range []string{"*/*", "text/*", "text/html;q=0", "application/json"} {
+				if got := c.ask("GET", path, "Accept: "+accept); got.StatusCode != 404 || got.Header.Get("Vary") != "Accept" {
+					t.Errorf("%s with Accept: %s: %s, %v", path, accept, got.Status, got.Header)
+				}
+			}
+		}
+		if got := c.ask("GET", "/"); got.StatusCode != 404 || !strings.Contains(got.body, "substitute server") {
+			t.Errorf("without Accept: %s %s", got.Status, got.body)
+		}
+		if got := c.ask("GET", "/status", "Accept: text/html"); got.StatusCode != 200 || !strings.Contains(got.body, "<h1>Status</h1>") {
+			t.Errorf("status: %s", got.Status)
+		}
+		_, style, _ := strings.Cut(page.body, `<link rel="stylesheet" href=".`)
+		style, _, _ = strings.Cut(style, `"`)
+		got := c.ask("GET", style)
+		if got.StatusCode != 200 || got.Header.Get("Content-Type") != "text/css; charset=utf-8" || !strings.Contains(got.Header.Get("Cache-Control"), "immutable") {
+			t.Errorf("%s: %s, %v", style, got.Status, got.Header)
+		}
+		if again := c.ask("GET", style, "If-None-Match: "+got.Header.Get("ETag")); again.StatusCode != 304 || again.body != "" {
+			t.Errorf("%s again: %s", style, again.Status)
 		}
 		if got := strings.Contains(page.body, "signing-key.pub"); got != (keys != nil) {
 			t.Errorf("the page names the key: %v", got)

@@ -128,7 +128,7 @@ func TestConfigOfEachOption(t *testing.T) {
 		"cached-compression-unused-removal-duration": "zstd=5d", "cached-compression-ttl": "zstd=5d", "cached-compression-new-ttl": "zstd=5d",
 		"repair-from": "https://x.example", "upstream": "https://y.example", "upstream-keep": "7d", "upstream-down": "not-found", "serve-remote-nars": "redirect", "serve-bucket-nars": "redirect", "mirror-nars": "none", "public-metrics": "no", "x-accel-redirect": "true", "storage-read-only": "true", "allow-private-redirects": "true", "tag": "a=b",
 		"trusted-proxies": "10.0.0.0/8,unix", "page": "minimal", "public-url": "https://x.example/guix",
-		"storage-limit":   "7M", "storage-hard-limit": "7M", "storage-minimum-free-space": "7M", "storage-cache-size": "7M", "narinfo-cache-size": "7M", "mirror-bandwidth": "7M",
+		"storage-limit": "7M", "storage-hard-limit": "7M", "storage-minimum-free-space": "7M", "storage-cache-size": "7M", "narinfo-cache-size": "7M", "mirror-bandwidth": "7M",
 	}
 	environment, file, args := []string{}, "", []string{"config"}
 	for name := range optionsOf(reflect.TypeFor[serverCommand]()) {

@@ -62,8 +62,8 @@ func (s *subsystems) addPages(config *serverConfig, log *slog.Logger) {
 	if s.upstreams != nil {
 		sources.Upstreams = s.upstreams.Status
 	}
-	overview.Add(s.site, sources)
 	s.addItemPages(config.keys.published)
+	overview.Add(s.site, sources)
 }
 
 // shownOptions returns the options for the administrator.

@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -117,9 +118,13 @@ func New(options Options) *Site {
 // Size returns which pages there are.
 func (s *Site) Size() Size { return s.options.Size }
 
-// Add adds a page. The navigation has the order of the calls.
+// Add adds a page. The navigation has the order of the calls, after the home page.
 func (s *Site) Add(r Route) {
-	if s.options.Size == Full || s.options.Size == Minimal && r.Minimal {
+	switch {
+	case s.options.Size == Off, s.options.Size == Minimal && !r.Minimal:
+	case r.Name == "":
+		s.routes = slices.Insert(s.routes, 0, r)
+	default:
 		s.routes = append(s.routes, r)
 	}
 }

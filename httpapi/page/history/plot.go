@@ -28,9 +28,9 @@ type Plot struct {
 	IsEmpty bool
 }
 
-// NewPlot makes a plot of one or two series, whose unknown values are NaN. most is the upper
-// end of the scale, 0 to choose it.
-func NewPlot(title string, window time.Duration, most float64, format func(float64) string, series ...[]float64) Plot {
+// NewPlot makes a plot of one or two series, whose unknown values are NaN. scale returns the
+// upper end of the scale for the largest value.
+func NewPlot(title string, window time.Duration, scale func(float64) float64, format func(float64) string, series ...[]float64) Plot {
 	p := Plot{Title: title, Begin: "−" + hours(window), IsEmpty: true}
 	largest := 0.0
 	for _, values := range series {
@@ -45,9 +45,7 @@ func NewPlot(title string, window time.Duration, most float64, format func(float
 		p.Summary = "nothing yet"
 		return p
 	}
-	if most == 0 {
-		most = nice(largest)
-	}
+	most := scale(largest)
 	p.Top = format(most)
 	p.Line, p.Area = path(series[0], most)
 	p.Summary = summary(series[0], format)
@@ -66,8 +64,8 @@ func hours(window time.Duration) string {
 	return fmt.Sprintf("%d h", int(window.Round(time.Hour).Hours()))
 }
 
-// nice returns the next larger number that begins with 1, 2 or 5.
-func nice(v float64) float64 {
+// Nice returns the next larger number that begins with 1, 2 or 5.
+func Nice(v float64) float64 {
 	if v <= 0 {
 		return 1
 	}
@@ -78,6 +76,15 @@ func nice(v float64) float64 {
 		}
 	}
 	return 10 * unit
+}
+
+// NiceBytes is [Nice] in the largest unit of bytes that fits, such as KiB.
+func NiceBytes(v float64) float64 {
+	unit := 1.0
+	for v/unit >= 1000 {
+		unit *= 1024
+	}
+	return Nice(v/unit) * unit
 }
 
 // path returns the path of a line, with gaps for unknown values, and that of the area below it.

@@ -47,7 +47,7 @@ type Key struct {
 func (s *Sources) home(_ context.Context, r *page.Request) (*page.Page, error) {
 	data := homeData{}
 	for _, name := range s.Keys.Names() {
-		data.Keys = append(data.Keys, Key{name, schemeLiteral(oneLine(s.Keys.Text(name)))})
+		data.Keys = append(data.Keys, Key{name, schemeLiteral(tidy(s.Keys.Text(name)))})
 	}
 	if r.ShowsMetrics {
 		s.addFigures(&data, r.Private)
@@ -55,13 +55,14 @@ func (s *Sources) home(_ context.Context, r *page.Request) (*page.Page, error) {
 	return &page.Page{Template: homeTemplate, Data: &data}, nil
 }
 
-// oneLine returns a key without the line breaks of libgcrypt. They mean nothing outside of
+// tidy returns a key without most line breaks of libgcrypt. Spaces mean nothing outside of
 // strings, which keys don't have.
-func oneLine(key string) string {
+func tidy(key string) string {
 	if strings.Contains(key, `"`) {
 		return key
 	}
-	return strings.ReplaceAll(strings.Join(strings.Fields(key), " "), " )", ")")
+	key = strings.ReplaceAll(strings.Join(strings.Fields(key), " "), " )", ")")
+	return strings.Replace(key, " (q ", "\n         (q ", 1) // the longest part
 }
 
 // schemeLiteral returns a text as a string literal of Scheme.
@@ -178,10 +179,10 @@ func plots(h *history.History) ([]history.Plot, time.Duration) {
 	percent := func(v float64) string { return fmt.Sprintf("%.0f %%", 100*v) }
 	seconds := func(v float64) string { return page.Duration(time.Duration(v * float64(time.Second))) }
 	return []history.Plot{
-		history.NewPlot("Requests", window, 0, perSecond, series(func(b history.Bin) float64 { return b.Requests })),
-		history.NewPlot("Bytes sent", window, 0, bytesPerSecond, series(func(b history.Bin) float64 { return b.Bytes })),
-		history.NewPlot("Narinfos answered from memory", window, 1, percent, series(func(b history.Bin) float64 { return b.Hits })),
-		history.NewPlot("Time to the first byte of an answer", window, 0, seconds,
+		history.NewPlot("Requests", window, history.Nice, perSecond, series(func(b history.Bin) float64 { return b.Requests })),
+		history.NewPlot("Bytes sent", window, history.NiceBytes, bytesPerSecond, series(func(b history.Bin) float64 { return b.Bytes })),
+		history.NewPlot("Narinfos from memory", window, func(float64) float64 { return 1 }, percent, series(func(b history.Bin) float64 { return b.Hits })),
+		history.NewPlot("Time to the first byte", window, history.Nice, seconds,
 			series(func(b history.Bin) float64 { return b.Median }), series(func(b history.Bin) float64 { return b.P99 })),
 	}, window
 }

@@ -70,7 +70,7 @@ func (s *Sources) problems(private bool) (all []Problem) {
 			if state.Problems == nil || state.Fails != fails {
 				continue
 			}
-			p := Problem{Part: strings.ReplaceAll(state.Part, "_", " "), Texts: state.Problems, Fails: fails, Advice: advice[state.Part]}
+			p := Problem{Part: strings.ReplaceAll(state.Part, "_", " "), Texts: state.Problems, Fails: fails, Advice: Advice(state.Part)}
 			if private {
 				p.Detail = state.Detail
 			}
@@ -80,7 +80,9 @@ func (s *Sources) problems(private bool) (all []Problem) {
 	return all
 }
 
-// advice says what to do about the problems of a part.
+// Advice says what to do about the problems of a part.
+func Advice(part string) string { return advice[part] }
+
 var advice = map[string]string{
 	"database":           "Check that the database file exists and can be read; after damage, restore a backup.",
 	"database_damage":    "Run 'nar-herder check', then 'nar-herder check --repair'.",
