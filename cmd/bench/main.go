@@ -68,6 +68,7 @@ var cases = []struct {
 	{"scrub", "the effect of a scrub on narinfo requests", (*bench).scrub},
 	{"slow", "a nar that is decompressed for the client, beside 200 slow clients", (*bench).slow},
 	{"burst", "a burst of 1,000 narinfos through a cache with a distant upstream", (*bench).burst},
+	{"page", "searches and pages for browsers with an index of a million items, and their effect on narinfo requests", (*bench).page},
 	{"idle", "narinfos beside 2,000 idle and 50 slow connections", (*bench).idle},
 }
 
@@ -94,7 +95,7 @@ func run() (err error) {
 	flag.DurationVar(&s.duration, "duration", 5*time.Second, "length of each load")
 	flag.IntVar(&s.rounds, "rounds", 3, "number of measurements of each pair")
 	flag.IntVar(&s.narinfos, "narinfos", 10_000, "narinfos in the case narinfo")
-	flag.IntVar(&s.index, "index", 1_000_000, "items in the cases index and removal")
+	flag.IntVar(&s.index, "index", 1_000_000, "items in the cases index, removal and page")
 	flag.IntVar(&s.items, "items", 1_000_000, "items at the source in the cases mirror and keys")
 	flag.IntVar(&s.changes, "changes", 100_000, "items added there while the mirror is down")
 	flag.IntVar(&s.imports, "imports", 1000, "items imported there one at a time")

@@ -28,7 +28,7 @@ type ClosureSize struct {
 const namedMissing = 20
 
 // ClosureSize follows the references of an item until it has read that many items, the nearest
-// first. An item takes about 15 µs. The error is [ErrNotFound] if the item itself is missing.
+// first. An item takes some 30 µs. The error is [ErrNotFound] if the item itself is missing.
 func (x *Index) ClosureSize(ctx context.Context, hash narinfo.PathHash, most int) (size ClosureSize, err error) {
 	// The first referrer of each item, by keys, names the item if it is missing.
 	referrers := map[int64]int64{keyOf(hash): keyOf(hash)}

@@ -26,8 +26,8 @@ const (
 	mostUnread = 100
 )
 
-// Run reads or builds the index, and keeps it current, until the context ends. It rests for twice
-// as long as it works.
+// Run reads or builds the index, and keeps it current, until the context ends. It rests for four
+// times as long as it works.
 func (s *Index) Run(ctx context.Context) {
 	s.swept = time.Now()
 	pause, began := time.Duration(0), time.Now()
@@ -90,10 +90,11 @@ func (s *Index) step(ctx context.Context) (pause time.Duration, err error) {
 	return pollInterval, nil
 }
 
-// threshold returns after how many recent items a new file is written.
+// threshold returns after how many recent items a new file is written. During a build, a larger
+// file is written less often.
 func (s *Index) threshold() int {
 	least := s.limits.least
-	if s.table != nil {
+	if s.table != nil && !s.complete.Load() {
 		least = max(least, int(s.table.meta.Items/4))
 	}
 	return min(least, s.limits.most)

@@ -302,7 +302,7 @@ func (f *finder) table(ctx context.Context, t *table) error {
 			if buffer, err = t.postings(number, buffer); err != nil {
 				return err
 			}
-		} else if !bytes.Contains(e.text, []byte(f.query.words[0])) {
+		} else if !bytes.Contains(e.text, f.query.words[0]) {
 			continue
 		}
 		for {
@@ -352,7 +352,11 @@ func (f *finder) isAmong(c *candidate) bool {
 	if f.from != nil && f.compareFrom(c) < 0 {
 		return false
 	}
-	if f.sum >= f.need && c.compare(&f.best[len(f.best)-1]) > 0 {
+	if f.sum < f.need {
+		return true
+	}
+	// Most names of a common word end here.
+	if worst := &f.best[len(f.best)-1]; c.class > worst.class || c.compare(worst) > 0 {
 		f.more = true
 		return false
 	}

@@ -19,8 +19,8 @@ const (
 
 // Query is a parsed query. The zero value matches nothing.
 type Query struct {
-	words []string // in lowercase; the first is the longest
-	first string   // the first word in the query
+	words [][]byte // in lowercase; the first is the longest
+	first []byte   // the first word in the query
 	all   string   // the words in order, joined by hyphens
 	start string   // the start of a hash, if the query may be one
 	hash  narinfo.PathHash
@@ -50,14 +50,14 @@ func ParseQuery(text string) (Query, error) {
 	for i := range words {
 		words[i] = strings.ReplaceAll(lower(words[i]), "@", "-")
 	}
-	q.first, q.all = words[0], strings.Join(words, "-")
-	if len(words) == 1 && leastStart <= len(q.first) && len(q.first) < narinfo.PathHashLen && isBase32(q.first) {
-		q.start = q.first
+	q.first, q.all = []byte(words[0]), strings.Join(words, "-")
+	if len(words) == 1 && leastStart <= len(q.all) && len(q.all) < narinfo.PathHashLen && isBase32(q.all) {
+		q.start = q.all
 	}
 	slices.SortStableFunc(words, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
 	for _, word := range words {
-		if !slices.ContainsFunc(q.words, func(longer string) bool { return strings.Contains(longer, word) }) {
-			q.words = append(q.words, word)
+		if !slices.ContainsFunc(q.words, func(longer []byte) bool { return bytes.Contains(longer, []byte(word)) }) {
+			q.words = append(q.words, []byte(word))
 		}
 	}
 	return q, nil
@@ -124,7 +124,7 @@ func (q *Query) matches(name []byte) (class int, does bool) {
 		return 0, false
 	}
 	for _, word := range q.words {
-		if !bytes.Contains(name, []byte(word)) {
+		if !bytes.Contains(name, word) {
 			return 0, false
 		}
 	}
@@ -133,7 +133,7 @@ func (q *Query) matches(name []byte) (class int, does bool) {
 
 // class returns the class of a name that contains all words.
 func (q *Query) class(name []byte) int {
-	rest, is := bytes.CutPrefix(name, []byte(q.first))
+	rest, is := bytes.CutPrefix(name, q.first)
 	if !is {
 		return isContained
 	}

@@ -67,8 +67,8 @@ type Index struct {
 
 // limits are constants, except in tests.
 type limits struct {
-	// A new file is written after least items, or a quarter of those in the old file, or most
-	// items. Memory holds twice as many at most if the file can't be written: about 100 bytes
+	// A new file is written after least items; during a build, after a quarter of those in the old
+	// file, if these are more, or most items. Memory holds twice as many at most if the file can't be written: about 100 bytes
 	// each.
 	least, most int
 	// blockText and blockPostings end a block of the file, in bytes.
@@ -77,7 +77,7 @@ type limits struct {
 	rest int
 }
 
-var defaultLimits = limits{least: 50_000, most: 150_000, blockText: 32 << 10, blockPostings: 128 << 10, rest: 2}
+var defaultLimits = limits{least: 50_000, most: 100_000, blockText: 32 << 10, blockPostings: 128 << 10, rest: 4}
 
 // New returns the search index of a database, which is empty until [Index.Run] has read or built
 // it. A nil log discards messages.
@@ -210,13 +210,11 @@ func (s *Index) mustMatch(ctx context.Context, t *table) error {
 	return nil
 }
 
-// reset discards the index, so that Run builds another one.
+// reset discards the index, so that Run builds another one, which replaces the file.
 func (s *Index) reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := errors.Join(s.closeTable(), os.Remove(s.path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.log.Warn("can't remove the damaged search index", "error", err)
-	}
+	_ = s.closeTable() // it was only read
 	s.recent, s.covered = recent{}, 0
 	s.complete.Store(false)
 }
@@ -232,6 +230,9 @@ func (s *Index) replace(t *table) error {
 
 // write merges the recent items into a new file. keep selects items; nil keeps all.
 func (s *Index) write(ctx context.Context, keep func(position int64) bool) (err error) {
+	if err := mustBeOurs(s.path); err != nil {
+		return err
+	}
 	mode := fs.FileMode(0o644)
 	if info, err := os.Stat(s.index.Path()); err == nil {
 		mode = info.Mode().Perm() & 0o666

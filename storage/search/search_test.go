@@ -307,8 +307,8 @@ func naive(items []model, text string) (found []model) {
 	for _, item := range items {
 		does := true
 		for _, word := range strings.Fields(text) {
-			word = strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(word, "/gnu/store/")), "@", "-")
-			does = does && strings.Contains(strings.ToLower(item.name), word)
+			word = strings.ReplaceAll(lower(strings.TrimPrefix(word, "/gnu/store/")), "@", "-")
+			does = does && strings.Contains(lower(item.name), word)
 		}
 		hash := testHash(item.number).String()
 		if q.exact {
@@ -321,12 +321,12 @@ func naive(items []model, text string) (found []model) {
 	slices.Reverse(found)
 	slices.SortStableFunc(found, func(a, b model) int {
 		class := func(m model) int {
-			if class, does := q.matches([]byte(strings.ToLower(m.name))); does {
+			if class, does := q.matches([]byte(lower(m.name))); does {
 				return class
 			}
 			return isHash
 		}
-		return cmp.Or(cmp.Compare(class(a), class(b)), compareNames([]byte(strings.ToLower(a.name)), []byte(strings.ToLower(b.name))))
+		return cmp.Or(cmp.Compare(class(a), class(b)), compareNames([]byte(lower(a.name)), []byte(lower(b.name))))
 	})
 	return found
 }
@@ -627,6 +627,42 @@ func TestUnwritable(t *testing.T) {
 	follow(t, s)
 	if state := s.State(); state.Building || state.Indexed != 150 || state.Bytes == 0 {
 		t.Errorf("after a retry, the state is %+v", state)
+	}
+}
+
+// TestForeignFile: a file of something else with the name of the index stays.
+func TestForeignFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	x := openIndex(t, filepath.Join(dir, "index.db"))
+	const content = "SQLite format 3\x00"
+	for _, name := range []string{"index.db-search", "index.db-search" + unfinished} {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		s := loaded(t, x)
+		put(t, x, 0, random(rand.New(rand.NewPCG(1, 1)), 30)...)
+		for range 3 {
+			if _, err := s.step(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.reset()
+		if err := s.write(t.Context(), nil); err == nil {
+			t.Errorf("%s is overwritten", name)
+		}
+		if got, err := os.ReadFile(file); err != nil || string(got) != content {
+			t.Errorf("%s is %q, %v", name, got, err)
+		}
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		var all []int
+		for n := range 30 {
+			all = append(all, n)
+		}
+		remove(t, x, all...)
 	}
 }
 

@@ -9,13 +9,14 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"os"
 
 	"nar-herder/narinfo"
 )
 
-// A file is a sequence of blocks, a description of them in JSON, its length and its CRC-32C in
-// four bytes each, and the magic. A block has, in this order,
+// A file has the magic, blocks, a description of them in JSON, its length and its CRC-32C in four
+// bytes each, and the magic again. A block has, in this order,
 //
 //   - the text: names, sorted, each with a line feed;
 //   - the counts: for each name the number of its items and the length of their postings, as
@@ -118,7 +119,7 @@ func (t *table) readMeta() error {
 	}
 	length := int64(binary.BigEndian.Uint32(trailer))
 	end := t.size - int64(trailerLen) - length
-	if string(trailer[8:]) != magic || end < 0 {
+	if string(trailer[8:]) != magic || end < int64(len(magic)) {
 		return damaged("it is incomplete")
 	}
 	text := make([]byte, length)
@@ -131,7 +132,7 @@ func (t *table) readMeta() error {
 	if err := json.Unmarshal(text, &t.meta); err != nil || t.meta.Format != format {
 		return damaged("another format")
 	}
-	offset := int64(0)
+	offset := int64(len(magic))
 	for i := range t.meta.Blocks {
 		b := &t.meta.Blocks[i]
 		if b.Text < 0 || b.Counts < 0 || b.Postings < 0 || int64(b.Text)+int64(b.Counts)+int64(b.Postings) > end-offset {
@@ -156,6 +157,26 @@ func (t *table) readAt(buffer []byte, offset int64) error {
 		return fmt.Errorf("%w: read it: %w", errDamaged, err)
 	}
 	return nil
+}
+
+// mustBeOurs returns an error if a file exists and was not begun by this package, so that no other
+// file is overwritten.
+func mustBeOurs(path string) error {
+	file, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	begin := make([]byte, len(magic))
+	n, err := io.ReadFull(file, begin)
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		err = nil
+	}
+	if err == nil && string(begin[:n]) != magic[:n] {
+		err = fmt.Errorf("%s is not a search index: move it, as the server needs this name", path)
+	}
+	return errors.Join(err, file.Close())
 }
 
 // names reads the text and the counts of a block. The buffer is reused if it is large enough.

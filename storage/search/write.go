@@ -70,6 +70,9 @@ func (r *recent) kept(keep func(position int64) bool) recent {
 
 // openUnfinished creates and locks the file, or truncates the one of a killed process.
 func openUnfinished(name string, mode fs.FileMode) (_ *os.File, err error) {
+	if err := mustBeOurs(name); err != nil {
+		return nil, err
+	}
 	file, err := disk.OpenFile(name, os.O_RDWR|unix.O_NOFOLLOW, mode, disk.GroupWrites)
 	if err != nil {
 		return nil, err
@@ -191,6 +194,9 @@ func (s *Index) writeTo(ctx context.Context, file *os.File, keep func(position i
 		out:    bufio.NewWriterSize(&disk.Writer{W: file, Directory: filepath.Dir(s.path)}, 64<<10),
 		limits: &s.limits,
 		meta:   meta{Format: format, Instance: s.index.Instance(), Covered: s.covered, Newest: s.recent.newest},
+	}
+	if _, err := w.out.WriteString(magic); err != nil {
+		return nil, err
 	}
 	work := s.newWork(ctx)
 	add := func(name []byte, postings []posting) error {

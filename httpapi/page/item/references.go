@@ -13,7 +13,7 @@ const (
 	// perPage is how many references or referrers a page lists.
 	perPage = 100
 	// mostFollowed bounds how many items of a closure are counted.
-	mostFollowed = 1000
+	mostFollowed = 300
 )
 
 // list is a page of the items that an item refers to, or that refer to it.
