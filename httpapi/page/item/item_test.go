@@ -285,7 +285,7 @@ func TestLargeClosure(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, body, _ := p.get(t, "/item/"+hash(0), false)
-	wants(t, body, "over 3.9 MiB", "more than 1,000 items", "! missing</span>")
+	wants(t, body, "over 1.2 MiB", "more than 300 items", "! missing</span>")
 	_, body, _ = p.get(t, "/item/"+hash(2), false)
 	wants(t, body, "1 missing", "!more than", hash(mostFollowed+1))
 }
