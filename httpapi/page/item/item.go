@@ -85,7 +85,7 @@ func (o *Options) page(ctx context.Context, r *page.Request) (*page.Page, error)
 	if err != nil {
 		return nil, err
 	}
-	return &page.Page{Title: v.Path.Name, Template: content, Data: v}, nil
+	return &page.Page{Title: v.Path.Name, Template: content, Data: v, NoRobots: true}, nil
 }
 
 // view is what the page shows.

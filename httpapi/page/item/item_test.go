@@ -244,6 +244,7 @@ func TestReferences(t *testing.T) {
 	_, body, _ := p.get(t, "/item/"+hash(1), false)
 	wants(t, body, "refers to 251 items; these are 1 to 100", `<a href="`+hash(1000)+`">`, `!<a href="`+hash(1001)+`">`, `href="?references=2#references"`, "!Back",
 		"249 missing", "and 229 more", "!more than")
+	wants(t, body, `<meta name="robots" content="noindex, nofollow">`)
 	for query, want := range map[string][]string{
 		"references=2": {"these are 101 to 200", `href="?references=3#references"`, `href="?references=1#references"`},
 		"references=3": {"these are 201 to 251", "!references=4", "<small>itself</small>"}, "references=99999999999": {"these are 201 to 251"},
