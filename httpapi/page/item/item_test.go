@@ -157,7 +157,8 @@ func TestPlaces(t *testing.T) {
 		"remote":             {hasRemote: true, want: []string{">remote<", "!>missing<", `href="../nar/lzip/`, "!>on demand<", "wget"}},
 		"cached":             {stored: 1, isCached: true, want: []string{">stored<", ">cached<", `href="../nar/zstd/`}},
 		"other compressions": {stored: 1, lines: append(block("none"), block("gzip")...), want: []string{">uncompressed<", ">gzip<", "!>on demand<", ">missing<"}},
-		"other server":       {lines: []string{"URL: https://example.com/nar", "Compression: lzip", "FileSize: 5"}, want: []string{">elsewhere<", "!example.com"}},
+		"other server":       {lines: []string{"URL: https://example.com/nar", "Compression: lzip", "FileSize: 5"}, want: []string{">elsewhere<", "!example.com", "!wget"}},
+		"name of no item":    {stored: 1, hasRemote: true, lines: []string{"URL: nar/0123.nar.xz", "Compression: xz", "FileSize: 5"}, want: []string{">missing<", "!>cached<", "!0123.nar", "!wget"}},
 		"script":             {lines: []string{"URL: javascript:alert(1)", "Compression: lzip", "FileSize: 5"}, want: []string{">elsewhere<", "!javascript"}},
 		"query":              {stored: 1, lines: []string{"URL: nar/lzip/" + hash(1) + "-item%3Fx%22y", "Compression: lzip", "FileSize: 5"}, want: []string{"!item?x", `item%3Fx%22y"`}},
 	} {
