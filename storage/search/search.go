@@ -179,6 +179,7 @@ func (s *Index) load(ctx context.Context) error {
 	}
 	if errors.Is(err, errDamaged) {
 		s.log.Info("can't use the search index: building another one", "file", s.path, "reason", err)
+		s.remove()
 		return nil
 	}
 	return err
@@ -210,11 +211,23 @@ func (s *Index) mustMatch(ctx context.Context, t *table) error {
 	return nil
 }
 
-// reset discards the index, so that Run builds another one, which replaces the file.
+// remove removes a file that can't be used.
+func (s *Index) remove() {
+	err := mustBeOurs(s.path)
+	if err == nil {
+		err = os.Remove(s.path)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.faults.Log(s.log, slog.LevelWarn, time.Now(), "can't remove the search index", "error", err)
+	}
+}
+
+// reset discards the index, so that Run builds another one.
 func (s *Index) reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_ = s.closeTable() // it was only read
+	s.remove()
 	s.recent, s.covered = recent{}, 0
 	s.complete.Store(false)
 }
