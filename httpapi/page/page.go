@@ -79,6 +79,8 @@ type Page struct {
 	Script string
 	// Status of the answer; 0 for 200.
 	Status int
+	// NoRobots asks crawlers to ignore the page: its links lead to all items and their nars.
+	NoRobots bool
 	// Redirect leads to another page instead: a path below the home page with its query, escaped.
 	Redirect string
 }

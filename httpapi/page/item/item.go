@@ -48,9 +48,9 @@ func Add(site *page.Site, options Options) {
 	site.Add(page.Route{Name: "item", TakesRest: true, Make: options.page})
 }
 
-// Parse returns the item that a text names by its store path, base name or hash. The path of a
+// parse returns the item that a text names by its store path, base name or hash. The path of a
 // file in an item names the item.
-func Parse(text string) (narinfo.StorePath, bool) {
+func parse(text string) (narinfo.StorePath, bool) {
 	text = strings.TrimSpace(text)
 	text = strings.TrimPrefix(strings.TrimPrefix(text, "/"), strings.TrimPrefix(narinfo.StoreDir, "/")+"/")
 	text, _, _ = strings.Cut(text, "/")
@@ -64,7 +64,7 @@ func Parse(text string) (narinfo.StorePath, bool) {
 
 // page makes the page of the item that the request names.
 func (o *Options) page(ctx context.Context, r *page.Request) (*page.Page, error) {
-	path, ok := Parse(r.Rest)
+	path, ok := parse(r.Rest)
 	if !ok {
 		return nil, page.ErrNotFound
 	}
@@ -85,7 +85,7 @@ func (o *Options) page(ctx context.Context, r *page.Request) (*page.Page, error)
 	if err != nil {
 		return nil, err
 	}
-	return &page.Page{Title: v.Path.Name, Template: content, Data: v}, nil
+	return &page.Page{Title: v.Path.Name, Template: content, Data: v, NoRobots: true}, nil
 }
 
 // view is what the page shows.
@@ -143,7 +143,7 @@ type record struct {
 type file struct {
 	Compression string
 	Size        int64  // -1 if unknown
-	Link        string // below the root; "" if it can't be requested
+	Link        string // below the root; "" if requests for it fail
 	place
 }
 
@@ -186,10 +186,12 @@ func (o *Options) read(ctx context.Context, hash narinfo.PathHash, query url.Val
 		return err
 	}
 	v.Path, v.AddedAt, v.NarSize = announced.StorePath, item.AddedAt, announced.NarSize
-	v.Files = o.files(item, announced)
+	if v.Files, err = o.files(item, announced); err != nil {
+		return err
+	}
 	for i := range v.Files {
 		f := &v.Files[i]
-		if f.Size >= 0 && f.Place != missing.Place && (v.Smallest == nil || f.Size < v.Smallest.Size) {
+		if f.Size >= 0 && f.Link != "" && (v.Smallest == nil || f.Size < v.Smallest.Size) {
 			v.Smallest = f
 		}
 	}
@@ -217,27 +219,40 @@ func (o *Options) read(ctx context.Context, hash narinfo.PathHash, query url.Val
 }
 
 // files returns the files that clients can request.
-func (o *Options) files(item *storage.Item, announced *narinfo.Narinfo) []file {
+func (o *Options) files(item *storage.Item, announced *narinfo.Narinfo) ([]file, error) {
+	own := len(item.Narinfo.Files) // the others are cached nars, at the end
+	if item.Dropped != 0 {
+		n, err := narinfo.Parse(item.Announced())
+		if err != nil {
+			return nil, err
+		}
+		own = len(n.Files)
+	}
 	all := make([]file, 0, len(announced.Files)+1)
 	hasStored := false
-	for _, f := range announced.Files {
+	for i, f := range announced.Files {
 		shown := file{Compression: shorten(f.Compression, 30), Size: f.Size, place: impossible}
-		if name, err := f.Path(); err == nil {
+		name, err := f.Path()
+		if err != nil {
+			all = append(all, shown)
+			continue
+		}
+		n := item.FileNamed(name)
+		if n >= 0 && shown.Size < 0 {
+			shown.Size = item.StoredSize(n)
+		}
+		switch {
+		case i >= own:
+			shown.place = cached
+		case n >= 0 && item.HasStored(n):
+			shown.place, hasStored = stored, true
+		case n >= 0 && o.HasRemote:
+			shown.place = remote
+		default: // or a name that no storage can have
+			shown.place = missing
+		}
+		if shown.place != missing {
 			shown.Link = escape(name)
-			n := item.FileNamed(name)
-			if n >= 0 && shown.Size < 0 {
-				shown.Size = item.StoredSize(n)
-			}
-			switch {
-			case n >= 0 && item.HasStored(n):
-				shown.place, hasStored = stored, true
-			case n < 0 && item.Narinfo.StorePath == announced.StorePath:
-				shown.place, hasStored = cached, true
-			case o.HasRemote:
-				shown.place = remote
-			default:
-				shown.place = missing
-			}
 		}
 		all = append(all, shown)
 	}
@@ -248,7 +263,7 @@ func (o *Options) files(item *storage.Item, announced *narinfo.Narinfo) []file {
 			place: place{"on demand", "decompressed by this server for each request", "good"},
 		})
 	}
-	return all
+	return all, nil
 }
 
 // escape returns the relative URL of a name.

@@ -157,7 +157,8 @@ func TestPlaces(t *testing.T) {
 		"remote":             {hasRemote: true, want: []string{">remote<", "!>missing<", `href="../nar/lzip/`, "!>on demand<", "wget"}},
 		"cached":             {stored: 1, isCached: true, want: []string{">stored<", ">cached<", `href="../nar/zstd/`}},
 		"other compressions": {stored: 1, lines: append(block("none"), block("gzip")...), want: []string{">uncompressed<", ">gzip<", "!>on demand<", ">missing<"}},
-		"other server":       {lines: []string{"URL: https://example.com/nar", "Compression: lzip", "FileSize: 5"}, want: []string{">elsewhere<", "!example.com"}},
+		"other server":       {lines: []string{"URL: https://example.com/nar", "Compression: lzip", "FileSize: 5"}, want: []string{">elsewhere<", "!example.com", "!wget"}},
+		"name of no item":    {stored: 1, hasRemote: true, lines: []string{"URL: nar/0123.nar.xz", "Compression: xz", "FileSize: 5"}, want: []string{">missing<", "!>cached<", "!0123.nar", "!wget"}},
 		"script":             {lines: []string{"URL: javascript:alert(1)", "Compression: lzip", "FileSize: 5"}, want: []string{">elsewhere<", "!javascript"}},
 		"query":              {stored: 1, lines: []string{"URL: nar/lzip/" + hash(1) + "-item%3Fx%22y", "Compression: lzip", "FileSize: 5"}, want: []string{"!item?x", `item%3Fx%22y"`}},
 	} {
@@ -244,6 +245,7 @@ func TestReferences(t *testing.T) {
 	_, body, _ := p.get(t, "/item/"+hash(1), false)
 	wants(t, body, "refers to 251 items; these are 1 to 100", `<a href="`+hash(1000)+`">`, `!<a href="`+hash(1001)+`">`, `href="?references=2#references"`, "!Back",
 		"249 missing", "and 229 more", "!more than")
+	wants(t, body, `<meta name="robots" content="noindex, nofollow">`)
 	for query, want := range map[string][]string{
 		"references=2": {"these are 101 to 200", `href="?references=3#references"`, `href="?references=1#references"`},
 		"references=3": {"these are 201 to 251", "!references=4", "<small>itself</small>"}, "references=99999999999": {"these are 201 to 251"},
@@ -285,7 +287,7 @@ func TestLargeClosure(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, body, _ := p.get(t, "/item/"+hash(0), false)
-	wants(t, body, "over 3.9 MiB", "more than 1,000 items", "! missing</span>")
+	wants(t, body, "over 1.2 MiB", "more than 300 items", "! missing</span>")
 	_, body, _ = p.get(t, "/item/"+hash(2), false)
 	wants(t, body, "1 missing", "!more than", hash(mostFollowed+1))
 }

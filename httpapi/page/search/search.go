@@ -82,7 +82,7 @@ func (f *found) AddedOn() string { return f.AddedAt.UTC().Format(time.DateOnly) 
 
 func (m *maker) page(ctx context.Context, r *page.Request) (*page.Page, error) {
 	v := &view{Query: strings.TrimSpace(r.Query.Get("q")), State: m.State()}
-	made := &page.Page{Title: "Search", Template: content, Data: v, Script: scriptName}
+	made := &page.Page{Title: "Search", Template: content, Data: v, Script: scriptName, NoRobots: true}
 	after := r.Query.Get("after")
 	v.IsFirst = after == ""
 	query, err := search.ParseQuery(v.Query)

@@ -57,7 +57,11 @@ async function checkKeyboard(page) {
   const wanted = await page.evaluate(() => {
     const all = document.querySelectorAll('a[href], button, input, select, textarea, summary, [tabindex="0"]');
     const usable = [...all].filter((e) => !e.disabled && e.type !== 'hidden' && e.checkVisibility({ visibilityProperty: true }));
-    const look = (e) => { const s = getComputedStyle(e); return [s.outlineStyle, s.outlineWidth, s.outlineColor, s.boxShadow, s.borderColor, s.backgroundColor].join(); };
+    const look = (e) => {
+      const s = getComputedStyle(e);
+      const outline = s.outlineStyle === 'none' || parseFloat(s.outlineWidth) === 0 ? '' : s.outline;
+      return [outline, s.boxShadow, s.borderColor, s.backgroundColor].join();
+    };
     globalThis.tabbed = { usable, look, before: usable.map(look), reached: new Set() };
     document.activeElement.blur();
     return usable.length;
