@@ -28,6 +28,7 @@ type status struct {
 	database string
 	// followed is called when the source is known to be followed.
 	followed func()
+	log      *slog.Logger
 
 	mu            sync.Mutex
 	current       health.Status
@@ -42,7 +43,7 @@ type status struct {
 
 func (s *status) begin(m *Mirror) {
 	s.current = health.Status{Source: m.Source.String(), State: health.Syncing, LagSeconds: -1}
-	s.now, s.started = m.Now, m.Now()
+	s.now, s.started, s.log = m.Now, m.Now(), m.Log
 	s.database, s.followed = m.Storage.Index().Path(), m.tidy
 }
 
@@ -143,6 +144,7 @@ func (s *status) following(backlog int64, asOf time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.current.State, s.current.Doing = health.Following, ""
+	s.logged.Over(s.log, "the mirrored instance is followed again", "source", s.current.Source, "failures", s.current.Failures)
 	s.current.Failures, s.current.Error = 0, ""
 	if s.current.Backlog = backlog; backlog == 0 {
 		s.asOf = asOf

@@ -157,7 +157,8 @@ type Remover struct {
 
 	named, loggedUnnamed bool // the storage has a name; that it has none was logged
 
-	reasons logonce.Filter // reasons for staying above the limit
+	reasons  logonce.Filter // reasons for staying above the limit
+	failures logonce.Filter // of rounds
 
 	mu      sync.Mutex
 	usage   int64
@@ -202,8 +203,10 @@ func (r *Remover) Run(ctx context.Context) {
 	ticker := time.NewTicker(cmp.Or(r.options.Interval, defaultInterval))
 	defer ticker.Stop()
 	for {
-		if err := r.Round(ctx); err != nil && ctx.Err() == nil {
-			r.log.Error("can't keep the storage below its limit for now", "error", err)
+		if err := r.Round(ctx); err == nil {
+			r.failures.Over(r.log, "the storage is compared with its limit again")
+		} else if ctx.Err() == nil {
+			r.failures.Log(r.log, slog.LevelError, r.now(), "can't keep the storage below its limit for now", "error", err)
 			r.warn("can't compare the storage with its limit: see the log")
 		}
 		select {
@@ -395,7 +398,7 @@ func (r *Remover) report(g goal, reason string) {
 	}
 	r.mu.Unlock()
 	if reason == "" {
-		r.reasons.Forget()
+		r.reasons.Over(r.log, "the storage is within its limits again")
 		return
 	}
 	if !r.reasons.IsDue(reason, r.now()) {

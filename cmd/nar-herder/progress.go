@@ -11,8 +11,8 @@ import (
 	"golang.org/x/term"
 )
 
-// progress shows the progress of a long command: a bar on a terminal, and otherwise a line from
-// time to time. Short commands show nothing.
+// progress shows the progress of a long command: a bar on a terminal, and otherwise a line each
+// minute. Short commands show nothing.
 type progress struct {
 	out      io.Writer
 	doing    string // "importing"
@@ -23,6 +23,8 @@ type progress struct {
 	terminal bool
 
 	mu    sync.Mutex
+	timer *time.Timer // nil on a terminal; calls tick
+	ended bool
 	next  time.Time
 	items int64
 	bytes int64
@@ -40,8 +42,22 @@ func newProgress(out io.Writer, doing, what string, all int64) *progress {
 	if file, ok := out.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
 		p.terminal = true
 		p.next = p.start.Add(progressAfter)
+		return p
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.timer = time.AfterFunc(progressEvery, p.tick)
 	return p
+}
+
+// tick writes a line although a single item takes long.
+func (p *progress) tick() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.ended {
+		p.show()
+		p.timer.Reset(progressEvery)
+	}
 }
 
 // add counts an item that is done, and its bytes.
@@ -143,6 +159,9 @@ func (p *progress) clear() {
 }
 
 func (p *progress) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ended = true
 	if p.bar != nil {
 		_ = p.bar.Finish()
 	}

@@ -116,7 +116,24 @@ func (s *sockets) whileStarting(ctx context.Context, state func() any, f func(co
 	s.starting.SetState(state)
 	defer s.starting.SetState(nil)
 	notify(s.log, daemon.SdNotifyReady) // a unit that waits for this one would time out
+	ended := make(chan struct{})
+	defer close(ended)
+	go s.logProgress(state, ended)
 	return f(ctx)
+}
+
+// logProgress logs the state of a long start each minute, until ended is closed.
+func (s *sockets) logProgress(state func() any, ended <-chan struct{}) {
+	ticker := time.NewTicker(progressEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ended:
+			return
+		case <-ticker.C:
+			s.log.Info("still starting", "state", state())
+		}
+	}
 }
 
 // serve hands the sockets to the server, which answers until the context ends.

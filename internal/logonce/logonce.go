@@ -58,3 +58,15 @@ func (f *Filter) Forget() {
 	defer f.mu.Unlock()
 	f.logged = nil
 }
+
+// Over logs that a trouble has ended, if a text was logged since the last call, and makes every
+// text due.
+func (f *Filter) Over(log *slog.Logger, text string, attributes ...any) {
+	f.mu.Lock()
+	wasLogged := f.logged != nil
+	f.logged = nil
+	f.mu.Unlock()
+	if wasLogged {
+		log.Info(text, attributes...)
+	}
+}

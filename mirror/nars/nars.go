@@ -146,6 +146,7 @@ type Fetcher struct {
 	sourceFailures         int // in a row
 	status                 Status
 	logged                 logonce.Filter
+	troubles               logonce.Filter // until a nar is fetched
 }
 
 // New makes a fetcher for a storage with a byte store. The caller closes it before the index

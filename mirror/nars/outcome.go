@@ -65,7 +65,7 @@ func (f *Fetcher) finish(d *download, err error) {
 func (f *Fetcher) unfit(err error) {
 	f.room.Unfit(f.ctx)
 	const text = "the storage has no room: nars that don't fit wait until others are removed"
-	if f.logged.IsDue(text, f.now()) {
+	if f.troubles.IsDue(text, f.now()) {
 		f.log.Info(text, "error", err)
 	}
 }
@@ -73,6 +73,7 @@ func (f *Fetcher) unfit(err error) {
 func (f *Fetcher) succeeded(d *download) {
 	f.metrics.fetched.Add(1)
 	f.metrics.bytes.Add(d.size)
+	f.troubles.Over(f.log, "nars are fetched again", "file", d.item.FileName(d.n))
 	f.room.Fit()
 	ofUpstream := d.item.Origin != 0
 	f.mu.Lock()
@@ -131,10 +132,14 @@ func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 		reasonLocal:  "can't fetch a nar into the storage",
 	}[why]
 	attributes := []any{"file", name, "error", err, "again", again.Format(time.RFC3339)}
+	due := &f.troubles
+	if why == reasonAbsent || isOfItem(err) {
+		due = &f.logged // other nars can be fetched
+	}
 	switch {
 	case why == reasonWrong:
 		f.log.Error(text, attributes...)
-	case f.logged.IsDue(text, now):
+	case due.IsDue(text, now):
 		f.log.Warn(text, attributes...)
 	default:
 		f.log.Debug(text, attributes...)

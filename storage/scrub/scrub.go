@@ -187,11 +187,12 @@ func (s *Scrubber) Pass(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	hadFailed := s.state.Load().failure != nil
 	s.update(ctx, func(now *state) { now.failure, now.slow = err, s.slow })
 	if err != nil {
 		s.logged.Log(s.log, slog.LevelError, s.now(), "the scrub has stopped, and will retry", "error", err)
-	} else {
-		s.logged.Forget()
+	} else if s.logged.Forget(); hadFailed {
+		s.log.Info("the scrub works again")
 	}
 	return err
 }

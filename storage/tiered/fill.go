@@ -142,6 +142,9 @@ func (t *Tiered) fetch(e *entry, f *fill) {
 	}()
 	defer t.leave(e)
 	err := t.fetchInto(e, f)
+	if err == nil {
+		t.troubles.Over(t.log, "the cache of the storage works again", "cache", t.directory)
+	}
 	t.mu.Lock()
 	f.over = true
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"nar-herder/internal/logonce"
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
@@ -29,8 +30,9 @@ const (
 
 // Counter counts uses. Its methods are safe for concurrent use.
 type Counter struct {
-	index *index.Index
-	log   *slog.Logger
+	index    *index.Index
+	log      *slog.Logger
+	troubles logonce.Filter
 
 	mu       sync.Mutex
 	pending  map[narinfo.PathHash]*index.Uses
@@ -165,8 +167,10 @@ func (c *Counter) Close() {
 
 // Flush writes the counts. It keeps those that can't be written for the next flush.
 func (c *Counter) Flush(ctx context.Context) {
-	if err := c.flush(ctx); err != nil && ctx.Err() == nil {
-		c.log.Error("can't write the usage counts of nars: will retry", "error", err)
+	if err := c.flush(ctx); err == nil {
+		c.troubles.Over(c.log, "the usage counts of nars are written again")
+	} else if ctx.Err() == nil {
+		c.troubles.Log(c.log, slog.LevelError, time.Now(), "can't write the usage counts of nars: will retry", "error", err)
 	}
 }
 

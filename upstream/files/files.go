@@ -95,6 +95,7 @@ func (o *order) origin(ctx context.Context, number int64) string {
 	origins, err := o.options.Origins(ctx)
 	if err == nil {
 		o.origins = origins
+		o.logged.Over(o.options.Log, "the upstreams that items came from are known again")
 		return origins[number]
 	}
 	const text = "can't find out which upstream an item came from: asking all in order"

@@ -74,6 +74,9 @@ func (f *Finder) Run(ctx context.Context) {
 		}
 		err := f.writeAll(ctx)
 		if err == nil {
+			if failures > 0 {
+				f.repeats.Over(f.log, "items of upstreams are written to the database again")
+			}
 			failures = 0
 			continue
 		}
