@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
@@ -9,7 +8,10 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/accesslog"
 	"nar-herder/httpapi/clients"
+	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/measured"
 	"nar-herder/internal/testlog"
 )
 
@@ -60,7 +62,7 @@ func TestClientAddress(t *testing.T) {
 		opts := options()
 		opts.TrustedProxies = test.trusted
 		log := new(testlog.Buffer)
-		opts.Log = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		opts.AccessLog = &accesslog.Log{Out: log, Format: accesslog.Debug}
 		s := New(corpus(), opts)
 		var remote net.Addr = &net.UnixAddr{Name: "@", Net: "unix"}
 		if test.remote != "unix" {
@@ -79,6 +81,7 @@ func TestClientAddress(t *testing.T) {
 			t.Errorf("%s, %q: %s, want %s", test.remote, test.forwarded, got, test.want)
 		}
 		s.handle(&ctx)
+		opts.AccessLog.Finished([]measured.Answer{{Request: engine.Describe(&ctx, opts.TrustedProxies)}})
 		want := remote.String()
 		if test.want != "" && (test.remote == "unix" || netip.MustParseAddr(test.remote).Unmap().String() != test.want) {
 			want = test.want

@@ -11,6 +11,7 @@ import (
 	"nar-herder/compression"
 	"nar-herder/compression/decoders"
 	"nar-herder/httpapi/content"
+	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/respond"
 	"nar-herder/httpapi/verify"
 	"nar-herder/peer"
@@ -47,7 +48,7 @@ func (s *Server) sendVerified(ctx *fasthttp.RequestCtx, r io.Reader, decoder *de
 	case ctx.IsHead() && size >= 0:
 		return content.Stream(ctx, body, size)
 	case size < 0:
-		ctx.Response.SetBodyStream(s.checker.Verify(body, -1, want, item), -1) // without the last chunk after an error
+		engine.SendChunks(ctx, s.checker.Verify(body, -1, want, item)) // without the last chunk after an error
 		return nil
 	case size > verify.CheckedFirst:
 		return content.Stream(ctx, s.checker.Verify(body, size, want, item), size)

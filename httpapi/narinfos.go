@@ -16,10 +16,12 @@ import (
 	"nar-herder/storage/index"
 )
 
-// serveNarinfo answers with the narinfo.
-func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
+// serveNarinfo answers with the narinfo, and returns whether that was in memory as the route.
+func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) route {
 	found, ok, generation := s.answers.Get(hash)
+	route := routePrepared
 	if !ok || found.HasExpired() {
+		route = routeNarinfo
 		if ok {
 			s.answers.Forget(hash)
 			_, _, generation = s.answers.Get(hash)
@@ -36,11 +38,11 @@ func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 		if errors.Is(err, storage.ErrNotFound) {
 			respond.NotFound(ctx, noNarinfo)
 			found.SetCacheControl(ctx)
-			return
+			return route
 		}
 		if err != nil {
 			s.fault(ctx, "look up a narinfo", err)
-			return
+			return route
 		}
 		if !isPending { // or else the item may have been imported before the generation was read
 			s.answers.Put(hash, found, generation)
@@ -49,6 +51,7 @@ func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 	ctx.Response.Header.SetContentType("application/x-nix-narinfo")
 	found.SetCacheControl(ctx)
 	ctx.Response.SetBodyRaw(found.Body) // which is never modified
+	return route
 }
 
 // answer makes the answer for an item's narinfo, also for a [storage.ErrNotFound].

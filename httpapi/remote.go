@@ -8,6 +8,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/httpapi/content"
+	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/respond"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -100,7 +101,7 @@ func (s *Server) sendRemote(ctx *fasthttp.RequestCtx, known *nars, n int) error 
 	case info.Size >= 0:
 		return content.StreamFile(ctx, body, info.Size)
 	default:
-		ctx.Response.SetBodyStream(body, -1)
+		engine.SendChunks(ctx, body)
 	}
 	return nil
 }

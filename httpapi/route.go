@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"fmt"
-	"log/slog"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -12,7 +11,6 @@ import (
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/headers"
 	"nar-herder/httpapi/health"
-	"nar-herder/httpapi/metrics"
 	"nar-herder/httpapi/respond"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
@@ -38,6 +36,9 @@ const (
 	routeHealth
 	routeHome
 	routeCount
+
+	// routePrepared is routeNarinfo for an answer from memory.
+	routePrepared
 )
 
 // patterns are the labels of the routes in the metrics.
@@ -64,7 +65,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 			ctx.Response.Reset()
 			respond.Fail(ctx, fasthttp.StatusInternalServerError, "internal error")
 			s.metrics.Faults.Inc()
-			s.metrics.Count(int(routeOther), ctx)
+			s.measure(ctx, routeOther)
 		}
 	}()
 	route := s.dispatch(ctx)
@@ -75,16 +76,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	if s.stopping.Load() && !ctx.Hijacked() {
 		engine.CloseAfter(ctx)
 	}
-	s.metrics.Count(int(route), ctx)
-	if s.log.Enabled(ctx, slog.LevelDebug) {
-		engine.LeaveLoop(ctx)
-		s.log.LogAttrs(ctx, slog.LevelDebug, "request",
-			slog.String("method", string(ctx.Method())),
-			slog.String("path", string(ctx.RequestURI())),
-			slog.Int("status", ctx.Response.StatusCode()),
-			slog.Int("bytes", metrics.BodyLength(ctx)),
-			slog.String("client", s.options.TrustedProxies.ClientName(ctx)))
-	}
+	s.measure(ctx, route)
 }
 
 // dispatch answers the request and returns its route.
@@ -107,8 +99,7 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	// Fast path: nearly all requests are for narinfos.
 	if len(path) == narinfoPathLen && string(path[len(path)-len(narinfoSuffix):]) == narinfoSuffix {
 		if hash, err := narinfo.ParsePathHash(path[1 : 1+narinfo.PathHashLen]); err == nil {
-			s.serveNarinfo(ctx, hash)
-			return routeNarinfo
+			return s.serveNarinfo(ctx, hash)
 		}
 	}
 	if s.serveKnown(ctx, path) {
@@ -169,8 +160,7 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	case strings.HasSuffix(first, narinfoSuffix):
 		hash, err := narinfo.ParsePathHash(strings.TrimSuffix(first, narinfoSuffix))
 		if err == nil && len(segments) == 1 {
-			s.serveNarinfo(ctx, hash)
-			return routeNarinfo
+			return s.serveNarinfo(ctx, hash)
 		}
 		if err == nil && len(segments) == 2 && segments[1] == "info" {
 			engine.LeaveLoop(ctx)
@@ -195,7 +185,7 @@ func (s *Server) fault(ctx *fasthttp.RequestCtx, tried string, err error) {
 // handleBadRequest answers a malformed request, and closes the connection after it.
 func (s *Server) handleBadRequest(ctx *fasthttp.RequestCtx, err error) {
 	engine.AnswerBadRequest(ctx, err)
-	s.metrics.Count(int(routeOther), ctx)
+	s.measure(ctx, routeOther)
 }
 
 // maxAge returns the Cache-Control header for a TTL.

@@ -246,8 +246,8 @@ func TestMetrics(t *testing.T) {
 	c := dial(t, server.address)
 	before := c.ask("GET", "/metrics")
 	for _, line := range []string{
-		`narherder_http_requests_total{route="/HASH.narinfo",status="200"} 0`,
-		`narherder_http_requests_total{route="/nar/",status="404"} 0`,
+		`narherder_http_requests_total{method="GET",route="/HASH.narinfo",status="200"} 0`,
+		`narherder_http_requests_total{method="GET",route="/nar/",status="404"} 0`,
 		"narherder_faults_total 0", "narherder_damaged_nars_total 0",
 		"narherder_items 13", "narherder_stored_nars 13", "narherder_http_connections 1",
 	} {
@@ -265,14 +265,17 @@ func TestMetrics(t *testing.T) {
 	c.ask("POST", "/", "Content-Length: 0")
 	after := c.ask("GET", "/metrics")
 	for _, line := range []string{
-		`narherder_http_requests_total{route="/HASH.narinfo",status="200"} 3`,
-		`narherder_http_requests_total{route="/HASH.narinfo",status="404"} 1`,
-		`narherder_http_requests_total{route="/nar/",status="200"} 2`,
-		`narherder_http_requests_total{route="/nar/",status="206"} 1`,
-		`narherder_http_requests_total{route="other",status="405"} 1`,
-		`narherder_http_requests_total{route="/metrics",status="200"} 1`,
+		`narherder_http_requests_total{method="GET",route="/HASH.narinfo",status="200"} 3`,
+		`narherder_http_requests_total{method="GET",route="/HASH.narinfo",status="404"} 1`,
+		`narherder_http_requests_total{method="GET",route="/nar/",status="200"} 1`,
+		`narherder_http_requests_total{method="HEAD",route="/nar/",status="200"} 1`,
+		`narherder_http_requests_total{method="GET",route="/nar/",status="206"} 1`,
+		`narherder_http_requests_total{method="other",route="other",status="405"} 1`,
+		`narherder_http_requests_total{method="GET",route="/metrics",status="200"} 1`,
 		`narherder_http_response_body_bytes_total{route="/nar/"} 117`,
-		"narherder_answer_cache_entries 1",
+		"narherder_answer_cache_entries 1", "narherder_answer_cache_hits_total 2", "narherder_answer_cache_misses_total 2",
+		`narherder_http_request_duration_seconds_count{route="/nar/"} 3`,
+		`narherder_http_time_to_first_byte_seconds_bucket{route="/HASH.narinfo",le="+Inf"} 4`,
 	} {
 		if !strings.Contains(after.body, line+"\n") {
 			t.Errorf("no line %q", line)

@@ -25,6 +25,7 @@ import (
 	"nar-herder/httpapi/health"
 	"nar-herder/httpapi/home"
 	"nar-herder/httpapi/itemcache"
+	"nar-herder/httpapi/measured"
 	"nar-herder/httpapi/metrics"
 	"nar-herder/httpapi/peerapi"
 	"nar-herder/httpapi/prepared"
@@ -206,7 +207,10 @@ type Options struct {
 	// Version of the program, for the metrics.
 	Version string
 
-	// Log receives faults, and each request at level DEBUG.
+	// AccessLog receives answers with their requests; nil for none.
+	AccessLog measured.Sink
+
+	// Log receives faults.
 	Log *slog.Logger
 }
 
@@ -264,7 +268,7 @@ func New(items Items, options Options) *Server {
 	} else {
 		s.engine = engine.New(s.handle, s.handleBadRequest, options.Limits, options.TrustedProxies, s.log)
 	}
-	s.metrics = metrics.New(patterns[:])
+	s.metrics = metrics.New(patterns[:], int(routeNarinfo))
 	s.faults = respond.Faults{Log: s.log, Count: s.metrics.Faults}
 	s.live, s.end = context.WithCancel(context.Background())
 	s.streaming, s.endStreams = context.WithCancel(s.live)

@@ -205,7 +205,7 @@ func (s *status) ended(log *slog.Logger, err error) {
 
 var (
 	lagMetric     = prometheus.NewDesc("narherder_mirror_lag_seconds", "How long ago this mirror was known to have what its source has; since the start, if it never was.", nil, nil)
-	successMetric = prometheus.NewDesc("narherder_mirror_last_success_timestamp_seconds", "When this mirror was last known to have what its source has; 0 for never since the start.", nil, nil)
+	successMetric = prometheus.NewDesc("narherder_mirror_last_success_timestamp_seconds", "When this mirror was last known to have what its source has; missing if it never was since the start.", nil, nil)
 	backlogMetric = prometheus.NewDesc("narherder_mirror_backlog_changes", "Changes of the source that must still be applied, as far as known.", nil, nil)
 	failureMetric = prometheus.NewDesc("narherder_mirror_failures_total", "Failed attempts to follow the source.", nil, nil)
 	stateMetric   = prometheus.NewDesc("narherder_mirror_state", "1 for the state that the mirror is in.", []string{"state"}, nil)
@@ -235,7 +235,9 @@ func (m *Mirror) Collect(to chan<- prometheus.Metric) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, value, labels...)
 	}
 	gauge(lagMetric, lag)
-	gauge(successMetric, success)
+	if success != 0 {
+		gauge(successMetric, success)
+	}
 	gauge(backlogMetric, float64(current.Backlog))
 	counter(failureMetric, float64(failures))
 	counter(resyncMetric, float64(resyncs))
@@ -249,7 +251,7 @@ func (m *Mirror) Collect(to chan<- prometheus.Metric) {
 	for outcome, n := range map[string]int{"added": sums.Added, "updated": sums.Updated, "withdrawn": sums.Withdrawn, "known": sums.Known, "kept": sums.Kept} {
 		counter(changesMetric, float64(n), outcome)
 	}
-	counter(changesMetric, float64(current.PassedOver), "passed over")
+	counter(changesMetric, float64(current.PassedOver), "skipped")
 	for _, reason := range storage.RefusalReasons {
 		counter(refusedMetric, float64(refusals.Counts[reason]), string(reason))
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"nar-herder/internal/gauge"
 	"nar-herder/storage"
 )
 
@@ -34,7 +35,7 @@ func (r *Remover) makeMetrics() {
 	counter := func(name, help string, value *atomic.Int64) {
 		m.collectors = append(m.collectors, prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(value.Load()) }))
 	}
-	gauge := func(name, help string, value func() float64) {
+	number := func(name, help string, value func() float64) {
 		m.collectors = append(m.collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
 	counter("narherder_removal_nars_total", "Nars removed from the storage because of its limit or the minimum of free space, while other instances have them.", &m.removed)
@@ -45,22 +46,25 @@ func (r *Remover) makeMetrics() {
 	m.collectors = append(m.collectors, prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "narherder_removal_failed_deletions_total", Help: "Failed attempts to delete a file from the storage.",
 	}, func() float64 { return float64(r.storage.NotDeleted()) }))
-	gauge("narherder_storage_usage_bytes", "Disk space that the storage takes.", func() float64 {
+	number("narherder_storage_usage_bytes", "Disk space that the storage takes.", func() float64 {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		return float64(r.usage)
 	})
-	gauge("narherder_storage_withdrawn_bytes", "Bytes of withdrawn nars that are still stored.", func() float64 {
+	number("narherder_storage_withdrawn_bytes", "Bytes of withdrawn nars that are still stored.", func() float64 {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		return float64(r.pending.Size)
 	})
-	gauge("narherder_storage_limit_bytes", "Limit of the storage; -1 for none.", func() float64 { return float64(r.limit.Load()) })
-	if _, _, err := r.storage.FreeSpace(); !errors.Is(err, errors.ErrUnsupported) {
-		gauge("narherder_storage_free_bytes", "Free bytes on the file system of the storage.", r.freeBytes)
-		gauge("narherder_storage_minimum_free_bytes", "Minimum of free bytes on the file system of the storage; -1 for none.", func() float64 { return float64(r.space.minimum) })
+	limit := func(name, help string, value func() int64) {
+		m.collectors = append(m.collectors, gauge.Optional(name, help, nil, func() (float64, bool) { n := value(); return float64(n), n >= 0 }))
 	}
-	gauge("narherder_storage_excess_bytes", "Bytes above the limit of the storage, apart from withdrawn nars.", func() float64 {
+	limit("narherder_storage_limit_bytes", "Limit of the storage; missing without one.", r.limit.Load)
+	if _, _, err := r.storage.FreeSpace(); !errors.Is(err, errors.ErrUnsupported) {
+		number("narherder_storage_free_bytes", "Free bytes on the file system of the storage.", r.freeBytes)
+		limit("narherder_storage_minimum_free_bytes", "Minimum of free bytes on the file system of the storage; missing without one.", func() int64 { return r.space.minimum })
+	}
+	number("narherder_storage_excess_bytes", "Bytes above the limit of the storage, apart from withdrawn nars.", func() float64 {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if limit := r.limit.Load(); limit >= 0 {

@@ -276,7 +276,7 @@ func (c *coldNar) ask(ctx context.Context, s *server, path string) error {
 // narsSent returns the number of requests that the server answered with a nar or a part of one.
 func (s *server) narsSent() (sum float64, err error) {
 	for _, status := range []string{"200", "206"} {
-		n, err := s.metric(`narherder_http_requests_total{route="/nar/",status="` + status + `"}`)
+		n, err := s.metric(`narherder_http_requests_total{method="GET",route="/nar/",status="` + status + `"}`)
 		if err != nil {
 			return 0, err
 		}

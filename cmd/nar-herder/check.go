@@ -17,6 +17,7 @@ import (
 	"nar-herder/storage/check"
 	"nar-herder/storage/check/closures"
 	"nar-herder/storage/index"
+	"nar-herder/storage/indexmetrics"
 	"nar-herder/storage/narcheck"
 )
 
@@ -203,7 +204,11 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 			},
 		}))
 	}
-	return c.end(ctx, report)
+	err = c.end(ctx, report)
+	if access == index.Write && ctx.Err() == nil && report.totals.Complete {
+		recordEnd(ctx, store, indexmetrics.Check, log)
+	}
+	return err
 }
 
 // end prints the totals, and returns the exit status as an error.

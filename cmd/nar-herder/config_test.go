@@ -123,7 +123,7 @@ func TestConfigIsAFile(t *testing.T) {
 func TestConfigOfEachOption(t *testing.T) {
 	t.Parallel()
 	values := map[string]string{
-		"port": "80", "control-port": "0", "storage-nar-removal-criteria": "unpinned", "mirror": "https://x.example", "log-level": "WARN",
+		"port": "80", "control-port": "0", "storage-nar-removal-criteria": "unpinned", "mirror": "https://x.example", "log-level": "WARN", "log-format": "json",
 		"enable-cached-compression": "zstd:1", "cached-compression-directory": "zstd=/x", "cached-compression-directory-max-size": "zstd=5M",
 		"cached-compression-unused-removal-duration": "zstd=5d", "cached-compression-ttl": "zstd=5d", "cached-compression-new-ttl": "zstd=5d",
 		"repair-from": "https://x.example", "upstream": "https://y.example", "upstream-keep": "7d", "upstream-down": "not-found", "serve-remote-nars": "redirect", "serve-bucket-nars": "redirect", "mirror-nars": "none", "public-metrics": "no", "x-accel-redirect": "true", "storage-read-only": "true", "allow-private-redirects": "true", "tag": "a=b",

@@ -13,6 +13,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
+	"nar-herder/storage/indexmetrics"
 	"nar-herder/storage/location"
 	"nar-herder/storage/owner"
 	"nar-herder/storage/tiered"
@@ -161,4 +162,11 @@ func (o *opened) close() (err error) {
 		err = errors.Join(err, lock.Close())
 	}
 	return err
+}
+
+// recordEnd records for the metrics of the server that a command has ended.
+func recordEnd(ctx context.Context, store *opened, run indexmetrics.Run, log *slog.Logger) {
+	if err := indexmetrics.Record(ctx, store.index, run); err != nil {
+		log.Warn("can't record the end of the command for the metrics of the server", "error", err)
+	}
 }

@@ -108,8 +108,8 @@ func TestDumpCommand(t *testing.T) {
 	}
 	metrics := get(t, address, "/metrics").body
 	for _, line := range []string{
-		fmt.Sprintf("\nnarherder_dump_items %d\n", items-1), "\nnarherder_dump_failures_total 0\n", `narherder_dump_bytes{file="zstd"} `, "\nnarherder_dump_created_seconds 1",
-		`narherder_http_requests_total{route="/latest-database-dump",status="206"} `, `narherder_http_requests_total{route="/latest-index-dump",status="200"} 1`,
+		fmt.Sprintf("\nnarherder_dump_items %d\n", items-1), "\nnarherder_dump_failures_total 0\n", `narherder_dump_bytes{file="zstd"} `, "\nnarherder_dump_created_timestamp_seconds 1",
+		`narherder_http_requests_total{method="GET",route="/latest-database-dump",status="206"} `, `narherder_http_requests_total{method="GET",route="/latest-index-dump",status="200"} 1`,
 	} {
 		if !strings.Contains(metrics, line) {
 			t.Errorf("%q is not in the metrics", line)

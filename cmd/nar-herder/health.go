@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"nar-herder/httpapi/health"
+	"nar-herder/httpapi/keypair"
 	"nar-herder/internal/disk"
 	"nar-herder/storage/index"
 	"nar-herder/storage/probe"
@@ -27,8 +28,8 @@ const (
 )
 
 // health returns the parts of /health that this server has. directory is the local storage,
-// or "".
-func (s *subsystems) health(directory string) (parts []health.Part) {
+// or "", and certificate is nil without HTTPS.
+func (s *subsystems) health(directory string, certificate *keypair.Keeper) (parts []health.Part) {
 	stores, owns := s.store.HasBytes(), s.ownership.claim != nil
 	var interval time.Duration
 	if s.store.IsRemote() {
@@ -55,6 +56,7 @@ func (s *subsystems) health(directory string) (parts []health.Part) {
 		{"mirror", s.follower != nil, false, warns(s.follower.Warnings)},
 		{"upstreams", s.upstreams != nil, false, warns(s.upstreamWarnings)},
 		{"mirror_nars", s.fetcher != nil, false, warns(s.fetcher.Warnings)},
+		{"tls_certificate", certificate != nil, false, warns(certificate.Warnings)},
 		{"advertisement", s.responder != nil, false, warns(s.responder.Warnings)},
 	} {
 		if part.exists {

@@ -7,6 +7,7 @@ import (
 
 	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
+	"nar-herder/storage/indexmetrics"
 	"nar-herder/storage/owner"
 )
 
@@ -110,6 +111,7 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err != nil {
 		return fmt.Errorf("import: %w", err)
 	}
+	recordEnd(ctx, store, indexmetrics.Import, log)
 	if summary.Outcomes[importer.Failed] > 0 {
 		return statusFailed
 	}

@@ -14,26 +14,21 @@ import (
 	"github.com/coreos/go-systemd/v22/activation"
 )
 
-// listen returns the sockets that systemd passes, or opens one for each address of the host.
-func listen(ctx context.Context, host string, port portValue) (listeners []net.Listener, err error) {
-	defer func() {
-		if err != nil {
-			closeAll(listeners)
+// passedListeners returns the sockets that systemd passes: those for HTTP, and those for HTTPS.
+func passedListeners() (plain, secret []net.Listener, err error) {
+	for _, file := range activation.Files(true) {
+		listener, listenErr := net.FileListener(file)
+		switch {
+		case listenErr != nil:
+			err = errors.New("systemd passed a socket that is not a stream socket: use ListenStream")
+		case file.Name() == socketOfTLS:
+			secret = append(secret, listener)
+		default:
+			plain = append(plain, listener)
 		}
-	}()
-	given, err := activation.Listeners()
-	if err != nil {
-		return nil, fmt.Errorf("get the sockets that systemd passed: %w", err)
+		_ = file.Close() // the listener has a copy
 	}
-	for _, listener := range given {
-		if listener == nil {
-			return given, errors.New("systemd passed a socket that is not a stream socket: use ListenStream")
-		}
-	}
-	if len(given) > 0 {
-		return given, nil
-	}
-	return listenOn(ctx, "", host, port, 0o666)
+	return plain, secret, err
 }
 
 // listenOn opens a socket for each address of the host, or the one at unix:PATH with the given

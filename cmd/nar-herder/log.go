@@ -1,60 +1,73 @@
 package main
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
-	"sync"
-	"time"
+	"os"
 
+	"github.com/coreos/go-systemd/v22/journal"
+
+	"nar-herder/internal/logwriter"
 	"nar-herder/internal/redact"
 )
 
-// logger buffers the lines of single requests, since there may be a hundred thousand a second.
-// It writes lines of level INFO and above at once.
+// logger passes lines to a writer that gathers them, since there may be a hundred thousand
+// requests a second. It waits for lines of level INFO and above.
 type logger struct {
 	slog.Handler
-	out *lineBuffer
+	out *logwriter.Writer
 }
 
-// newLogger returns a log. end flushes it, and later lines are not buffered.
-func newLogger(w io.Writer, level slog.Level) (log *slog.Logger, end func()) {
-	out := &lineBuffer{w: bufio.NewWriterSize(w, 64<<10), done: make(chan struct{})}
-	if level < slog.LevelInfo {
-		go out.flushPeriodically()
+// newLogger returns a log in text or JSON, and its writer, which must be closed. Later lines are
+// written at once.
+func newLogger(w io.Writer, level slog.Level, format string) (*slog.Logger, *logwriter.Writer) {
+	out := logwriter.New(w)
+	handler := newHandler(out, level, format, isJournal(w))
+	log := slog.New(logger{handler, out})
+	out.Over = func(dropped int64) {
+		log.Warn("lines of this log were dropped, because its output did not take them", "dropped", dropped)
 	}
-	handler := newLogHandler(out, level)
-	return slog.New(logger{handler, out}), sync.OnceFunc(func() {
-		out.flush()
-		out.mu.Lock()
-		defer out.mu.Unlock()
-		out.w = bufio.NewWriterSize(w, 1)
-		close(out.done)
-	})
+	return log, out
 }
 
-// newLogHandler returns a handler that redacts the secrets of URLs in all values, since some
-// values come from libraries and other machines.
+// newLogHandler returns the handler of a command that logs little.
 func newLogHandler(w io.Writer, level slog.Level) slog.Handler {
-	return slog.NewTextHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+	return newHandler(w, level, "text", isJournal(w))
+}
+
+// newHandler returns a handler that redacts the secrets of URLs in all values, since some
+// values come from libraries and other machines.
+func newHandler(w io.Writer, level slog.Level, format string, untimed bool) slog.Handler {
+	options := &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 		switch a.Value.Kind() {
+		case slog.KindTime:
+			if untimed && len(groups) == 0 && a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
 		case slog.KindString:
 			a.Value = slog.StringValue(redact.Text(a.Value.String()))
+		case slog.KindDuration:
+			a.Value = slog.StringValue(a.Value.String()) // JSON would have nanoseconds
 		case slog.KindAny:
 			if _, ok := a.Value.Any().(slog.Level); !ok {
 				a.Value = slog.StringValue(redact.Text(fmt.Sprintf("%+v", a.Value.Any())))
 			}
 		}
 		return a
-	}})
+	}}
+	if format == "json" {
+		return slog.NewJSONHandler(w, options)
+	}
+	return slog.NewTextHandler(w, options)
 }
 
 func (l logger) Handle(ctx context.Context, record slog.Record) error {
 	err := l.Handler.Handle(ctx, record)
 	if record.Level >= slog.LevelInfo {
-		l.out.flush()
+		l.out.Flush()
 	}
 	return err
 }
@@ -67,34 +80,45 @@ func (l logger) WithGroup(name string) slog.Handler {
 	return logger{l.Handler.WithGroup(name), l.out}
 }
 
-type lineBuffer struct {
-	mu   sync.Mutex
-	w    *bufio.Writer
-	done chan struct{}
-}
+// journalWriter writes to the journal of systemd, which takes the priority of a line from its
+// beginning, see sd-daemon(3), and adds the time.
+type journalWriter struct{ io.Writer }
 
-func (b *lineBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.w.Write(p)
-}
-
-// flush writes the buffer. There is nowhere to report an error of the log itself.
-func (b *lineBuffer) flush() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	_ = b.w.Flush()
-}
-
-func (b *lineBuffer) flushPeriodically() {
-	ticker := time.NewTicker(200 * time.Millisecond)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ticker.C:
-			b.flush()
-		case <-b.done:
-			return
-		}
+// errorOutput returns standard error, with priorities if that is the journal.
+func errorOutput() io.Writer {
+	if is, err := journal.StderrIsJournalStream(); err == nil && is {
+		return journalWriter{os.Stderr}
 	}
+	return os.Stderr
+}
+
+func isJournal(w io.Writer) bool {
+	_, is := w.(journalWriter)
+	return is
+}
+
+// priorities are the priorities of lines that begin so. Others have that of the unit, which is 6
+// by default.
+var priorities = []struct{ begin, priority string }{
+	{"level=DEBUG ", "<7>"}, {"level=INFO ", "<6>"}, {"level=WARN ", "<4>"}, {"level=ERROR ", "<3>"},
+	{`{"level":"DEBUG",`, "<7>"}, {`{"level":"INFO",`, "<6>"}, {`{"level":"WARN",`, "<4>"}, {`{"level":"ERROR",`, "<3>"},
+	{"nar-herder: warning: ", "<4>"}, {"nar-herder: ", "<3>"},
+}
+
+// Write implements [io.Writer] for whole lines.
+func (j journalWriter) Write(p []byte) (int, error) {
+	var all []byte
+	for line := range bytes.Lines(p) {
+		for _, of := range priorities {
+			if bytes.HasPrefix(line, []byte(of.begin)) {
+				all = append(all, of.priority...)
+				break
+			}
+		}
+		all = append(all, line...)
+	}
+	if _, err := j.Writer.Write(all); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }

@@ -17,7 +17,7 @@ import (
 func TestLog(t *testing.T) {
 	t.Parallel()
 	out := new(testlog.Buffer)
-	log, closeLog := newLogger(out, slog.LevelDebug)
+	log, writer := newLogger(out, slog.LevelDebug, "text")
 	log.Debug("first")
 	log.With("a", 1).WithGroup("g").Info("second", "b", 2)
 	if got := out.String(); !strings.Contains(got, "msg=first\n") || !strings.HasSuffix(got, "msg=second a=1 g.b=2\n") {
@@ -36,8 +36,8 @@ func TestLog(t *testing.T) {
 		})
 	}
 	group.Wait()
-	closeLog()
-	closeLog()
+	writer.Close()
+	writer.Close()
 	whole := 0
 	for line := range strings.Lines(out.String()) {
 		if strings.HasSuffix(line, "msg=request path="+strings.Repeat("x", 100)+"\n") && strings.HasPrefix(line, "time=") {
@@ -56,8 +56,8 @@ func TestLog(t *testing.T) {
 func TestLogLevel(t *testing.T) {
 	t.Parallel()
 	out := new(testlog.Buffer)
-	log, closeLog := newLogger(out, slog.LevelWarn)
-	defer closeLog()
+	log, writer := newLogger(out, slog.LevelWarn, "text")
+	defer writer.Close()
 	log.Info("no")
 	log.Debug("no")
 	log.Warn("yes")

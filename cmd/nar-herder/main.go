@@ -18,11 +18,12 @@ import (
 )
 
 func main() {
-	// Ignore SIGHUP: a closed terminal or a supervisor's reload must not stop the server.
+	// Ignore SIGHUP: a closed terminal or a supervisor's reload must not stop the program. The
+	// server reloads files, see onHangup.
 	signal.Ignore(syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, errorOutput()))
 }
 
 // globals are the options of all commands.

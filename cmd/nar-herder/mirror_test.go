@@ -41,8 +41,8 @@ func metricWith(t testing.TB, address, name string) float64 {
 // narsSent returns the number of requests that a server has answered with a nar.
 func narsSent(t testing.TB, address string) float64 {
 	t.Helper()
-	return metricWith(t, address, `narherder_http_requests_total{route="/nar/",status="200"}`) +
-		metricWith(t, address, `narherder_http_requests_total{route="/nar/",status="206"}`)
+	return metricWith(t, address, `narherder_http_requests_total{method="GET",route="/nar/",status="200"}`) +
+		metricWith(t, address, `narherder_http_requests_total{method="GET",route="/nar/",status="206"}`)
 }
 
 // pageSize is the size of the pages of a large, sparse file: the first bytes of each have

@@ -10,6 +10,7 @@ import (
 
 	"nar-herder/compression/cached"
 	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/keypair"
 	"nar-herder/mirror/dump"
 	"nar-herder/storage/location"
 	"nar-herder/storage/tiered"
@@ -72,6 +73,8 @@ type serverCommand struct {
 	MaxConnectionsPerAddress *positiveValue `placeholder:"N" help:"Maximum number of connections of one client address or IPv6 /64 network. Trusted proxies and unix sockets are exempt (default: a quarter of --max-connections)."`
 
 	controlOptions `embed:""`
+	tlsOptions     `embed:""`
+	logOptions     `embed:""`
 }
 
 // validate returns an error for options that contradict each other.
@@ -115,6 +118,9 @@ func (c *serverCommand) validate() error {
 	if err := c.scrubOptions.validate(c.Storage); err != nil {
 		return err
 	}
+	if err := c.validateTLS(); err != nil {
+		return err
+	}
 	return c.validateControl()
 }
 
@@ -122,11 +128,15 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, parsed *kong.Contex
 	if err := c.validate(); err != nil {
 		return usageError{err}
 	}
-	log, closeLog := newLogger(s.err, slog.Level(c.LogLevel))
-	defer closeLog()
+	logs, err := c.openLogs(s.err)
+	if err != nil {
+		return err
+	}
+	defer logs.close()
+	log := logs.Logger
 	effect := settings.inEffect(parsed, c)
 	running, runCtx := newTasks(ctx)
-	err := untilStopped(ctx, log, running, func() error { return c.run(runCtx, effect, running, log) })
+	err = untilStopped(ctx, log, running, func() error { return c.run(runCtx, effect, running, logs) })
 	if c.PidFile != "" {
 		removePidFile(c.PidFile)
 	}
@@ -137,16 +147,19 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, parsed *kong.Contex
 }
 
 // run serves until the context ends.
-func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks, log *slog.Logger) (err error) {
+func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks, logs *serverLogs) (err error) {
+	log := logs.Logger
 	config, err := c.configure(ctx, effect, log)
 	if err != nil {
 		return err
 	}
-	sockets, err := c.reserve(ctx, log)
+	config.logs = logs
+	sockets, err := c.reserve(ctx, config.certificate, log)
 	if err != nil {
 		return err
 	}
 	defer sockets.close()
+	c.watchFiles(ctx, config, running)
 	parts := new(subsystems)
 	if parts.responder, err = c.newResponder(sockets.public, log); err != nil {
 		return err
@@ -176,6 +189,8 @@ type serverConfig struct {
 	keys         serverKeys
 	storageCache *tiered.Options // nil for none
 	cached       cached.Options
+	certificate  *keypair.Keeper // nil without HTTPS
+	logs         *serverLogs
 }
 
 // configure reads the files that options name, and returns errors of values before anything is
@@ -196,6 +211,10 @@ func (c *serverCommand) configure(ctx context.Context, effect inEffect, log *slo
 	if err != nil {
 		return nil, err
 	}
+	certificate, err := c.loadCertificate(log)
+	if err != nil {
+		return nil, err
+	}
 	for _, warning := range effect.warnings {
 		log.Warn(warning)
 	}
@@ -203,7 +222,27 @@ func (c *serverCommand) configure(ctx context.Context, effect inEffect, log *slo
 	if err := dump.CheckPath(ctx, c.path(c.Database), c.Database); err != nil {
 		return nil, fmt.Errorf("--database-dump: %w", err)
 	}
-	return &serverConfig{effect, keys, storageCache, cacheOptions}, nil
+	return &serverConfig{effect: effect, keys: keys, storageCache: storageCache, cached: cacheOptions, certificate: certificate}, nil
+}
+
+// watchFiles reloads the files that may change while the server runs: when they change, and at
+// SIGHUP.
+func (c *serverCommand) watchFiles(ctx context.Context, config *serverConfig, running *tasks) {
+	certificate := config.certificate
+	if certificate != nil {
+		running.Go("watching the TLS certificate", func() error {
+			certificate.Run(ctx)
+			return nil
+		})
+	}
+	running.Go("waiting for SIGHUP", func() error {
+		return onHangup(ctx, func() {
+			if certificate != nil {
+				certificate.Reload()
+			}
+			config.logs.reopen()
+		})
+	})
 }
 
 // limits returns the limits on connections.

@@ -11,7 +11,9 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
+	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/health"
+	"nar-herder/httpapi/keypair"
 	"nar-herder/storage/owner"
 )
 
@@ -36,7 +38,7 @@ type sockets struct {
 
 // reserve opens the sockets, locks the database and writes the PID file. It comes before
 // everything else, so that a second server changes nothing of the running one.
-func (c *serverCommand) reserve(ctx context.Context, log *slog.Logger) (_ *sockets, err error) {
+func (c *serverCommand) reserve(ctx context.Context, certificate *keypair.Keeper, log *slog.Logger) (_ *sockets, err error) {
 	s := &sockets{log: log, endStarting: func() {}}
 	defer func() {
 		if err != nil {
@@ -47,7 +49,7 @@ func (c *serverCommand) reserve(ctx context.Context, log *slog.Logger) (_ *socke
 	listened := make(chan struct{})
 	go func() {
 		defer close(listened)
-		if s.public, listenErr = listen(ctx, c.Host, c.Port); listenErr == nil {
+		if s.public, listenErr = c.listen(ctx, certificate); listenErr == nil {
 			s.private, listenErr = c.listenControl(ctx)
 		}
 	}()
@@ -127,7 +129,11 @@ func (s *sockets) serve(ctx context.Context, parts *subsystems, running *tasks) 
 		return
 	}
 	for _, listener := range s.public {
-		s.log.Info("listening", "address", listener.Addr().String())
+		if engine.HasTLS(listener) {
+			s.log.Info("listening", "address", listener.Addr().String(), "tls", true)
+		} else {
+			s.log.Info("listening", "address", listener.Addr().String())
+		}
 	}
 	notify(s.log, daemon.SdNotifyReady)
 	stopping := sync.OnceFunc(func() {

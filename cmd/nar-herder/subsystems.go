@@ -27,6 +27,7 @@ import (
 	"nar-herder/storage/checksums"
 	"nar-herder/storage/dbspace"
 	"nar-herder/storage/index"
+	"nar-herder/storage/indexmetrics"
 	"nar-herder/storage/location"
 	"nar-herder/storage/owner"
 	"nar-herder/storage/scrub"
@@ -59,6 +60,7 @@ type subsystems struct {
 	server    *httpapi.Server
 	responder *dnssd.Responder // started once the server answers
 	changes   *index.Watcher
+	items     *indexmetrics.Metrics
 }
 
 // open opens the database and the storage, and claims the storage.
@@ -120,6 +122,7 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	s.checksums = checksums.New(store.index, log)
 	s.scrubber = c.newScrubber(store, s.peers, log)
 	s.unstored = &unstoredCount{index: store.index, log: log}
+	s.items = indexmetrics.New(store.index, log)
 	s.server = httpapi.New(store, s.httpOptions(c, config, caching.TTLs, starting, log))
 	if s.passing != nil {
 		s.passing.Turns = s.server.Processors()
@@ -128,6 +131,10 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 		s.scrubber.TakeTurns(s.server.Processors())
 	}
 	s.server.Registry().MustRegister(append(s.collectors(), config.keys.metric())...)
+	s.server.Registry().MustRegister(config.logs.collectors()...)
+	if config.certificate != nil {
+		s.server.Registry().MustRegister(config.certificate)
+	}
 	config.keys.warn(ctx, store.index, log)
 	s.changes, err = store.index.Watch(ctx)
 	return err
@@ -158,7 +165,7 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 		Identity: s.store, DependsOn: s.reliesOn(c),
 		Uses: s.uses, Checksums: s.checksums, Changes: s.store.index,
 		Dumps: s.dumps.Published(), DumpsExpected: c.DatabaseDumpInterval > 0,
-		Health:         s.health(location.Directory(c.Storage)),
+		Health:         s.health(location.Directory(c.Storage), config.certificate),
 		RedirectRemote: c.ServeRemoteNars == redirect,
 
 		Decompress: compression.NewReaderWithin, Decoders: decoderBudget(),
@@ -175,6 +182,9 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 		Log:            log,
 	}
 	// A nil pointer in an interface would not be nil.
+	if config.logs.requests != nil {
+		options.AccessLog = config.logs.requests
+	}
 	if s.cache != nil {
 		options.Cached = s.cache
 	}
@@ -198,7 +208,7 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, ttls na
 
 // collectors returns the metrics of the subsystems.
 func (s *subsystems) collectors() []prometheus.Collector {
-	all := []prometheus.Collector{s.room, damageMetric(s.store.index), s.unstored.metric(), s.dumps}
+	all := []prometheus.Collector{s.room, damageMetric(s.store.index), s.unstored.metric(), s.dumps, s.items}
 	if s.upstreams != nil {
 		all = append(all, s.upstreams, s.finder)
 	}
@@ -220,6 +230,9 @@ func (s *subsystems) collectors() []prometheus.Collector {
 	if s.follower != nil {
 		all = append(all, s.follower)
 	}
+	if bucket, ok := s.store.bytes.(prometheus.Collector); ok {
+		all = append(all, bucket)
+	}
 	if s.store.cache != nil {
 		all = append(all, s.store.cache)
 	}
@@ -237,7 +250,7 @@ func (s *subsystems) start(ctx context.Context, running *tasks) {
 			return nil
 		})
 	}
-	start("watching the database", func(ctx context.Context) { s.server.Follow(ctx, s.changes) })
+	start("watching the database", func(ctx context.Context) { s.server.Follow(ctx, s.items.Counting(s.changes)) })
 	start("writing down uses", s.uses.Run)
 	start("computing checksums", func(ctx context.Context) { s.checksums.Run(ctx, s.server.Forget) })
 	start("counting items without nars", s.unstored.Run)

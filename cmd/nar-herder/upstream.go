@@ -65,10 +65,15 @@ func (c *serverCommand) isOwnAddress(u *url.URL) bool {
 	if port == "" {
 		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
 	}
-	if port != strconv.Itoa(int(c.Port)) {
+	host := c.Host
+	switch {
+	case port == strconv.Itoa(int(c.Port)):
+	case u.Scheme == "https" && c.TLSPort != nil && port == strconv.Itoa(int(*c.TLSPort)):
+		host = c.tlsHost()
+	default:
 		return false
 	}
-	host := strings.Trim(c.Host, "[]")
+	host = strings.Trim(host, "[]")
 	own, there := localAddress(host), localAddress(u.Hostname())
 	return strings.EqualFold(host, u.Hostname()) ||
 		own.IsValid() && there.IsValid() && (own == there || own.IsUnspecified() && there.IsLoopback())

@@ -2,6 +2,8 @@ package cached
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+
+	"nar-herder/internal/gauge"
 )
 
 // kindMetrics are the metrics of a type.
@@ -32,9 +34,8 @@ func (c *Cache) makeMetrics() {
 		c.add(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "narherder_cached_bytes", Help: "Disk space of the cached nars, including those being written.", ConstLabels: prometheus.Labels{"type": name},
 		}, func() float64 { return float64(k.space.usage()) }))
-		c.add(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "narherder_cached_bytes_limit", Help: "Limit of the disk space of the cached nars; negative for none.", ConstLabels: prometheus.Labels{"type": name},
-		}, func() float64 { return float64(k.space.max) }))
+		c.add(gauge.Optional("narherder_cached_limit_bytes", "Limit of the disk space of the cached nars; missing without one.", prometheus.Labels{"type": name},
+			func() (float64, bool) { return float64(k.space.max), k.space.max >= 0 }))
 	}
 	c.add(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "narherder_cached_nars_queued", Help: "Cached nars waiting to be made.",

@@ -16,6 +16,9 @@ func Ahead(ctx *fasthttp.RequestCtx) []byte {
 		return nil
 	}
 	c.readAhead()
+	if c.tls != nil {
+		c.unseal()
+	}
 	unseen := c.ahead[c.seen:]
 	complete := bytes.LastIndexByte(unseen, '\n') + 1
 	if complete > 0 {

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"crypto/tls"
 	"errors"
 	"net"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/measured"
 	"nar-herder/internal/eventloop"
 	"nar-herder/internal/rawio"
 )
@@ -28,10 +30,16 @@ type connection struct {
 	engine *Engine
 	loop   *eventloop.Conn // nil if Conn is not a socket
 	raw    syscall.RawConn // of loop
+	tls    *tls.Conn       // nil without TLS; over transport
 
-	// ahead are bytes read while writing, and unread is how much memory is reserved for them.
-	ahead  []byte
-	unread atomic.Int64
+	// shakesHands is whether the handshake of TLS is in progress, peeks whether reads below
+	// TLS don't wait, and hurries whether writes don't wait for the client.
+	shakesHands, peeks, hurries bool
+
+	// ahead are bytes read while writing, and sealed are records of TLS that are not decrypted
+	// yet. unread is how much memory is reserved for both.
+	ahead, sealed []byte
+	unread        atomic.Int64
 	// recent is the end of what Read has returned last, and seen the length of the beginning
 	// of ahead: as much as Ahead has not returned, or has. fasthttp's buffer has recent until
 	// the next Read.
@@ -48,9 +56,11 @@ type connection struct {
 
 	deadline, deadlineSet time.Time
 
-	// begun is whether anything was read, and failure the error of the next Read.
-	begun   bool
+	// begun is when the first byte was read, or zero, and failure the error of the next Read.
+	begun   time.Time
 	failure error
+	// answers are those that are not written yet.
+	answers measured.Pending
 
 	// fileFollows says that the next Write is the head of an answer with a fileBody, and
 	// shares a segment with it.
@@ -74,27 +84,61 @@ const maxAhead = 1 << 20
 
 func (c *connection) Close() error {
 	c.releaseAhead()
+	c.endTLS()
 	if c.lingers {
 		c.linger()
 	}
 	c.engine.remove(c)
-	return c.Conn.Close()
+	err := c.Conn.Close()
+	c.answers.Close(time.Now())
+	return err
 }
 
+// SetReadDeadline implements [net.Conn]. fasthttp sets a deadline when an answer is in its
+// buffer, which may have been flushed, and another when the next request has begun. These
+// times are known without asking the system again.
 func (c *connection) SetReadDeadline(t time.Time) error {
+	if c.answers.Waits() {
+		c.answers.Tick(t.Add(-c.engine.Server.IdleTimeout))
+	}
 	c.deadline = t
 	return nil
 }
 
-func (c *connection) read(p []byte) (int, error) {
+// next returns bytes that were read ahead, or reads.
+func (c *connection) next(p []byte) (n int, err error) {
 	if len(c.ahead) > 0 {
-		n := copy(p, c.ahead)
+		n := c.take(&c.ahead, p)
 		c.recent, c.seen = p[min(n, c.seen):n], max(0, c.seen-n)
-		if c.ahead = c.ahead[n:]; len(c.ahead) == 0 {
-			c.ahead = nil
+		return n, nil
+	}
+	if c.tls != nil {
+		n, err = c.tls.Read(p)
+	} else {
+		n, err = c.read(p)
+	}
+	c.recent = p[:n]
+	return n, err
+}
+
+// take moves bytes out of a buffer with something that was read ahead.
+func (c *connection) take(from *[]byte, p []byte) int {
+	n := copy(p, *from)
+	if *from = (*from)[n:]; len(*from) == 0 {
+		*from = nil
+		if len(c.ahead)+len(c.sealed) == 0 {
 			c.releaseAhead()
 		}
-		return n, nil
+	}
+	return n
+}
+
+func (c *connection) read(p []byte) (int, error) {
+	if len(c.sealed) > 0 {
+		return c.take(&c.sealed, p), nil
+	}
+	if c.peeks {
+		return 0, os.ErrDeadlineExceeded
 	}
 	if moved := c.deadline.Sub(c.deadlineSet); moved < -time.Second || moved > time.Second {
 		if err := c.Conn.SetReadDeadline(c.deadline); err != nil {
@@ -108,17 +152,26 @@ func (c *connection) read(p []byte) (int, error) {
 	if c.engine.ending.Load() { // checked last, as endAll sets another deadline
 		return 0, net.ErrClosed
 	}
-	n, err := c.Conn.Read(p)
-	c.recent = p[:n]
+	return c.Conn.Read(p)
+}
+
+// Write implements [net.Conn].
+func (c *connection) Write(p []byte) (n int, err error) {
+	switch {
+	case c.holds:
+		c.held = append(c.held, p...)
+		return len(p), nil
+	case c.tls != nil:
+		n, err = c.tls.Write(p)
+	default:
+		n, err = c.write(p)
+	}
+	c.wrote(n, err)
 	return n, err
 }
 
-// Write first tries without waiting, which suffices for most answers.
-func (c *connection) Write(p []byte) (int, error) {
-	if c.holds {
-		c.held = append(c.held, p...)
-		return len(p), nil
-	}
+// write first tries without waiting, which suffices for most answers.
+func (c *connection) write(p []byte) (int, error) {
 	n := 0
 	if c.raw != nil {
 		c.written, c.writeErr = 0, nil
@@ -128,12 +181,23 @@ func (c *connection) Write(p []byte) (int, error) {
 		if n = c.written; err == nil {
 			err = c.writeErr
 		}
+		if err == nil && n < len(p) && c.hurries {
+			err = os.ErrDeadlineExceeded
+		}
 		if err != nil || n == len(p) {
 			return n, err
 		}
 	}
 	m, err := c.writeSlowly(p[n:])
 	return n + m, err
+}
+
+func (c *connection) wrote(n int, err error) {
+	if err != nil {
+		c.answers.Failed(n)
+	} else if c.answers.Wrote() {
+		c.answers.Tick(time.Now())
+	}
 }
 
 // writeOnce is called with the file descriptor.
@@ -216,28 +280,41 @@ func (c *connection) readAhead() (some bool) {
 		}
 		c.deadlineSet = time.Time{}
 	}
+	buffer := &c.ahead
+	if c.tls != nil {
+		buffer = &c.sealed
+	}
 	_ = c.raw.Read(func(fd uintptr) bool {
-		for len(c.ahead) < maxAhead {
-			start := len(c.ahead)
-			if cap(c.ahead)-start < 4096 {
-				size := min(max(2*cap(c.ahead), 16<<10), maxAhead+4096)
-				if !c.reserveAhead(int64(size)) {
-					break
-				}
-				grown := make([]byte, start, size)
-				copy(grown, c.ahead)
-				c.ahead = grown
-			}
-			n, _ := rawio.Read(fd, c.ahead[start:cap(c.ahead)])
+		for c.grow(buffer) {
+			start := len(*buffer)
+			n, _ := rawio.Read(fd, (*buffer)[start:cap(*buffer)])
 			if n == 0 {
 				break // no data, the end, or an error, which the next Read returns
 			}
-			c.ahead = c.ahead[:start+n]
+			*buffer = (*buffer)[:start+n]
 			some = true
 		}
 		return true
 	})
 	return some
+}
+
+// grow makes room in a buffer, and reports whether there is some within the limits.
+func (c *connection) grow(buffer *[]byte) bool {
+	if len(*buffer) >= maxAhead {
+		return false
+	}
+	if cap(*buffer)-len(*buffer) < 4096 {
+		others := cap(c.ahead) + cap(c.sealed) - cap(*buffer)
+		size := min(max(2*cap(*buffer), 16<<10), maxAhead+4096)
+		if !c.reserveAhead(int64(size + others)) {
+			return false
+		}
+		grown := make([]byte, len(*buffer), size)
+		copy(grown, *buffer)
+		*buffer = grown
+	}
+	return true
 }
 
 // leaveLoop continues outside the event loop until the answer is written, so that other

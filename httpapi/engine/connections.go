@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -59,7 +60,11 @@ func (e *Engine) Serve(l net.Listener) error {
 			_ = accepted.Close()
 			continue
 		}
-		serve := func() { _ = e.Server.ServeConn(connection) } // errors are the client's
+		serve := func() {
+			if connection.tls == nil || connection.handshake() {
+				_ = e.Server.ServeConn(connection) // errors are the client's
+			}
+		}
 		if connection.loop != nil {
 			connection.loop.Serve(serve)
 		} else {
@@ -102,6 +107,10 @@ func (e *Engine) wrap(accepted net.Conn) (*connection, error) {
 	if !e.admit(client) {
 		return nil, errRefused
 	}
+	secret, isSecret := accepted.(toEncrypt)
+	if isSecret {
+		accepted = secret.Conn
+	}
 	connection := &connection{Conn: accepted, engine: e}
 	loop, err := eventloop.Take(accepted)
 	switch {
@@ -112,6 +121,9 @@ func (e *Engine) wrap(accepted net.Conn) (*connection, error) {
 		return nil, err
 	}
 	connection.tryWrite = connection.writeOnce
+	if isSecret {
+		connection.tls = tls.Server(transport{connection}, secret.config)
+	}
 	e.add(connection, client)
 	return connection, nil
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nar-herder/compression/decoders"
+	"nar-herder/httpapi/measured"
 )
 
 // copyPiece is how much of a body is copied at a time: nars of the usual sizes as a whole,
@@ -30,16 +31,20 @@ type copiedBody struct {
 	io.ReadCloser
 	connection *connection // nil to write through the engine
 	length     int64
+	answers    *measured.Pending
 }
 
 // SendCopy answers with length bytes of a body. One that does not fit into fasthttp's buffer
 // bypasses it, and the first piece is written together with the head. (For bytes from another
 // socket, splice(2) took longer than copying.)
 func SendCopy(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int64) {
-	b := copiedBody{body, nil, length}
+	b := copiedBody{body, nil, length, pendingOf(ctx)}
 	if length > writeBuffer {
 		if b.connection = pastEngine(ctx); b.connection != nil {
 			b.connection.holds = true
+			if b.connection.tls != nil {
+				b.connection.leaveLoop() // encryption takes as long as several short answers
+			}
 		}
 	}
 	ctx.Response.SetBodyStream(b, int(length))
@@ -57,6 +62,13 @@ func (b copiedBody) Close() error {
 
 // WriteTo implements [io.WriterTo].
 func (b copiedBody) WriteTo(engine io.Writer) (total int64, err error) {
+	defer func() {
+		if all := err == nil && total == b.length; b.connection != nil {
+			b.answers.Ended(time.Now(), total, all)
+		} else {
+			b.answers.Copied(total, all)
+		}
+	}()
 	to := engine
 	piece := copyPieces.Get().(*[copyPiece]byte)
 	defer func() {

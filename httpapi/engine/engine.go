@@ -32,6 +32,7 @@ import (
 	"nar-herder/httpapi/clients"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -39,6 +40,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/valyala/fasthttp"
+
+	"nar-herder/internal/eventloop"
 )
 
 const (
@@ -88,6 +91,9 @@ type Engine struct {
 
 	// unread is the memory for requests that were read ahead, in bytes.
 	unread atomic.Int64
+	// handshakes bounds handshakes of TLS, and handshakeFailures counts those that failed.
+	handshakes        *eventloop.Pool
+	handshakeFailures atomic.Int64
 	// closed counts connections that were closed, by reason.
 	closed [closeReasons]atomic.Int64
 
@@ -127,6 +133,7 @@ func New(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, error),
 		ProgressTimeout: progressTimeout, QuietTime: quietTime, Grace: shutdownGrace,
 		log: log, limits: within, proxies: proxies,
 		open: newGroup(), clients: make(map[netip.Prefix]*group),
+		handshakes: eventloop.NewPool(max(1, runtime.GOMAXPROCS(0)-1)),
 	}
 }
 
@@ -142,6 +149,8 @@ func AnswerBadRequest(ctx *fasthttp.RequestCtx, err error) {
 		message = "the request has no Host header, or an empty one"
 	case errors.Is(err, errBareLines):
 		message = errBareLines.Error()
+	case errors.Is(err, errTLS):
+		message = errTLS.Error()
 	case errors.As(err, &netErr) && netErr.Timeout():
 		status, message = fasthttp.StatusRequestTimeout, "the request took too long to arrive"
 	}
@@ -166,6 +175,9 @@ func (e *Engine) Register(registry prometheus.Registerer) {
 	gauge("narherder_http_connections_limit", "Connections that may be open.", func() float64 { return float64(e.limits.Connections) })
 	gauge("narherder_http_unread_bytes", "Memory for pipelined requests of clients that don't read their answers.", func() float64 { return float64(e.unread.Load()) })
 	gauge("narherder_http_unread_limit_bytes", "Limit of the memory for pipelined requests of clients that don't read their answers.", func() float64 { return float64(e.limits.Unread) })
+	registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "narherder_tls_handshake_failures_total", Help: "TLS handshakes that failed, including those of clients that don't use TLS.",
+	}, func() float64 { return float64(e.handshakeFailures.Load()) }))
 	for reason, name := range closeReasonNames {
 		registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name:        "narherder_http_connections_closed_total",

@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/valyala/fasthttp"
 	"golang.org/x/sys/unix"
@@ -39,6 +40,9 @@ func SendFile(ctx *fasthttp.RequestCtx, reader io.Reader, length int64) bool {
 	if !isLocal || length <= smallFile || length > math.MaxInt {
 		return false
 	}
+	if IsTLS(ctx) {
+		return false
+	}
 	c := pastEngine(ctx)
 	if c == nil {
 		return false
@@ -56,6 +60,7 @@ const smallFile = 4 << 10
 // WriteTo sends the file with sendfile, bypassing fasthttp's writer, which is empty once the
 // head is flushed. A growing file is sent as it grows.
 func (b *fileBody) WriteTo(engine io.Writer) (total int64, err error) {
+	defer func() { b.connection.answers.Ended(time.Now(), total, total == b.length) }()
 	growing, _ := b.LocalFile.(bytestore.GrowingFile)
 	for total < b.length {
 		next := b.length - total
@@ -86,7 +91,8 @@ func (b *fileBody) WriteTo(engine io.Writer) (total int64, err error) {
 	}
 	// The file system does not support sendfile, or a growing file has failed and has other sources.
 	copied, err := io.CopyN(engine, b.LocalFile, b.length-total)
-	return total + copied, err
+	total += copied
+	return total, err
 }
 
 // isUnsendable reports whether an error means that sendfile can't read the file.

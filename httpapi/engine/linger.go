@@ -26,7 +26,7 @@ func (c *connection) linger() {
 	if !ok || half.CloseWrite() != nil {
 		return
 	}
-	c.ahead, c.held = nil, nil
+	c.ahead, c.sealed, c.held = nil, nil, nil
 	while := lingerTime
 	if c.engine.draining.Load() {
 		while = c.engine.QuietTime

@@ -72,9 +72,16 @@ func (c *connection) Read(p []byte) (int, error) {
 	if c.failure != nil {
 		return 0, c.failure
 	}
-	n, err := c.read(p)
-	if isFirst := !c.begun; n > 0 {
-		c.begun = true
+	c.answers.Settle() // fasthttp flushes its buffer before it reads
+	n, err := c.next(p)
+	if isFirst := c.begun.IsZero(); n > 0 {
+		if isFirst {
+			c.begun = time.Now()
+		}
+		if isFirst && p[0] == handshakeRecord {
+			c.failure = errTLS
+			return 0, errTLS
+		}
 		if endsBare(p[:n]) {
 			n = c.readBare(p, n, isFirst)
 		}

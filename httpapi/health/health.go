@@ -249,10 +249,16 @@ func (h *Health) Answer(ctx context.Context, ready bool) (code int, body []byte,
 	return code, append(body, '\n'), nil
 }
 
-var healthyDesc = prometheus.NewDesc("narherder_healthy", "Whether a part of the server works, according to the last check.", []string{"part"}, nil)
+var (
+	healthyDesc = prometheus.NewDesc("narherder_healthy", "1 for a part of the server without a fault or warning at the last check.", []string{"part"}, nil)
+	readyDesc   = prometheus.NewDesc("narherder_ready", "1 if narinfos and nars can be read, as /health/ready reports.", nil, nil)
+)
 
 // Describe implements [prometheus.Collector].
-func (h *Health) Describe(descs chan<- *prometheus.Desc) { descs <- healthyDesc }
+func (h *Health) Describe(descs chan<- *prometheus.Desc) {
+	descs <- healthyDesc
+	descs <- readyDesc
+}
 
 // Collect implements [prometheus.Collector].
 func (h *Health) Collect(values chan<- prometheus.Metric) {
@@ -261,11 +267,17 @@ func (h *Health) Collect(values chan<- prometheus.Metric) {
 	default:
 		return
 	}
+	ready := 1.0
 	for _, p := range h.parts {
 		value := 1.0
-		if texts, _ := p.wrong(); texts != nil {
+		texts, fails := p.wrong()
+		if texts != nil {
 			value = 0
+		}
+		if fails {
+			ready = 0
 		}
 		values <- prometheus.MustNewConstMetric(healthyDesc, prometheus.GaugeValue, value, p.Name)
 	}
+	values <- prometheus.MustNewConstMetric(readyDesc, prometheus.GaugeValue, ready)
 }

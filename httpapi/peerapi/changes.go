@@ -12,6 +12,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/httpapi/clients"
+	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/respond"
 	"nar-herder/internal/stamp"
 	"nar-herder/peer"
@@ -52,7 +53,7 @@ func (s *API) ServeChanges(ctx *fasthttp.RequestCtx) {
 		return
 	}
 	ctx.Response.Header.SetContentType("application/json")
-	ctx.Response.SetBodyStream(&changesSince{s: s, client: s.options.Proxies.Client(ctx), ctx: s.options.Streaming, place: index.TimeCursor{At: since}}, -1)
+	engine.SendChunks(ctx, io.NopCloser(&changesSince{s: s, client: s.options.Proxies.Client(ctx), ctx: s.options.Streaming, place: index.TimeCursor{At: since}}))
 }
 
 // parseSince parses a time in the original's format, or other common ones.
@@ -245,7 +246,7 @@ func (s *API) ServeStream(ctx *fasthttp.RequestCtx) {
 		s.options.Faults.Answer(ctx, "write the recent changes", err)
 		return
 	}
-	ctx.Response.SetBodyStream(stream, -1)
+	engine.SendChunks(ctx, stream)
 }
 
 // changeStream is the body of a stream of changes.

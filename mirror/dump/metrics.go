@@ -15,7 +15,7 @@ func newMetrics(m *Maker) *metrics {
 }
 
 var (
-	createdDesc = prometheus.NewDesc("narherder_dump_created_seconds", "Time of the newest dump, in seconds since 1970; 0 without one.", nil, nil)
+	createdDesc = prometheus.NewDesc("narherder_dump_created_timestamp_seconds", "When the newest dump was made; missing before the first.", nil, nil)
 	itemsDesc   = prometheus.NewDesc("narherder_dump_items", "Items in the newest dump.", nil, nil)
 	bytesDesc   = prometheus.NewDesc("narherder_dump_bytes", "Length of the files of the newest dump.", []string{"file"}, nil)
 )
@@ -37,15 +37,15 @@ func (m *Maker) Collect(values chan<- prometheus.Metric) {
 		return
 	}
 	var newest Generation
-	created := 0.0
 	if len(generations) > 0 {
 		newest = generations[0]
-		created = float64(newest.CreatedAt.Unix())
 	}
 	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
 		values <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
 	}
-	gauge(createdDesc, created)
+	if len(generations) > 0 {
+		gauge(createdDesc, float64(newest.CreatedAt.Unix()))
+	}
 	gauge(itemsDesc, float64(newest.Items))
 	gauge(bytesDesc, float64(newest.Database.Size), "database")
 	gauge(bytesDesc, float64(newest.Zstd.Size), "zstd")

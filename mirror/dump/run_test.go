@@ -191,12 +191,12 @@ func TestMetrics(t *testing.T) {
 	x := newIndex(t, 7)
 	m := newMaker(t, x, filepath.Join(t.TempDir(), "dump.db"))
 	const name = "narherder_dump_items"
-	if values := gather(t, m); values[name] != 0 || values["narherder_dump_created_seconds"] != 0 {
+	if values := gather(t, m); values[name] != 0 || values["narherder_dump_created_timestamp_seconds"] != 0 {
 		t.Errorf("before the first: %v", values)
 	}
 	g := mustMake(t, newMaker(t, x, m.options.Path))
 	want := map[string]float64{
-		name: 7, "narherder_dump_created_seconds": float64(g.CreatedAt.Unix()), "narherder_dump_failures_total": 0,
+		name: 7, "narherder_dump_created_timestamp_seconds": float64(g.CreatedAt.Unix()), "narherder_dump_failures_total": 0,
 		"narherder_dump_bytes": float64(g.Size()),
 	}
 	if values := gather(t, m); !maps.Equal(values, want) {

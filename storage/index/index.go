@@ -117,7 +117,8 @@ type Index struct {
 	writing chan struct{}
 	writer  *connection // nil with [Read]
 
-	full atomic.Bool // see IsFull
+	full    atomic.Bool  // see IsFull
+	removed atomic.Int64 // see Removed
 
 	// changed reports whether another process has changed the file since it was opened; see
 	// reading.go. It is nil for connections that take locks.
@@ -396,6 +397,24 @@ func (x *Index) NewInstance(ctx context.Context) error {
 		x.instance = name
 	}
 	return err
+}
+
+// Removed returns how many items this process has removed.
+func (x *Index) Removed() int64 { return x.removed.Load() }
+
+// Sizes returns the sizes of the database file and of its write-ahead log.
+func (x *Index) Sizes() (database, log int64, err error) {
+	info, err := os.Stat(x.file)
+	if err != nil {
+		return 0, 0, err
+	}
+	switch wal, err := os.Stat(x.file + "-wal"); {
+	case err == nil:
+		log = wal.Size()
+	case !errors.Is(err, fs.ErrNotExist):
+		return 0, 0, err
+	}
+	return info.Size(), log, nil
 }
 
 // Path returns the file name that was passed to [Open].

@@ -52,6 +52,18 @@ func (x *Index) Pins(ctx context.Context) (pins []Pin, err error) {
 	return pins, nil
 }
 
+// CountPins returns the number of pins.
+func (x *Index) CountPins(ctx context.Context) (count int64, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		count, err = c.integer("SELECT count(*) FROM pins")
+		return err
+	})
+	if err != nil {
+		return 0, describe("count the pins in "+x.path, err)
+	}
+	return count, nil
+}
+
 // Pins is [Index.Pins] within this transaction.
 func (tx *Tx) Pins() ([]Pin, error) { return tx.conn.pins() }
 

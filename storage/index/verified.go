@@ -63,19 +63,25 @@ type Verification struct {
 	Never int64
 	// Oldest is when the longest unverified of the others was verified, or the zero time.
 	Oldest time.Time
+	// Newest is when the last verified of them was, or the zero time.
+	Newest time.Time
 }
 
 // Verification returns the sums. It reads a few bytes of each item that was never verified.
 func (x *Index) Verification(ctx context.Context) (sums Verification, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		row, err := c.first(`SELECT (SELECT count(*) FROM items WHERE stored_files != 0 AND verified_at <= 0),
-			(SELECT min(verified_at) FROM items WHERE stored_files != 0 AND verified_at > 0)`)
+			(SELECT min(verified_at) FROM items WHERE stored_files != 0 AND verified_at > 0),
+			(SELECT max(verified_at) FROM items WHERE stored_files != 0)`)
 		if err != nil {
 			return err
 		}
 		sums.Never = number(row[0])
 		if at, ok := row[1].(int64); ok {
 			sums.Oldest = time.UnixMilli(at).UTC()
+		}
+		if at, ok := row[2].(int64); ok && at > 0 {
+			sums.Newest = time.UnixMilli(at).UTC()
 		}
 		return nil
 	})

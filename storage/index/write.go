@@ -94,6 +94,7 @@ func (x *Index) update(ctx context.Context, f func(*Tx) error) error {
 		return describe("commit to "+x.path, err)
 	}
 	committed = true
+	x.removed.Add(tx.removed)
 	x.writer.transaction = false
 	return nil
 }
@@ -171,6 +172,8 @@ type Tx struct {
 	// edges collects the references of written items, to be written together.
 	edges  []edge
 	change Totals
+	// removed counts the items that Remove has deleted.
+	removed int64
 }
 
 // Item returns the item's row within this transaction, or [ErrNotFound].
@@ -371,6 +374,7 @@ func (tx *Tx) Remove(hash narinfo.PathHash, at time.Time) error {
 		return err
 	}
 	tx.change.Items--
+	tx.removed++
 	if !item.WithdrawnAt.IsZero() {
 		return tx.log(StorageChanged, at, hash, nil)
 	}

@@ -138,7 +138,7 @@ func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 		b.pageKeys = &options.pageKeys
 	}
 	if options.HTTPTransport != nil {
-		b.http = &client{quick: options.HTTPTransport, patient: options.HTTPTransport}
+		b.http = &client{quick: options.HTTPTransport, patient: options.HTTPTransport, metrics: newMetrics()}
 	}
 	sign := new(signer)
 	b.client = s3.NewFromConfig(loaded, func(o *s3.Options) {

@@ -30,13 +30,14 @@ const (
 type client struct {
 	quick, patient http.RoundTripper
 	// pool is for fastGet; nil to use quick.
-	pool *pool
+	pool    *pool
+	metrics *metrics
 }
 
 func newClient() *client {
 	return &client{
 		quick: newTransport(headTimeout), patient: newTransport(completeTimeout),
-		pool: &pool{dialer: net.Dialer{Timeout: dialTimeout}, head: headTimeout},
+		pool: &pool{dialer: net.Dialer{Timeout: dialTimeout}, head: headTimeout}, metrics: newMetrics(),
 	}
 }
 
@@ -44,19 +45,19 @@ func newClient() *client {
 func (c *client) get(request *http.Request) (*http.Response, error) {
 	if c.pool != nil {
 		if proxy, err := redact.Proxy(request); err == nil && proxy == nil {
-			return c.pool.RoundTrip(request)
+			return c.metrics.measured(c.pool.RoundTrip, request)
 		}
 	}
-	return c.quick.RoundTrip(request)
+	return c.metrics.measured(c.quick.RoundTrip, request)
 }
 
 // Do implements the SDK's HTTPClient. It follows no redirects, as a signature is for one
 // host.
 func (c *client) Do(request *http.Request) (*http.Response, error) {
 	if request.Method == http.MethodPost {
-		return c.patient.RoundTrip(request)
+		return c.metrics.measured(c.patient.RoundTrip, request)
 	}
-	return c.quick.RoundTrip(request)
+	return c.metrics.measured(c.quick.RoundTrip, request)
 }
 
 func (c *client) close() {

@@ -25,7 +25,7 @@ func (s *Scrubber) found(ctx context.Context, finding check.Finding, failure err
 			return false, err
 		}
 	}
-	s.metrics.findings.WithLabelValues(finding.Kind.String()).Inc()
+	s.metrics.found(finding.Kind).Inc()
 	attributes := []any{"kind", finding.Kind.String()}
 	if finding.Item != nil {
 		attributes = append(attributes, "item", finding.Item.Narinfo.StorePath.String())

@@ -1,11 +1,13 @@
 package scrub
 
 import (
-	"math"
+	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"nar-herder/internal/gauge"
 	"nar-herder/storage/check"
 	"nar-herder/storage/index"
 )
@@ -22,13 +24,13 @@ func newMetrics() metrics {
 	m := metrics{
 		read:     prometheus.NewCounter(prometheus.CounterOpts{Name: "narherder_scrub_read_bytes_total", Help: "Bytes of stored nars that the scrub has read."}),
 		repaired: prometheus.NewCounter(prometheus.CounterOpts{Name: "narherder_scrub_repaired_total", Help: "Findings of the scrub that it has repaired."}),
-		findings: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "narherder_scrub_findings_total", Help: "Findings of the scrub: stored nars that are missing, of the wrong size, corrupt or unreadable (unknown), and damage of the index."}, []string{"kind"}),
+		findings: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "narherder_scrub_findings_total", Help: "Findings of the scrub, by kind: stored nars that are missing, of the wrong size, corrupt or unreadable (unknown), and damage of the index."}, []string{"kind"}),
 		rate:     new(atomic.Int64), unrepaired: new(atomic.Int64), sums: new(atomic.Pointer[index.Verification]),
 	}
 	for _, kind := range []check.FindingKind{check.Missing, check.WrongSize, check.Corrupt, check.Damaged, check.Unknown} {
-		m.findings.WithLabelValues(kind.String())
+		m.found(kind).Add(0)
 	}
-	gauge := func(name, help string, value func() float64) prometheus.Collector {
+	number := func(name, help string, value func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value)
 	}
 	sums := func() index.Verification {
@@ -39,17 +41,18 @@ func newMetrics() metrics {
 	}
 	m.all = []prometheus.Collector{
 		m.read, m.repaired, m.findings,
-		gauge("narherder_scrub_rate_limit_bytes", "Most bytes of stored nars that the scrub reads per second.", func() float64 { return float64(m.rate.Load()) }),
-		gauge("narherder_scrub_unrepaired_items", "Items with findings of the scrub that are not repaired, including those that are hidden from clients.", func() float64 { return float64(m.unrepaired.Load()) }),
-		gauge("narherder_scrub_never_verified_items", "Items with a stored nar that was never verified.", func() float64 { return float64(sums().Never) }),
-		gauge("narherder_scrub_oldest_verification_timestamp_seconds", "When the longest unverified of the stored nars was verified, without those that never were; NaN without any.", func() float64 {
-			if oldest := sums().Oldest; !oldest.IsZero() {
-				return float64(oldest.UnixMilli()) / 1000
-			}
-			return math.NaN()
-		}),
+		number("narherder_scrub_rate_limit_bytes_per_second", "Most bytes of stored nars that the scrub reads per second.", func() float64 { return float64(m.rate.Load()) }),
+		number("narherder_scrub_unrepaired_items", "Items with findings of the scrub that are not repaired, including those that are hidden from clients.", func() float64 { return float64(m.unrepaired.Load()) }),
+		number("narherder_scrub_never_verified_items", "Items with a stored nar that was never verified.", func() float64 { return float64(sums().Never) }),
+		gauge.Time("narherder_scrub_oldest_verification_timestamp_seconds", "When the longest unverified of the stored nars was verified, without those that never were; missing before the first.", func() time.Time { return sums().Oldest }),
+		gauge.Time("narherder_scrub_newest_verification_timestamp_seconds", "When a stored nar was last verified; missing before the first.", func() time.Time { return sums().Newest }),
 	}
 	return m
+}
+
+// found returns the counter of findings of a kind.
+func (m *metrics) found(kind check.FindingKind) prometheus.Counter {
+	return m.findings.WithLabelValues(strings.ReplaceAll(kind.String(), " ", "_"))
 }
 
 // Describe implements [prometheus.Collector].

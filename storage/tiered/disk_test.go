@@ -318,7 +318,7 @@ func TestMetrics(t *testing.T) {
 	}
 	for name, want := range map[string]float64{
 		"hits_total": 1, "misses_total": 1, "evictions_total": 0, "fetched_total": 1, "fetched_bytes_total": 10_000, "failures_total": 0,
-		"troubles_total": 0, "checks_total": 0, "bytes": 12 << 10, "bytes_limit": 1 << 20, "files": 1, "fetching": 0, "ready": 1,
+		"troubles_total": 0, "checks_total": 0, "bytes": 12 << 10, "limit_bytes": 1 << 20, "files": 1, "fetching": 0, "ready": 1,
 	} {
 		if v, ok := got["narherder_storage_cache_"+name]; !ok || v != want {
 			t.Errorf("%s is %v, not %v", name, v, want)

@@ -35,7 +35,7 @@ func (t *Tiered) makeMetrics() {
 	counter("narherder_storage_cache_failures_total", "Fetches into the cache that failed.", &m.failures)
 	counter("narherder_storage_cache_troubles_total", "Errors of the cache's disk.", &m.troubles)
 	gauge("narherder_storage_cache_bytes", "Disk space used by the cache, including files being written.", func() float64 { return float64(t.taken) })
-	gauge("narherder_storage_cache_bytes_limit", "Limit of the cache's disk space.", func() float64 { return float64(t.max) })
+	gauge("narherder_storage_cache_limit_bytes", "Limit of the cache's disk space.", func() float64 { return float64(t.max) })
 	gauge("narherder_storage_cache_files", "Copies in the cache.", func() float64 { return float64(len(t.entries)) })
 	gauge("narherder_storage_cache_fetching", "Files being fetched into the cache.", func() float64 { return float64(t.fills) })
 	gauge("narherder_storage_cache_ready", "1 if the cache is in use; 0 during the scan at the start, and if that has failed.", func() float64 {

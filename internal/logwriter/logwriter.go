@@ -1,0 +1,249 @@
+// Package logwriter writes lines to an output that may be slow, full or stuck, without making those
+// wait who log.
+package logwriter
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// Delay is how long lines are gathered for one write.
+	Delay = 200 * time.Millisecond
+	// most bounds the lines in memory that wait for a write. Above that, lines are dropped.
+	most = 4 << 20
+	// hurried is the amount that is written before Delay has passed.
+	hurried = most / 16
+	// patience is how long [Writer.Flush] waits for a write that hangs.
+	patience = 100 * time.Millisecond
+	// endPatience is the same for [Writer.Close].
+	endPatience = 500 * time.Millisecond
+)
+
+// errSlow is the trouble of an output that takes lines too slowly.
+var errSlow = errors.New("the output is too slow")
+
+// Writer gathers lines, and writes them in a goroutine. Use [New] to make one. Its methods may be
+// called concurrently.
+type Writer struct {
+	// Trouble is called when the first line is dropped, and Over when lines are written again,
+	// with the number that was dropped. They are called in another goroutine, and may log to
+	// this writer. Nil does nothing.
+	Trouble func(err error)
+	Over    func(dropped int64)
+
+	urgent chan struct{} // has a value if a write is due at once
+	filled chan struct{} // has a value if there are lines
+	ended  chan struct{} // closed when the goroutine has ended
+	all    atomic.Int64  // lines dropped since the start
+
+	mu      sync.Mutex
+	out     io.Writer
+	next    io.Writer // replaces out at the next write; nil for none
+	pending []byte
+	// added and written count the bytes that Write took, and those that were written or
+	// dropped. progress is closed and replaced when written changes.
+	added, written int64
+	progress       chan struct{}
+	busySince      time.Time // when the current write began; zero for none
+	closed         bool
+	torn           bool  // the output ends within a line
+	dropped        int64 // lines dropped since the trouble began
+	failure        error // of the last write
+}
+
+// New makes a writer, which must be closed.
+func New(out io.Writer) *Writer {
+	w := &Writer{
+		urgent: make(chan struct{}, 1), filled: make(chan struct{}, 1), ended: make(chan struct{}),
+		out: out, progress: make(chan struct{}),
+	}
+	go w.run()
+	return w
+}
+
+// Write implements [io.Writer] for one or more lines. It doesn't wait, and drops them if too many
+// wait for the output. It never fails.
+func (w *Writer) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.pending)+len(p) > most {
+		w.drop(p, errSlow)
+		return len(p), nil
+	}
+	w.pending = append(w.pending, p...)
+	w.added += int64(len(p))
+	if w.closed {
+		w.writeLocked()
+		return len(p), nil
+	}
+	wake(w.filled)
+	if len(w.pending) >= hurried {
+		wake(w.urgent)
+	}
+	return len(p), nil
+}
+
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// drop counts lines that are lost. The mutex is held.
+func (w *Writer) drop(p []byte, err error) {
+	lost := int64(bytes.Count(p, []byte("\n")))
+	if lost == 0 {
+		return
+	}
+	if w.dropped == 0 && w.Trouble != nil {
+		if w.failure != nil {
+			err = w.failure
+		}
+		go w.Trouble(err)
+	}
+	w.dropped += lost
+	w.all.Add(lost)
+}
+
+// Dropped returns how many lines were dropped since the start.
+func (w *Writer) Dropped() int64 { return w.all.Load() }
+
+// Flush waits until the lines so far are written, but not for an output that hangs.
+func (w *Writer) Flush() { w.flush(patience) }
+
+func (w *Writer) flush(most time.Duration) {
+	w.mu.Lock()
+	target := w.added
+	timeout := time.NewTimer(most)
+	defer timeout.Stop()
+	for w.written < target && !w.closed {
+		if !w.busySince.IsZero() && time.Since(w.busySince) >= most {
+			break
+		}
+		progress := w.progress
+		w.mu.Unlock()
+		wake(w.urgent)
+		select {
+		case <-progress:
+		case <-timeout.C:
+			return
+		}
+		w.mu.Lock()
+	}
+	w.mu.Unlock()
+}
+
+// Replace makes later lines go to another output. The writer closes the old one if it is an
+// [io.Closer].
+func (w *Writer) Replace(out io.Writer) {
+	w.mu.Lock()
+	if closer, ok := w.next.(io.Closer); ok {
+		_ = closer.Close() // it was never used
+	}
+	w.next = out
+	w.mu.Unlock()
+	wake(w.urgent)
+}
+
+// Close writes the lines so far, but doesn't wait for an output that hangs. Later lines are
+// written at once.
+func (w *Writer) Close() {
+	w.flush(endPatience)
+	w.mu.Lock()
+	if w.closed {
+		w.mu.Unlock()
+		return
+	}
+	w.closed = true
+	busy := !w.busySince.IsZero()
+	w.mu.Unlock()
+	wake(w.urgent)
+	if !busy {
+		<-w.ended
+	}
+}
+
+func (w *Writer) run() {
+	defer close(w.ended)
+	for {
+		select {
+		case <-w.filled:
+			select {
+			case <-w.urgent:
+			case <-time.After(Delay):
+			}
+		case <-w.urgent:
+		}
+		if w.write() {
+			return
+		}
+	}
+}
+
+// write writes the pending lines, and reports whether the writer is closed.
+func (w *Writer) write() (closed bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.next != nil {
+		if closer, ok := w.out.(io.Closer); ok {
+			_ = closer.Close() // its lines are written, or lost
+		}
+		w.out, w.next, w.torn = w.next, nil, false
+	}
+	lines := w.pending
+	if len(lines) > 0 {
+		w.pending = nil
+		w.busySince = time.Now()
+		out := w.out
+		if w.torn {
+			w.torn = false
+			out = tearer{out}
+		}
+		w.mu.Unlock()
+		n, err := out.Write(lines)
+		w.mu.Lock()
+		w.busySince = time.Time{}
+		w.finish(lines, n, err)
+	}
+	return w.closed
+}
+
+// tearer ends a line first of which only a part was written.
+type tearer struct{ io.Writer }
+
+func (t tearer) Write(p []byte) (int, error) {
+	n, err := t.Writer.Write(append([]byte("\n"), p...))
+	return max(0, n-1), err
+}
+
+// writeLocked writes the pending lines with the mutex held, once the goroutine has ended.
+func (w *Writer) writeLocked() {
+	lines := w.pending
+	w.pending = nil
+	n, err := w.out.Write(lines)
+	w.finish(lines, n, err)
+}
+
+// finish records the result of a write. The mutex is held.
+func (w *Writer) finish(lines []byte, n int, err error) {
+	w.written += int64(len(lines))
+	close(w.progress)
+	w.progress = make(chan struct{})
+	if w.failure = err; err != nil {
+		w.torn = w.torn || n > 0 && lines[n-1] != '\n'
+		w.drop(lines[n:], err)
+		return
+	}
+	if w.dropped > 0 {
+		if w.Over != nil {
+			go w.Over(w.dropped)
+		}
+		w.dropped = 0
+	}
+}
