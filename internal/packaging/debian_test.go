@@ -8,6 +8,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"database/sql"
 	"encoding/pem"
 	"errors"
@@ -136,6 +137,9 @@ const (
 	state   = "systemctl is-active nar-herder.socket nar-herder.service | tr '\\n' ' '"
 )
 
+// secure checks that the service has an item over HTTPS.
+const secure = fetch + "--cacert /etc/ssl/nar-herder.pem --connect-to ::127.0.0.1:443 https://substitutes.example.org/" + greeting + ".narinfo | cmp - /srv/published/" + greeting + ".narinfo"
+
 // serves checks that the service has an item.
 func (m *machine) serves(t *testing.T) {
 	t.Helper()
@@ -225,7 +229,7 @@ func (m *machine) https(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"substitutes.example.org"}, NotAfter: time.Now().Add(1000 * time.Hour)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, DNSNames: []string{"substitutes.example.org"}, NotAfter: time.Now().Add(1000 * time.Hour)}
 	signed, err1 := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	private, err2 := x509.MarshalPKCS8PrivateKey(key)
 	if err := errors.Join(err1, err2); err != nil {
@@ -237,7 +241,7 @@ func (m *machine) https(t *testing.T) {
 	m.run(t, `sed -i '1i tls-certificate = "/etc/ssl/nar-herder.pem"\ntls-key = "/etc/ssl/nar-herder.key"' /etc/nar-herder.toml`)
 	m.want(t, "systemctl is-enabled nar-herder-https.socket", "disabled")
 	m.run(t, "systemctl stop nar-herder.service && systemctl enable --now nar-herder-https.socket && systemctl start nar-herder.service")
-	m.run(t, fetch+"--cacert /etc/ssl/nar-herder.pem --connect-to ::127.0.0.1:443 https://substitutes.example.org/"+greeting+".narinfo | cmp - /srv/published/"+greeting+".narinfo")
+	m.run(t, secure)
 	m.serves(t)
 }
 
@@ -293,11 +297,13 @@ func (m *machine) removal(t *testing.T) {
 		t.Errorf("after the removal: %s", out)
 	}
 	// The administrator may keep it from starting.
-	m.run(t, "systemctl mask nar-herder.socket nar-herder.service && apt-get install -y /root/new.deb")
+	const units = " nar-herder.socket nar-herder-https.socket nar-herder.service"
+	m.run(t, "systemctl mask"+units+" && apt-get install -y /root/new.deb")
 	m.want(t, state, "inactive inactive")
-	m.run(t, "systemctl unmask nar-herder.socket nar-herder.service && systemctl start nar-herder.service")
+	m.run(t, "systemctl unmask"+units+" && apt-get install -y --reinstall /root/new.deb")
 	m.want(t, state, "active active")
 	m.serves(t)
+	m.run(t, secure)
 	out := m.run(t, "apt-get purge -y nar-herder")
 	for _, dir := range []string{"/var/lib/nar-herder", "/srv/nars"} {
 		if !strings.Contains(out, "kept "+dir+":") {
