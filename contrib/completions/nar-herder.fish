@@ -89,6 +89,12 @@ complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l max-connec
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l control-host -d 'Name or address of the control listener, or unix:PATH' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l control-port -d 'Port of the control listener, which serves /metrics, /health and /debug/pprof/' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l public-metrics -d 'Whether to serve /metrics and /health to all clients too' -x -a 'yes no'
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l tls-certificate -d 'Certificate chain for HTTPS in PEM, with the server\'s own certificate first' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l tls-key -d 'Private key of --tls-certificate in PEM' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l tls-port -d 'Port to listen on for HTTPS' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l tls-host -d 'Name or address to listen on for HTTPS' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l log-format -d 'Format of the log: text, or a JSON object per line' -x -a 'text json'
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l access-log -d 'Where to log each request, with its duration, bytes and client: stderr, or a file, which is reopened at SIGHUP' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from import' -l database -d 'SQLite index' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from import' -l acl -d 'List of authorized keys, such as Guix\'s /etc/guix/acl' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from import' -l authorized-key -d 'Public key to authorize, such as signing-key.pub, in addition to those of --acl' -r -F
@@ -284,4 +290,10 @@ complete -c nar-herder -n '__fish_seen_subcommand_from config' -l max-connection
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l control-host -d 'Name or address of the control listener, or unix:PATH' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l control-port -d 'Port of the control listener, which serves /metrics, /health and /debug/pprof/' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l public-metrics -d 'Whether to serve /metrics and /health to all clients too' -x -a 'yes no'
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l tls-certificate -d 'Certificate chain for HTTPS in PEM, with the server\'s own certificate first' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l tls-key -d 'Private key of --tls-certificate in PEM' -r -F
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l tls-port -d 'Port to listen on for HTTPS' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l tls-host -d 'Name or address to listen on for HTTPS' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l log-format -d 'Format of the log: text, or a JSON object per line' -x -a 'text json'
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l access-log -d 'Where to log each request, with its duration, bytes and client: stderr, or a file, which is reopened at SIGHUP' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from help' -a 'run-server import fetch remove drop-files plan-removal pin unpin pins tag untag list export copy-storage backup check verify keygen sign claim-storage new-identity dump health mirror-status mirror-accept-loss stats migrate convert config version help'
