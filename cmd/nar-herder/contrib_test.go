@@ -51,11 +51,12 @@ func TestUnits(t *testing.T) {
 	t.Parallel()
 	analyze := required(t, "systemd-analyze")
 	dir := t.TempDir()
-	service, socket := filepath.Join(dir, "nar-herder.service"), filepath.Join(dir, "nar-herder.socket")
+	service, socket, https := filepath.Join(dir, "nar-herder.service"), filepath.Join(dir, "nar-herder.socket"), filepath.Join(dir, "nar-herder-https.socket")
 	write(t, service, contrib(t, "systemd/nar-herder.service", "/usr/local/bin/nar-herder", binary))
 	write(t, socket, contrib(t, "systemd/nar-herder.socket"))
+	write(t, https, contrib(t, "systemd/nar-herder-https.socket", "FileDescriptorName="+socketOfTLS, "FileDescriptorName="+socketOfTLS))
 	// The man page isn't installed.
-	if out, err := exec.Command(analyze, "verify", "--man=no", service, socket).CombinedOutput(); err != nil || len(out) > 0 {
+	if out, err := exec.Command(analyze, "verify", "--man=no", service, socket, https).CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("verify: %v: %s", err, out)
 	}
 	// It fails above an exposure of 3.0.

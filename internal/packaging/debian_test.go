@@ -4,8 +4,16 @@ package packaging
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"database/sql"
+	"encoding/pem"
+	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +21,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	_ "modernc.org/sqlite"
 )
@@ -128,6 +137,9 @@ const (
 	state   = "systemctl is-active nar-herder.socket nar-herder.service | tr '\\n' ' '"
 )
 
+// secure checks that the service has an item over HTTPS.
+const secure = fetch + "--cacert /etc/ssl/nar-herder.pem --connect-to ::127.0.0.1:443 https://substitutes.example.org/" + greeting + ".narinfo | cmp - /srv/published/" + greeting + ".narinfo"
+
 // serves checks that the service has an item.
 func (m *machine) serves(t *testing.T) {
 	t.Helper()
@@ -187,14 +199,50 @@ func TestPackage(t *testing.T) {
 	if out, err := m.try(t.Context(), "systemctl restart nar-herder"); err == nil {
 		t.Errorf("it starts with a wrong option: %s", out)
 	}
-	m.run(t, `journalctl --sync && journalctl -u nar-herder | grep 'unknown option "storage-limt".*did you mean'`)
+	m.run(t, `journalctl --sync && journalctl -u nar-herder -p err | grep 'unknown option "storage-limt".*did you mean'`)
+	m.run(t, `journalctl -u nar-herder -p warning | grep 'no keys are authorized'`)
+	m.want(t, `journalctl -u nar-herder -p warning | grep -c 'msg=listening'`, "0")
 	m.run(t, `sed -i '$d' /etc/nar-herder.toml && echo 'storage-limit = "1T"' >>/etc/nar-herder.toml && systemctl restart nar-herder`)
 	m.want(t, state, "active active")
 	m.serves(t)
 
+	t.Run("logs", func(t *testing.T) { m.logs(t) })
+	t.Run("HTTPS", func(t *testing.T) { m.https(t) })
 	t.Run("upgrade", func(t *testing.T) { m.upgrade(t) })
 	t.Run("migration", func(t *testing.T) { m.migration(t) })
 	t.Run("removal", func(t *testing.T) { m.removal(t) })
+}
+
+// logs is a step of TestPackage: logrotate renames the access log, and the server opens another.
+func (m *machine) logs(t *testing.T) {
+	m.run(t, `echo 'access-log = "/var/log/nar-herder/access.log"' >>/etc/nar-herder.toml && systemctl restart nar-herder`)
+	m.serves(t)
+	m.until(t, "grep 'GET /"+greeting+".narinfo HTTP' /var/log/nar-herder/access.log")
+	m.run(t, "logrotate --force /etc/logrotate.d/nar-herder")
+	m.until(t, "test -e /var/log/nar-herder/access.log.1 && "+fetch+address+"/nix-cache-info && grep nix-cache-info /var/log/nar-herder/access.log")
+	m.want(t, "stat -c '%U:%G' /var/log/nar-herder/access.log", "nar-herder:nar-herder")
+}
+
+// https is a step of TestPackage.
+func (m *machine) https(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, DNSNames: []string{"substitutes.example.org"}, NotAfter: time.Now().Add(1000 * time.Hour)}
+	signed, err1 := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	private, err2 := x509.MarshalPKCS8PrivateKey(key)
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	m.write(t, "/etc/ssl/nar-herder.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: signed})))
+	m.write(t, "/etc/ssl/nar-herder.key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})))
+	m.run(t, "chgrp nar-herder /etc/ssl/nar-herder.key && chmod 640 /etc/ssl/nar-herder.key")
+	m.run(t, `sed -i '1i tls-certificate = "/etc/ssl/nar-herder.pem"\ntls-key = "/etc/ssl/nar-herder.key"' /etc/nar-herder.toml`)
+	m.want(t, "systemctl is-enabled nar-herder-https.socket", "disabled")
+	m.run(t, "systemctl stop nar-herder.service && systemctl enable --now nar-herder-https.socket && systemctl start nar-herder.service")
+	m.run(t, secure)
+	m.serves(t)
 }
 
 // upgrade is a step of TestPackage: no client's connection is refused.
@@ -219,7 +267,7 @@ func (m *machine) upgrade(t *testing.T) {
 	if after := m.run(t, pid); after == before {
 		t.Error("the old program still runs")
 	}
-	m.want(t, "tail -n 1 /etc/nar-herder.toml", `storage-limit = "1T"`)
+	m.run(t, "grep 'storage-limit = \"1T\"' /etc/nar-herder.toml")
 	m.want(t, "stat -c '%a %U:%G' /etc/nar-herder.toml", "640 root:nar-herder")
 	m.want(t, state, "active active")
 }
@@ -243,16 +291,19 @@ func (m *machine) removal(t *testing.T) {
 	kept := "/etc/nar-herder.toml /var/lib/nar-herder/nar_herder.db /srv/nars/nar/lzip/" + greetingNar
 	m.run(t, "apt-get remove -y nar-herder")
 	m.want(t, state, "inactive inactive")
+	m.want(t, "systemctl is-active nar-herder-https.socket", "inactive")
 	m.run(t, "ls "+kept)
 	if out, err := m.try(t.Context(), "nar-herder version || curl "+address); err == nil {
 		t.Errorf("after the removal: %s", out)
 	}
 	// The administrator may keep it from starting.
-	m.run(t, "systemctl mask nar-herder.socket nar-herder.service && apt-get install -y /root/new.deb")
+	const units = " nar-herder.socket nar-herder-https.socket nar-herder.service"
+	m.run(t, "systemctl mask"+units+" && apt-get install -y /root/new.deb")
 	m.want(t, state, "inactive inactive")
-	m.run(t, "systemctl unmask nar-herder.socket nar-herder.service && systemctl start nar-herder.service")
+	m.run(t, "systemctl unmask"+units+" && apt-get install -y --reinstall /root/new.deb")
 	m.want(t, state, "active active")
 	m.serves(t)
+	m.run(t, secure)
 	out := m.run(t, "apt-get purge -y nar-herder")
 	for _, dir := range []string{"/var/lib/nar-herder", "/srv/nars"} {
 		if !strings.Contains(out, "kept "+dir+":") {
@@ -261,6 +312,7 @@ func (m *machine) removal(t *testing.T) {
 	}
 	_, kept, _ = strings.Cut(kept, " ")
 	m.run(t, "ls "+kept)
+	m.run(t, "rm /etc/ssl/nar-herder.*")
 	m.want(t, "find /etc /usr /lib/systemd /var/lib/systemd /var/cache /var/log -name '*nar-herder*'", "")
 	m.want(t, "dpkg-query -W -f '${Status}' nar-herder 2>&1 | grep -c ' installed'", "0")
 }

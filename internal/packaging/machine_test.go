@@ -24,7 +24,7 @@ const patience = time.Minute
 const suite = "bookworm"
 
 // packages are installed in addition to the minimal system.
-const packages = "systemd,curl"
+const packages = "systemd,curl,logrotate"
 
 // required returns the path of a program that the test needs, or skips the test.
 func required(t *testing.T, name string) string {
