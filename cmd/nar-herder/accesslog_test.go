@@ -108,7 +108,10 @@ func TestAccessLogFull(t *testing.T) {
 	until(t, "lines are dropped", func() bool { get(t, s.addresses[0], "/"+strings.Repeat("x", 4000)); return dropped() != "0" })
 	until(t, "the log says so", func() bool { return strings.Contains(s.err.String(), "lines of the access log are dropped") })
 	free()
-	until(t, "the log says that it is over", func() bool { get(t, s.addresses[0], "/"); return strings.Contains(s.err.String(), "the access log is written again") })
+	until(t, "the log says that it is over", func() bool {
+		get(t, s.addresses[0], "/")
+		return strings.Contains(s.err.String(), "the access log is written again")
+	})
 	if n := strings.Count(s.err.String(), "lines of the access log are dropped"); n != 1 {
 		t.Errorf("%d warnings", n)
 	}
@@ -196,7 +199,10 @@ func TestLogJournal(t *testing.T) {
 	}
 	socket := filepath.Join(p.dir, "socket")
 	process, _ := start(p.args("run-server", "--host=unix:"+socket)...)
-	until(t, "the server answers", func() bool { got, err := tryGet(socket, "/api/queue"); return err == nil && got.StatusCode == http.StatusNotFound })
+	until(t, "the server answers", func() bool {
+		got, err := tryGet(socket, "/api/queue")
+		return err == nil && got.StatusCode == http.StatusNotFound
+	})
 	(&server{process: process}).stop(t, syscall.SIGTERM)
 	failing, _ := start("stats", "--database="+p.dir)
 	failing.wait(t)
