@@ -91,7 +91,9 @@ func metricServers(t *testing.T) (addresses []string) {
 	b := newPlace(t)
 	b.storage = s3server.New(t).URL("nars")
 	b.imports(t, source)
-	front := b.serve(t, "--log-level=INFO", "--storage-cache="+filepath.Join(b.dir, "cache"), "--storage-cache-size=100MiB")
+	certificateFile, keyFile := filepath.Join(b.dir, "tls.crt"), filepath.Join(b.dir, "tls.key")
+	certificate(t, certificateFile, keyFile)
+	front := b.serve(t, "--log-level=INFO", "--tls-port=0", "--tls-certificate="+certificateFile, "--tls-key="+keyFile, "--storage-cache="+filepath.Join(b.dir, "cache"), "--storage-cache-size=100MiB")
 	addresses = []string{first, mirror.addresses[0], cache.addresses[0], front.addresses[0]}
 	for i, wanted := range []string{
 		"\nnarherder_scrub_oldest_verification_timestamp_seconds ", "\nnarherder_mirror_last_success_timestamp_seconds ",
@@ -111,11 +113,11 @@ var metricGroups = []struct {
 	title    string
 	prefixes []string
 }{
-	{"health", []string{"healthy", "ready", "build_info", "faults", "damaged_nars", "index_damaged"}},
+	{"health", []string{"healthy", "ready", "build_info", "faults", "damaged_nars", "index_damaged", "log_"}},
 	{"requests", []string{"http_requests", "http_request_", "http_time", "http_response", "http_cut", "answer_cache", "remote_nars"}},
-	{"[connections](security.md#connections)", []string{"http_connections", "http_unread"}},
+	{"[connections](security.md#connections)", []string{"http_connections", "http_unread", "tls_"}},
 	{"[memory](security.md#memory)", []string{"decoder"}},
-	{"items", []string{"items", "pins", "withdrawn_items", "stored_", "import_", "authorized_keys"}},
+	{"items", []string{"items", "pins", "withdrawn_items", "stored_", "import_", "authorized_keys", "search_"}},
 	{"database", []string{"database_", "check_"}},
 	{"storage", []string{"storage_"}},
 	{"object store", []string{"s3_"}},

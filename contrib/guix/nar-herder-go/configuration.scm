@@ -40,6 +40,10 @@
             nar-herder-configuration-max-connections
             nar-herder-configuration-max-connections-per-address
             nar-herder-configuration-public-metrics
+            nar-herder-configuration-tls-certificate
+            nar-herder-configuration-tls-key
+            nar-herder-configuration-tls-port
+            nar-herder-configuration-tls-host
             nar-herder-configuration-storage-read-only
             nar-herder-configuration-serve-bucket-nars
             nar-herder-configuration-scrub-interval
@@ -63,6 +67,12 @@
             nar-herder-configuration-authorized-key
             nar-herder-configuration-mirror-key
             nar-herder-configuration-signing-key
+            nar-herder-configuration-page
+            nar-herder-configuration-title
+            nar-herder-configuration-contact
+            nar-herder-configuration-public-url
+            nar-herder-configuration-log-format
+            nar-herder-configuration-access-log
             nar-herder-configuration-extra-options
             nar-herder-configuration-extra-environment-variables
             nar-herder-configuration-shepherd-requirement
@@ -162,6 +172,15 @@
    nar-herder-configuration-max-connections-per-address (default #f))
   ;; Whether to serve /metrics and /health to all clients too (default: yes).
   (public-metrics nar-herder-configuration-public-metrics (default #f))
+  ;; Certificate chain for HTTPS in PEM, with the server's own certificate first. It is
+  ;; reloaded when the file changes.
+  (tls-certificate nar-herder-configuration-tls-certificate (default #f))
+  ;; Private key of --tls-certificate in PEM. It is reloaded when the file changes.
+  (tls-key nar-herder-configuration-tls-key (default #f))
+  ;; Port to listen on for HTTPS (default: no HTTPS).
+  (tls-port nar-herder-configuration-tls-port (default #f))
+  ;; Name or address to listen on for HTTPS (default: that of --host).
+  (tls-host nar-herder-configuration-tls-host (default #f))
   ;; Never write to the storage or remove from it. This is for front ends, which share the
   ;; storage of another instance, usually that of --mirror.
   (storage-read-only nar-herder-configuration-storage-read-only (default #f))
@@ -226,6 +245,22 @@
   ;; Public key of the narinfos' signatures, served at /signing-key.pub. May be repeated: the
   ;; second is served at /signing-key-2.pub.
   (signing-key nar-herder-configuration-signing-key (default '()))
+  ;; Pages for browsers: all (full), only how to use this server and what it has (minimal), or
+  ;; none (off) (default: full).
+  (page nar-herder-configuration-page (default #f))
+  ;; Name of this server on its pages.
+  (title nar-herder-configuration-title (default #f))
+  ;; Mail address, URL or text on the pages that says how to reach you.
+  (contact nar-herder-configuration-contact (default #f))
+  ;; URL at which clients reach this server, for the commands on its pages (default: the
+  ;; address in the request).
+  (public-url nar-herder-configuration-public-url (default #f))
+  ;; Format of the log: text, or a JSON object per line (default: text).
+  (log-format nar-herder-configuration-log-format (default #f))
+  ;; Where to log each request, with its duration, bytes and client: stderr, or a file, which
+  ;; is reopened at SIGHUP. The format is that of nginx and Apache named combined, followed by
+  ;; range and seconds; or JSON with --log-format=json (default: off).
+  (access-log nar-herder-configuration-access-log (default #f))
   ;; List of further arguments, as strings.
   (extra-options nar-herder-configuration-extra-options (default '()))
   ;; List of environment variables, such as "SSL_CERT_FILE=/etc/ssl/ca.pem".
@@ -321,6 +356,14 @@
          nar-herder-configuration-max-connections-per-address)
    (list "public-metrics"
          nar-herder-configuration-public-metrics)
+   (list "tls-certificate"
+         nar-herder-configuration-tls-certificate)
+   (list "tls-key"
+         nar-herder-configuration-tls-key)
+   (list "tls-port"
+         nar-herder-configuration-tls-port)
+   (list "tls-host"
+         nar-herder-configuration-tls-host)
    (list "storage-read-only"
          nar-herder-configuration-storage-read-only)
    (list "serve-bucket-nars"
@@ -366,7 +409,19 @@
    (list "mirror-key"
          nar-herder-configuration-mirror-key)
    (list "signing-key"
-         nar-herder-configuration-signing-key)))
+         nar-herder-configuration-signing-key)
+   (list "page"
+         nar-herder-configuration-page)
+   (list "title"
+         nar-herder-configuration-title)
+   (list "contact"
+         nar-herder-configuration-contact)
+   (list "public-url"
+         nar-herder-configuration-public-url)
+   (list "log-format"
+         nar-herder-configuration-log-format)
+   (list "access-log"
+         nar-herder-configuration-access-log)))
 
 (define (%cached-compression-level compression)
   (or (nar-herder-cached-compression-configuration-level compression)
