@@ -126,6 +126,8 @@ func TestZipf(t *testing.T) {
 	close(queue)
 	asking.Wait()
 	took := time.Since(begun)
+	stop() // so that nothing is evicted while the states are read
+	running.Wait()
 
 	hits := 1 - float64(upstream.fetched)/float64(len(sequence))
 	want := simulate(items, sequence, limit)
