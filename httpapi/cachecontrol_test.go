@@ -170,7 +170,7 @@ func TestCacheControlOfFailures(t *testing.T) {
 		totals: func() (index.Totals, error) { return index.Totals{}, errBroken },
 	}
 	opts := options()
-	opts.TTL, opts.NegativeTTL, opts.DumpsExpected = seconds(1000), seconds(60), true
+	opts.TTL, opts.NegativeTTL, opts.DumpsExpected, opts.Pages = seconds(1000), seconds(60), true, brokenPages()
 	c := dial(t, start(t, broken, opts).address)
 	m := make1(t, "x", "content", "gzip")
 	unopened := m.items(t)

@@ -53,7 +53,7 @@ func TestIndexFails(t *testing.T) {
 		totals: func() (index.Totals, error) { return index.Totals{}, errBroken },
 	}
 	opts := options()
-	opts.TTL, opts.NegativeTTL = seconds(100), seconds(100)
+	opts.TTL, opts.NegativeTTL, opts.Pages = seconds(100), seconds(100), brokenPages()
 	server := start(t, items, opts)
 	c := dial(t, server.address)
 	targets := []string{

@@ -99,7 +99,7 @@ func TestHTTP10(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, published)
 	opts := options()
-	opts.SigningKeys = []string{"(public-key)"}
+	opts.SigningKeys, opts.Pages = []string{"(public-key)"}, homePage()
 	opts.Changes, opts.Identity = s.index, s
 	dumps := newDumps(t)
 	dumps.add(t, 1)

@@ -4,6 +4,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -101,7 +102,11 @@ func TestFinishedAnswers(t *testing.T) {
 		if int(a.Status) != test.status || a.Hit != test.hit || a.Cut || a.Sent != int64(test.sent) {
 			t.Errorf("%s %s: %+v, want %d bytes", test.method, test.target, a, test.sent)
 		}
+		if peer, err := netip.ParseAddrPort(a.Request.Peer); err != nil || peer.Addr().String() != "127.0.0.1" {
+			t.Errorf("the peer is %q", a.Request.Peer)
+		}
 		want := measured.Request{
+			Peer: a.Request.Peer,
 			Time: a.Request.Time, Client: "127.0.0.1", Method: test.method, Target: test.target, Protocol: "HTTP/1.1", Host: "herder.example",
 			Range: strings.TrimPrefix(test.header, "Range: "), Referer: "http://x.example/", UserAgent: "GNU Guile",
 		}

@@ -19,6 +19,8 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/census"
 	"nar-herder/storage/index"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 func seconds(n int) *time.Duration {
@@ -217,6 +219,25 @@ func TestTTL(t *testing.T) {
 			t.Errorf("what is not a nar: Cache-Control: %q", got)
 		}
 	}
+}
+
+// brokenPages are pages that can't be made.
+func brokenPages() *page.Site {
+	site := page.New(page.Options{Size: page.Full})
+	site.Add(page.Route{Label: "Home", Minimal: true, Make: func(context.Context, *page.Request) (*page.Page, error) {
+		return nil, errBroken
+	}})
+	return site
+}
+
+// homePage is a site with a home page alone.
+func homePage() *page.Site {
+	site := page.New(page.Options{Size: page.Minimal})
+	overview.Add(site, &overview.Sources{
+		Figures: func() figures.Figures { return figures.Read(prometheus.NewRegistry()) }, Health: func() []health.State { return nil },
+		Census: func() census.Counts { return census.Counts{} }, History: history.New(func() history.Sample { return history.Sample{} }),
+	})
+	return site
 }
 
 // startWithPages starts a server of the corpus with its pages.
