@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/engine/admission"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 )
@@ -169,7 +169,7 @@ func TestCrowd(t *testing.T) {
 		idle = 200
 	}
 	opts := options()
-	opts.Limits = engine.Limits{Connections: 3000, PerAddress: 3000}
+	opts.Limits = admission.Limits{Connections: 3000, PerAddress: 3000}
 	s := start(t, corpus(), opts)
 	for n := range idle {
 		c := dial(t, s.address)

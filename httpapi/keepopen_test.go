@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"nar-herder/httpapi/clients"
-	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/engine/admission"
 	"nar-herder/httpapi/health"
 	"nar-herder/narinfo"
 )
@@ -159,7 +159,7 @@ func TestStarting(t *testing.T) {
 	for name, listener := range map[string]net.Listener{"tcp": listenTCP(t), "unix": listenUnix(t)} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			starting := health.NewStarting(false, engine.Limits{}, clients.Proxies{}, slog.New(slog.DiscardHandler))
+			starting := health.NewStarting(false, admission.Limits{}, clients.Proxies{}, slog.New(slog.DiscardHandler))
 			phase := startPhase(t.Context(), starting, "syncing", listener)
 			fresh, c := connect(t, listener), connect(t, listener)
 			for path, want := range map[string]int{"/health": 503, "/health/ready": 503, "/health/live": 200, "/" + hashOf(greeting) + ".narinfo": 503, "/nar/x": 503} {
@@ -230,7 +230,7 @@ func TestStarting(t *testing.T) {
 func TestStartingBurst(t *testing.T) {
 	t.Parallel()
 	listener := listenTCP(t)
-	starting := health.NewStarting(false, engine.Limits{}, clients.Proxies{}, slog.New(slog.DiscardHandler))
+	starting := health.NewStarting(false, admission.Limits{}, clients.Proxies{}, slog.New(slog.DiscardHandler))
 	phase := startPhase(t.Context(), starting, "syncing", listener)
 	c := connect(t, listener)
 	raw := burstRequests(burst) + burstRequests(burst)
@@ -259,7 +259,7 @@ func TestStartingStopped(t *testing.T) {
 	t.Parallel()
 	listener := listenTCP(t)
 	ctx, stop := context.WithCancel(t.Context())
-	starting := health.NewStarting(false, engine.Limits{}, clients.Proxies{}, slog.New(slog.DiscardHandler))
+	starting := health.NewStarting(false, admission.Limits{}, clients.Proxies{}, slog.New(slog.DiscardHandler))
 	starting.Engine.Grace = time.Hour
 	phase := startPhase(ctx, starting, "syncing", listener)
 	c := connect(t, listener)

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"nar-herder/httpapi/clients"
-	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/engine/admission"
 	"nar-herder/httpapi/peerapi"
 )
 
@@ -60,7 +60,7 @@ func (s *started) waitIdle(t testing.TB, count int) {
 func TestMaxConnections(t *testing.T) {
 	t.Parallel()
 	opts := options()
-	opts.Limits = engine.Limits{Connections: 4, PerAddress: 4}
+	opts.Limits = admission.Limits{Connections: 4, PerAddress: 4}
 	s := start(t, corpus(), opts)
 	var clients []*client
 	for n := range 4 {
@@ -96,7 +96,7 @@ func TestMaxConnections(t *testing.T) {
 func TestMaxConnectionsStalled(t *testing.T) {
 	t.Parallel()
 	opts := options()
-	opts.Limits = engine.Limits{Connections: 3}
+	opts.Limits = admission.Limits{Connections: 3}
 	opts.TrustedProxies = clients.Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}
 	m := make1(t, "large", strings.Repeat("0123456789abcdef", 1<<19), "none")
 	s := startOn(t, m.items(t), opts, smallSockets{listenTCP(t)}, nil)
@@ -117,7 +117,7 @@ func TestMaxConnectionsStalled(t *testing.T) {
 func TestIdleBeforeCrowd(t *testing.T) {
 	t.Parallel()
 	opts := options()
-	opts.Limits = engine.Limits{Connections: 5, PerAddress: 5}
+	opts.Limits = admission.Limits{Connections: 5, PerAddress: 5}
 	opts.TrustedProxies = clients.Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.77/32")}}
 	m := make1(t, "large", strings.Repeat("0123456789abcdef", 1<<19), "none")
 	s := startOn(t, m.items(t), opts, smallSockets{listenTCP(t)}, nil)
@@ -154,7 +154,7 @@ func TestIdleBeforeCrowd(t *testing.T) {
 func TestMaxConnectionsPerAddress(t *testing.T) {
 	t.Parallel()
 	opts := options()
-	opts.Limits = engine.Limits{Connections: 40, PerAddress: 2}
+	opts.Limits = admission.Limits{Connections: 40, PerAddress: 2}
 	opts.TrustedProxies = clients.Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.3/32")}}
 	m := make1(t, "large", strings.Repeat("0123456789abcdef", 1<<19), "none")
 	s := startOn(t, m.items(t), opts, smallSockets{listenTCP(t)}, nil)

@@ -23,6 +23,7 @@ import (
 	"nar-herder/httpapi/clients"
 	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/engine/admission"
 	"nar-herder/httpapi/health"
 	"nar-herder/httpapi/itemcache"
 	"nar-herder/httpapi/measured"
@@ -203,7 +204,7 @@ type Options struct {
 	TrustedProxies clients.Proxies
 
 	// Limits bound connections, unless Starting is set.
-	Limits engine.Limits
+	Limits admission.Limits
 
 	// Starting has answered until now; the server takes its connections over. Nil for none.
 	Starting *health.Starting

@@ -9,7 +9,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"nar-herder/compression/cached"
-	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/engine/admission"
 	"nar-herder/httpapi/keypair"
 	"nar-herder/internal/recentlog"
 	"nar-herder/mirror/dump"
@@ -254,8 +254,8 @@ func (c *serverCommand) watchFiles(ctx context.Context, config *serverConfig, ru
 const shownEvents = 100
 
 // limits returns the limits on connections.
-func (c *serverCommand) limits() engine.Limits {
-	limits := engine.Limits{Unread: ownMemory() / unreadShare}
+func (c *serverCommand) limits() admission.Limits {
+	limits := admission.Limits{Unread: ownMemory() / unreadShare}
 	if c.MaxConnections != nil {
 		limits.Connections = int(*c.MaxConnections)
 	}

@@ -6,7 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/engine/admission"
 	"nar-herder/internal/disk"
 	"nar-herder/storage/bytestore"
 )
@@ -30,7 +30,7 @@ type Sender struct {
 }
 
 // NewSender makes a sender.
-func NewSender() *Sender { return &Sender{mostKept: mostKept(engine.Descriptors())} }
+func NewSender() *Sender { return &Sender{mostKept: mostKept(admission.Descriptors())} }
 
 // Kept returns how many files are kept open.
 func (s *Sender) Kept() int { return int(s.kept.Load()) }

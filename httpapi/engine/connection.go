@@ -4,14 +4,13 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
-	"net/netip"
 	"os"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/engine/admission"
 	"nar-herder/httpapi/measured"
 	"nar-herder/internal/eventloop"
 	"nar-herder/internal/rawio"
@@ -27,6 +26,7 @@ import (
 //     when they have moved by more than a second.
 type connection struct {
 	net.Conn
+	member admission.Member
 	engine *Engine
 	loop   *eventloop.Conn // nil if Conn is not a socket
 	raw    syscall.RawConn // of loop
@@ -37,20 +37,13 @@ type connection struct {
 	shakesHands, peeks, hurries bool
 
 	// ahead are bytes read while writing, and sealed are records of TLS that are not decrypted
-	// yet. unread is how much memory is reserved for both.
+	// yet.
 	ahead, sealed []byte
-	unread        atomic.Int64
 	// recent is the end of what Read has returned last, and seen the length of the beginning
 	// of ahead: as much as Ahead has not returned, or has. fasthttp's buffer has recent until
 	// the next Read.
 	recent []byte
 	seen   int
-	// stalled is the time since which a write has made no progress, as a Unix time in
-	// nanoseconds; 0 if no write is waiting.
-	stalled atomic.Int64
-	// Engine.mu guards client and leaving.
-	client  netip.Prefix // not valid if exempt from the limit
-	leaving bool
 	// lingers says that the client may still be sending, so Close must not reset.
 	lingers bool
 
@@ -78,17 +71,13 @@ type connection struct {
 	writeErr error
 }
 
-// maxAhead bounds how much each connection reads ahead: a thousand requests of the
-// longest kind seen take a quarter of it.
-const maxAhead = 1 << 20
-
 func (c *connection) Close() error {
-	c.releaseAhead()
+	c.member.Release()
 	c.endTLS()
 	if c.lingers {
 		c.linger()
 	}
-	c.engine.remove(c)
+	c.member.Remove()
 	err := c.Conn.Close()
 	c.answers.Close(time.Now())
 	return err
@@ -127,7 +116,7 @@ func (c *connection) take(from *[]byte, p []byte) int {
 	if *from = (*from)[n:]; len(*from) == 0 {
 		*from = nil
 		if len(c.ahead)+len(c.sealed) == 0 {
-			c.releaseAhead()
+			c.member.Release()
 		}
 	}
 	return n
@@ -244,8 +233,8 @@ func (c *connection) slowly(send func() (int64, error)) (total int64, err error)
 		}
 	}()
 	progress := time.Now()
-	c.stalled.Store(progress.UnixNano())
-	defer c.stalled.Store(0)
+	c.member.StalledSince(progress)
+	defer c.member.StalledSince(time.Time{})
 	for wait := time.Millisecond; ; wait = min(2*wait, time.Second) {
 		if err := c.Conn.SetWriteDeadline(time.Now().Add(wait)); err != nil {
 			return total, err
@@ -257,7 +246,7 @@ func (c *connection) slowly(send func() (int64, error)) (total int64, err error)
 		}
 		if n > 0 {
 			progress = time.Now()
-			c.stalled.Store(progress.UnixNano())
+			c.member.StalledSince(progress)
 		} else if time.Since(progress) > c.engine.ProgressTimeout {
 			return total, err
 		}
@@ -301,13 +290,13 @@ func (c *connection) readAhead() (some bool) {
 
 // grow makes room in a buffer, and reports whether there is some within the limits.
 func (c *connection) grow(buffer *[]byte) bool {
-	if len(*buffer) >= maxAhead {
+	if len(*buffer) >= admission.MaxAhead {
 		return false
 	}
 	if cap(*buffer)-len(*buffer) < 4096 {
 		others := cap(c.ahead) + cap(c.sealed) - cap(*buffer)
-		size := min(max(2*cap(*buffer), 16<<10), maxAhead+4096)
-		if !c.reserveAhead(int64(size + others)) {
+		size := min(max(2*cap(*buffer), 16<<10), admission.MaxAhead+4096)
+		if !c.member.Reserve(int64(size + others)) {
 			return false
 		}
 		grown := make([]byte, len(*buffer), size)

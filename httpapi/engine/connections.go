@@ -8,35 +8,11 @@ import (
 	"syscall"
 	"time"
 
+	"nar-herder/httpapi/engine/admission"
 	"nar-herder/internal/eventloop"
+
+	"golang.org/x/sys/unix"
 )
-
-// count returns how many connections have not ended.
-func (e *Engine) count() int {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return len(e.open.members)
-}
-
-// size returns how many connections are open and were not closed to make room.
-func (e *Engine) size() int {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.open.size()
-}
-
-// closeAll cuts all connections. Each is counted until its coroutine has ended.
-func (e *Engine) closeAll() {
-	e.mu.Lock()
-	all := make([]*connection, 0, len(e.open.members))
-	for connection := range e.open.members {
-		all = append(all, connection)
-	}
-	e.mu.Unlock()
-	for _, connection := range all {
-		_ = connection.Conn.Close() // fails if the client was first
-	}
-}
 
 // Serve answers the clients of a listener until it is closed.
 func (e *Engine) Serve(l net.Listener) error {
@@ -54,7 +30,7 @@ func (e *Engine) Serve(l net.Listener) error {
 			return err
 		})
 		if err != nil {
-			if !errors.Is(err, errRefused) {
+			if !errors.Is(err, admission.ErrRefused) {
 				e.log.Error("can't serve a connection", "error", err)
 			}
 			_ = accepted.Close()
@@ -90,7 +66,7 @@ func (e *Engine) waitOut(try func() error) error {
 		if !lacking && !errors.Is(err, syscall.ECONNABORTED) {
 			return err
 		}
-		if lacking && !(lacksDescriptors(err) && e.makeRoom()) {
+		if lacking && !(lacksDescriptors(err) && e.open.MakeRoom()) {
 			e.log.Error("can't accept a connection; raise the limit of open files if this continues", "error", err, "retry", delay)
 			time.Sleep(delay)
 		}
@@ -101,11 +77,11 @@ func lacksDescriptors(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
 }
 
-// wrap takes a connection over. The error is errRefused if there is no room for it.
+// wrap takes a connection over. The error is admission.ErrRefused if there is no room for it.
 func (e *Engine) wrap(accepted net.Conn) (*connection, error) {
-	client := e.limitedClient(accepted.RemoteAddr())
-	if !e.admit(client) {
-		return nil, errRefused
+	client := e.open.ClientOf(accepted.RemoteAddr())
+	if !e.open.Admit(client) {
+		return nil, admission.ErrRefused
 	}
 	secret, isSecret := accepted.(toEncrypt)
 	if isSecret {
@@ -124,7 +100,7 @@ func (e *Engine) wrap(accepted net.Conn) (*connection, error) {
 	if isSecret {
 		connection.tls = tls.Server(transport{connection}, secret.config)
 	}
-	e.add(connection, client)
+	e.open.Add(&connection.member, connection, client)
 	return connection, nil
 }
 
@@ -135,4 +111,29 @@ func (e *Engine) ServeConn(accepted net.Conn) error {
 		return err
 	}
 	return e.Server.ServeConn(connection)
+}
+
+// Waiting implements [admission.Conn].
+func (c *connection) Waiting() (since time.Time, ok bool) {
+	if c.loop == nil {
+		return time.Time{}, false
+	}
+	return c.loop.Waiting()
+}
+
+// HasInput implements [admission.Conn].
+func (c *connection) HasInput() (has bool) {
+	if c.raw == nil {
+		return false
+	}
+	_ = c.raw.Control(func(fd uintptr) {
+		n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+		has = err == nil && n > 0
+	})
+	return has
+}
+
+// Cut implements [admission.Conn]. The connection is counted until its coroutine has ended.
+func (c *connection) Cut() {
+	_ = c.Conn.Close() // fails if the client was first
 }

@@ -1,5 +1,4 @@
-// Package engine accepts the connections of clients, keeps them within limits, and lets
-// fasthttp answer their requests.
+// Package engine accepts the connections of clients, and lets fasthttp answer their requests.
 //
 // fasthttp reads requests and writes heads and short bodies. This package bypasses it for:
 //
@@ -30,11 +29,10 @@ import (
 	"fmt"
 	"log/slog"
 	"nar-herder/httpapi/clients"
+	"nar-herder/httpapi/engine/admission"
 	"net"
-	"net/netip"
 	"runtime"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -76,26 +74,13 @@ type Engine struct {
 	// defaults before Serve.
 	ProgressTimeout, QuietTime, Grace time.Duration
 
-	log     *slog.Logger
-	limits  Limits
-	proxies clients.Proxies
+	log *slog.Logger
 
-	mu   sync.Mutex
-	open group
-	// clients are the connections of each address, which Limits.PerAddress bounds.
-	clients map[netip.Prefix]*group
-	// noneIdle is when the last search for idle connections found none.
-	noneIdle time.Time
-	// logged is when the last warning about closed connections was logged.
-	logged time.Time
-
-	// unread is the memory for requests that were read ahead, in bytes.
-	unread atomic.Int64
+	// open are the connections.
+	open *admission.Connections
 	// handshakes bounds handshakes of TLS, and handshakeFailures counts those that failed.
 	handshakes        *eventloop.Pool
 	handshakeFailures atomic.Int64
-	// closed counts connections that were closed, by reason.
-	closed [closeReasons]atomic.Int64
 
 	draining atomic.Bool  // connections end once their clients are quiet; see drain
 	ending   atomic.Bool  // connections end after their answer; see endAll
@@ -104,11 +89,7 @@ type Engine struct {
 
 // New makes an engine that calls handle for requests, and fail for malformed ones. Trusted
 // proxies are exempt from the limit per address.
-func New(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, error), limits Limits, proxies clients.Proxies, log *slog.Logger) *Engine {
-	within := limits.within(Descriptors())
-	if within.Connections < limits.Connections {
-		log.Warn("--max-connections is more than half of the limit of open files, and is lowered to that: raise the limit", "connections", within.Connections)
-	}
+func New(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, error), limits admission.Limits, proxies clients.Proxies, log *slog.Logger) *Engine {
 	return &Engine{
 		Server: &fasthttp.Server{
 			Handler: func(ctx *fasthttp.RequestCtx) {
@@ -131,8 +112,7 @@ func New(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, error),
 			DisableHeaderNamesNormalizing: false,
 		},
 		ProgressTimeout: progressTimeout, QuietTime: quietTime, Grace: shutdownGrace,
-		log: log, limits: within, proxies: proxies,
-		open: newGroup(), clients: make(map[netip.Prefix]*group),
+		log: log, open: admission.New(limits, proxies, log),
 		handshakes: eventloop.NewPool(max(1, runtime.GOMAXPROCS(0)-1)),
 	}
 }
@@ -168,49 +148,11 @@ func (discardLogger) Printf(string, ...any) {}
 
 // Register adds the metrics of the connections.
 func (e *Engine) Register(registry prometheus.Registerer) {
-	gauge := func(name, help string, value func() float64) {
-		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
-	}
-	gauge("narherder_http_connections", "Open connections.", func() float64 { return float64(e.size()) })
-	gauge("narherder_http_connections_limit", "Connections that may be open.", func() float64 { return float64(e.limits.Connections) })
-	gauge("narherder_http_unread_bytes", "Memory for pipelined requests of clients that don't read their answers.", func() float64 { return float64(e.unread.Load()) })
-	gauge("narherder_http_unread_limit_bytes", "Limit of the memory for pipelined requests of clients that don't read their answers.", func() float64 { return float64(e.limits.Unread) })
+	e.open.Register(registry)
 	registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "narherder_tls_handshake_failures_total", Help: "TLS handshakes that failed, including those of clients that don't use TLS.",
 	}, func() float64 { return float64(e.handshakeFailures.Load()) }))
-	for reason, name := range closeReasonNames {
-		registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name:        "narherder_http_connections_closed_total",
-			Help:        "Connections closed to stay within the limits: idle, stalled, busy ones of addresses with many connections, ones with unread answers, and new ones of addresses with too many connections.",
-			ConstLabels: prometheus.Labels{"reason": name},
-		}, func() float64 { return float64(e.closed[reason].Load()) }))
-	}
 }
 
-// Usage is how much of an engine's limits its clients use.
-type Usage struct {
-	Open    int              // connections
-	Closing int              // connections that were closed and have not ended
-	Idle    []time.Time      // since when idle connections wait for a request
-	Stalled []time.Time      // since when stalled clients have read nothing
-	Unread  int64            // memory for requests that were read ahead, in bytes
-	Closed  map[string]int64 // how many connections were closed to stay within the limits, by reason
-}
-
-// Usage returns the current usage.
-func (e *Engine) Usage() Usage {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	u := Usage{Open: e.open.size(), Closing: e.open.leaving, Unread: e.unread.Load(), Closed: make(map[string]int64)}
-	for reason, name := range closeReasonNames {
-		u.Closed[name] = e.closed[reason].Load()
-	}
-	for c := range e.open.members {
-		if v, ok := c.waits(); ok && v.stalled {
-			u.Stalled = append(u.Stalled, v.since)
-		} else if ok {
-			u.Idle = append(u.Idle, v.since)
-		}
-	}
-	return u
-}
+// Usage returns how much of the limits is used.
+func (e *Engine) Usage() admission.Usage { return e.open.Usage() }

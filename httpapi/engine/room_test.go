@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"nar-herder/httpapi/clients"
+	"nar-herder/httpapi/engine/admission"
 	"net"
 	"testing"
 	"time"
@@ -36,7 +37,7 @@ func fullConnection(t *testing.T) (*connection, net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := New(nil, nil, Limits{}, clients.Proxies{}, slog.New(slog.DiscardHandler)).wrap(conn)
+	c, err := New(nil, nil, admission.Limits{}, clients.Proxies{}, slog.New(slog.DiscardHandler)).wrap(conn)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,26 +106,6 @@ func TestRoomHalfClosed(t *testing.T) {
 	}
 }
 
-func TestLimits(t *testing.T) {
-	t.Parallel()
-	for _, test := range []struct {
-		given       Limits
-		descriptors int
-		want        Limits
-	}{
-		{Limits{}, 60, Limits{20, 5, defaultUnread}},
-		{Limits{}, 1024, Limits{341, 85, defaultUnread}},
-		{Limits{}, 524288, Limits{16384, 4096, defaultUnread}},
-		{Limits{}, 2, Limits{1, 1, defaultUnread}},
-		{Limits{Connections: 20000}, 524288, Limits{20000, 5000, defaultUnread}},
-		{Limits{Connections: 20000, PerAddress: 20000, Unread: 1}, 1024, Limits{512, 512, 1}},
-	} {
-		if got := test.given.within(test.descriptors); got != test.want {
-			t.Errorf("%+v with %d descriptors: %+v, want %+v", test.given, test.descriptors, got, test.want)
-		}
-	}
-}
-
 // TestWriteAfterClose closes a connection between two answers: the second Write must not
 // report the bytes of the first.
 func TestWriteAfterClose(t *testing.T) {
@@ -144,7 +125,7 @@ func TestWriteAfterClose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := New(nil, nil, Limits{}, clients.Proxies{}, slog.New(slog.DiscardHandler)).wrap(accepted)
+	conn, err := New(nil, nil, admission.Limits{}, clients.Proxies{}, slog.New(slog.DiscardHandler)).wrap(accepted)
 	if err != nil {
 		t.Fatal(err)
 	}

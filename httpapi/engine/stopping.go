@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"nar-herder/httpapi/engine/admission"
 	"net"
 	"os"
 	"time"
@@ -23,11 +24,11 @@ func (e *Engine) Stop(stopping, cut func()) {
 	e.wait(time.Now().Add(e.Grace / 8))
 	e.endAll()
 	e.wait(time.Now().Add(e.Grace / 8))
-	if e.count() == 0 {
+	if e.open.Count() == 0 {
 		return
 	}
-	e.log.Info("cutting connections with unfinished answers", "connections", e.count())
-	e.closeAll()
+	e.log.Info("cutting connections with unfinished answers", "connections", e.open.Count())
+	e.open.Each(admission.Conn.Cut)
 	cut()
 	e.wait(time.Now().Add(e.Grace / 2))
 }
@@ -36,27 +37,22 @@ func (e *Engine) Stop(stopping, cut func()) {
 // none is left or the end is reached.
 func (e *Engine) drain(end time.Time) {
 	e.draining.Store(true)
-	e.mu.Lock()
-	for connection := range e.open.members {
-		connection.endWhenQuiet()
-	}
-	e.mu.Unlock()
+	e.open.Drain()
+	e.open.Each(func(c admission.Conn) { c.(*connection).endWhenQuiet() })
 	e.wait(end)
 }
 
 // endAll closes connections that wait for a request, and others once they wait.
 func (e *Engine) endAll() {
 	e.ending.Store(true)
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for connection := range e.open.members {
-		_ = connection.Conn.SetReadDeadline(time.Now()) // fails only if closed
-	}
+	e.open.Each(func(c admission.Conn) {
+		_ = c.(*connection).Conn.SetReadDeadline(time.Now()) // fails only if closed
+	})
 }
 
 // wait waits for all connections to be closed.
 func (e *Engine) wait(end time.Time) {
-	for e.count() > 0 && time.Now().Before(end) {
+	for e.open.Count() > 0 && time.Now().Before(end) {
 		time.Sleep(5 * time.Millisecond)
 	}
 }

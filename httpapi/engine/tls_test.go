@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"math/big"
 	"nar-herder/httpapi/clients"
+	"nar-herder/httpapi/engine/admission"
 	"nar-herder/httpapi/measured"
 	"net"
 	"net/http"
@@ -45,7 +46,7 @@ func testConfig(t testing.TB) *tls.Config {
 var clientConfig = &tls.Config{InsecureSkipVerify: true}
 
 // start serves with TLS, and without it, and returns both addresses.
-func start(t testing.TB, limits Limits, handle fasthttp.RequestHandler, configure ...func(*Engine)) (e *Engine, encrypted, plain string) {
+func start(t testing.TB, limits admission.Limits, handle fasthttp.RequestHandler, configure ...func(*Engine)) (e *Engine, encrypted, plain string) {
 	t.Helper()
 	e = New(handle, AnswerBadRequest, limits, clients.Proxies{}, slog.New(slog.DiscardHandler))
 	for _, f := range configure {
@@ -70,9 +71,9 @@ func start(t testing.TB, limits Limits, handle fasthttp.RequestHandler, configur
 		t.Cleanup(func() {
 			l.Close()
 			serving.Wait()
-			e.closeAll()
+			e.open.Each(admission.Conn.Cut)
 			e.wait(time.Now().Add(10 * time.Second))
-			if n := e.count(); n > 0 {
+			if n := e.open.Count(); n > 0 {
 				t.Errorf("%d connections have not ended", n)
 			}
 		})
@@ -114,7 +115,7 @@ func deadline(t testing.TB, conn net.Conn) {
 func TestTLSBurst(t *testing.T) {
 	t.Parallel()
 	const requests = 1000
-	e, address, _ := start(t, Limits{}, func(ctx *fasthttp.RequestCtx) {
+	e, address, _ := start(t, admission.Limits{}, func(ctx *fasthttp.RequestCtx) {
 		if !IsTLS(ctx) {
 			t.Error("a request without TLS")
 		}
@@ -142,9 +143,9 @@ func TestTLSBurst(t *testing.T) {
 		}
 		conn.Close()
 	}
-	for until := time.Now().Add(10 * time.Second); e.unread.Load() > 0; time.Sleep(time.Millisecond) {
+	for until := time.Now().Add(10 * time.Second); e.Usage().Unread > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(until) {
-			t.Fatalf("%d bytes are reserved after the end", e.unread.Load())
+			t.Fatalf("%d bytes are reserved after the end", e.Usage().Unread)
 		}
 	}
 }
@@ -155,7 +156,7 @@ func TestTLSAhead(t *testing.T) {
 	for _, encrypted := range []bool{true, false} {
 		var lines []byte
 		begun := make(chan struct{})
-		_, address, plain := start(t, Limits{}, func(ctx *fasthttp.RequestCtx) {
+		_, address, plain := start(t, admission.Limits{}, func(ctx *fasthttp.RequestCtx) {
 			if string(ctx.Path()) == "/0" {
 				LeaveLoop(ctx)
 				<-begun
@@ -233,7 +234,7 @@ func TestTLSCut(t *testing.T) {
 	} {
 		t.Run(path, func(t *testing.T) {
 			t.Parallel()
-			_, address, _ := start(t, Limits{}, func(ctx *fasthttp.RequestCtx) {
+			_, address, _ := start(t, admission.Limits{}, func(ctx *fasthttp.RequestCtx) {
 				if test.length < 0 {
 					LeaveLoop(ctx)
 					SendChunks(ctx, io.NopCloser(test.body()))
@@ -282,7 +283,7 @@ func (b broken) Read([]byte) (int, error) { return 0, b.err }
 // TestTLSStrangers: clients that speak something else get an answer that says so, or nothing.
 func TestTLSStrangers(t *testing.T) {
 	t.Parallel()
-	e, encrypted, plain := start(t, Limits{}, func(ctx *fasthttp.RequestCtx) { ctx.Response.SetBodyString("fine") },
+	e, encrypted, plain := start(t, admission.Limits{}, func(ctx *fasthttp.RequestCtx) { ctx.Response.SetBodyString("fine") },
 		func(e *Engine) { e.Server.ReadTimeout = 100 * time.Millisecond })
 	read := func(address, text string) string {
 		conn := dialPlain(t, address)
@@ -324,7 +325,7 @@ func TestTLSStrangers(t *testing.T) {
 // TestTLSLimits: clients of one address that never finish their handshakes don't keep others out.
 func TestTLSLimits(t *testing.T) {
 	t.Parallel()
-	e, address, _ := start(t, Limits{Connections: 8, PerAddress: 8}, func(ctx *fasthttp.RequestCtx) { ctx.Response.SetBodyString("fine") })
+	e, address, _ := start(t, admission.Limits{Connections: 8, PerAddress: 8}, func(ctx *fasthttp.RequestCtx) { ctx.Response.SetBodyString("fine") })
 	for i := range 100 {
 		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
 		conn, err := dialer.Dial("tcp", address)
@@ -346,7 +347,7 @@ func TestTLSLimits(t *testing.T) {
 	if err != nil || answer.StatusCode != 200 {
 		t.Fatalf("%v %+v, %d failures", err, e.Usage(), e.handshakeFailures.Load())
 	}
-	if open := e.size(); open > 8 {
+	if open := e.Usage().Open; open > 8 {
 		t.Errorf("%d connections", open)
 	}
 }

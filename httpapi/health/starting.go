@@ -14,6 +14,7 @@ import (
 
 	"nar-herder/httpapi/clients"
 	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/engine/admission"
 	"nar-herder/httpapi/respond"
 )
 
@@ -47,7 +48,7 @@ type answering struct {
 
 // NewStarting makes a Starting with limits for its connections, from which trusted
 // proxies are exempt. With hideHealth, /health is answered like any other path.
-func NewStarting(hideHealth bool, limits engine.Limits, proxies clients.Proxies, log *slog.Logger) *Starting {
+func NewStarting(hideHealth bool, limits admission.Limits, proxies clients.Proxies, log *slog.Logger) *Starting {
 	s := &Starting{log: log, hideHealth: hideHealth}
 	s.Engine = engine.New(
 		func(ctx *fasthttp.RequestCtx) { s.answering.Load().handle(ctx) },

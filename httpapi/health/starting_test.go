@@ -10,6 +10,7 @@ import (
 
 	"nar-herder/httpapi/clients"
 	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/engine/admission"
 )
 
 // TestStartingPatience: requests wait for a server that does not start.
@@ -17,7 +18,7 @@ func TestStartingPatience(t *testing.T) {
 	t.Parallel()
 	for _, hideHealth := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			starting := NewStarting(hideHealth, engine.Limits{}, clients.Proxies{}, slog.New(slog.DiscardHandler))
+			starting := NewStarting(hideHealth, admission.Limits{}, clients.Proxies{}, slog.New(slog.DiscardHandler))
 			ask := func(path string, status int, most time.Duration) {
 				t.Helper()
 				var ctx fasthttp.RequestCtx
