@@ -258,7 +258,7 @@ func TestMultiples(t *testing.T) {
 	}
 	for i := range uint(253) {
 		power := new(big.Int).Lsh(big.NewInt(1), i)
-		for _, offset := range []int64{-windowSize - 1, -1, 0, windowSize - 1, windowSize} {
+		for _, offset := range []int64{-maxDigit - 1, -1, 0, maxDigit - 1, maxDigit} {
 			check(new(big.Int).Add(power, big.NewInt(offset)))
 			check(new(big.Int).Sub(groupOrder, new(big.Int).Add(power, big.NewInt(offset))))
 		}
