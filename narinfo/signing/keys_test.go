@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"math/big"
+	"nar-herder/narinfo/signing/sexp"
 	"os"
 	"slices"
 	"strings"
@@ -69,11 +70,11 @@ func TestParseKeys(t *testing.T) {
 
 // The key of a signature is found in a set, however either of them writes it.
 func TestKeysSpellings(t *testing.T) {
-	numbers, err := parseSexp(rsaText(1024))
+	numbers, err := sexp.Parse(rsaText(1024))
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := strings.Trim(numbers.list[1].list[1].list[1].atom, "#")
+	n := strings.Trim(numbers.List[1].List[1].List[1].Atom, "#")
 	for _, spellings := range [][]string{
 		{
 			key1,
