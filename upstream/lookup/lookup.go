@@ -296,7 +296,7 @@ func (f *Finder) askPart(hashes []narinfo.PathHash, via string, asker Asker) {
 	}
 	f.waitForWriter()
 	go func() {
-		f.source.Ask(f.ctx, unknown, asker.Via, func(hash narinfo.PathHash, answer upstream.Answer) {
+		f.source.Ask(upstream.WithClient(f.ctx, asker.Client), unknown, asker.Via, func(hash narinfo.PathHash, answer upstream.Answer) {
 			f.deliver(question{hash, via}, answer, rows[hash])
 		})
 		for _, hash := range unknown { // none is left, unless the source is faulty
