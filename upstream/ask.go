@@ -101,7 +101,9 @@ func (s *Set) Ask(ctx context.Context, hashes []narinfo.PathHash, via []string, 
 		items: make([]item, len(hashes)), answered: make([]bool, len(s.upstreams)),
 	}
 	q.left.Store(int64(len(hashes)))
-	q.place = s.settler.reserve(len(hashes))
+	client := clientOf(ctx)
+	q.place = s.settler.reserve(client, len(hashes))
+	defer s.settler.release(client)
 	q.send(via)
 	q.wait()
 }
@@ -216,7 +218,7 @@ func (q *question) receive(i, upstream int, r reply) {
 }
 
 // settle delivers the answer about an item, if it is known and hasn't been delivered.
-func (q *question) settle(i int) {
+func (q *question) settle(i int) (isDecided bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	t := &q.items[i]
@@ -227,7 +229,7 @@ func (q *question) settle(i int) {
 				t.awaited = true
 				q.waiting <- i // which has room for all
 			}
-			return
+			return false
 		}
 		if n >= 0 && !t.replies[n].authorized {
 			// Only the narinfo that is chosen is verified: that takes longer than all else.
@@ -257,6 +259,7 @@ func (q *question) settle(i int) {
 		}
 		q.mu.Lock()
 	}
+	return t.decided
 }
 
 // choose returns the upstream that has the item, -1 for none, or that this isn't known yet. The

@@ -40,6 +40,9 @@ func (c *call) setServer(server *server, header http.Header) (ok bool) {
 // Context implements [pipeline.Call].
 func (c *call) Context() context.Context { return c.question.ctx }
 
+// Place implements [pipeline.Call].
+func (c *call) Place() uint64 { return c.question.place + uint64(c.item) }
+
 // Request implements [pipeline.Call].
 func (c *call) Request() *http.Request { return c.request }
 

@@ -30,7 +30,7 @@ func (p *pool) Send(calls ...pipeline.Call) {
 		unneeded = append(unneeded, call)
 		return true
 	})
-	p.queue = append(p.queue, calls...)
+	p.queue = pipeline.Enqueue(p.queue, calls)
 	for range min(p.limit()-p.running, len(p.queue)) {
 		p.running++
 		go p.work()

@@ -2,38 +2,79 @@ package upstream
 
 import (
 	"container/heap"
+	"context"
+	"net/netip"
 	"runtime"
 	"sync"
 )
 
-// mostUnsettled bounds the narinfos that wait for a [settler], in bytes.
+// mostUnsettled bounds the texts of narinfos that wait for a [settler], in bytes. Each connection may
+// add one more.
 const mostUnsettled = 8 << 20
 
-// settler settles items that have a reply, those that were asked for first before others: a client
-// reads the answers in that order. Connections don't wait for it, because verifying a signature
-// takes longer than reading a narinfo, and TCP stalls when it fills the buffers of a connection.
+// settler settles items that have a reply in the order of their places. Connections don't wait for
+// it: verifying a signature takes longer than reading a narinfo, and answers came up to 40 ms later
+// when connections did both, probably because their buffers were full.
 type settler struct {
 	mu      sync.Mutex
 	room    sync.Cond // of mu: bytes has fallen
 	queue   unsettled
 	bytes   int
 	running int
-	asked   uint64 // items
+	clients map[netip.Prefix]*share // that wait for answers
+	now     uint64                  // the place after the highest that was decided
+}
+
+// share is what one client waits for.
+type share struct {
+	questions int
+	next      uint64 // place
+}
+
+type clientKey struct{}
+
+// WithClient returns a context for [Set.Ask] with the network of the client that waits for the
+// answers. Clients take turns; those without a network are one.
+func WithClient(ctx context.Context, client netip.Prefix) context.Context {
+	return context.WithValue(ctx, clientKey{}, client)
+}
+
+func clientOf(ctx context.Context) netip.Prefix {
+	client, _ := ctx.Value(clientKey{}).(netip.Prefix)
+	return client
 }
 
 func newSettler() *settler {
-	s := new(settler)
+	s := &settler{clients: make(map[netip.Prefix]*share)}
 	s.room.L = &s.mu
 	return s
 }
 
-// reserve returns the place of the first of n new items in the order of all.
-func (s *settler) reserve(n int) (place uint64) {
+// reserve returns the place of the first of n items in the order of all, until release. Those of one
+// client are in the order of its questions, in which it reads the answers. They begin with what is
+// decided now, so that they come in turn with those of others that were asked for before.
+func (s *settler) reserve(client netip.Prefix, n int) (place uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	place = s.asked
-	s.asked += uint64(n)
+	c := s.clients[client]
+	if c == nil {
+		c = new(share)
+		s.clients[client] = c
+	}
+	place = max(s.now, c.next)
+	c.questions++
+	c.next = place + uint64(n)
 	return place
+}
+
+// release ends a question of a client.
+func (s *settler) release(client netip.Prefix) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.clients[client]
+	if c.questions--; c.questions == 0 {
+		delete(s.clients, client)
+	}
 }
 
 // add settles an item soon. It waits while the replies that wait are too large.
@@ -54,8 +95,10 @@ func (s *settler) add(t turn) {
 
 // run settles items until none is left.
 func (s *settler) run() {
+	var now uint64
 	for {
 		s.mu.Lock()
+		s.now = max(s.now, now)
 		if len(s.queue) == 0 {
 			s.running--
 			s.mu.Unlock()
@@ -65,7 +108,9 @@ func (s *settler) run() {
 		s.bytes -= t.size
 		s.mu.Unlock()
 		s.room.Broadcast()
-		t.question.settle(t.item)
+		if t.question.settle(t.item) {
+			now = t.place + 1
+		}
 	}
 }
 

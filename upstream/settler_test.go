@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"net/netip"
 	"slices"
 	"sync"
 	"testing"
@@ -29,7 +30,8 @@ func TestSettlerOrder(t *testing.T) {
 			},
 		}
 		q.left.Store(int64(len(hashes)))
-		if first, second := s.reserve(3), s.reserve(len(hashes)); first != 0 || second != 3 {
+		var client netip.Prefix
+		if first, second := s.reserve(client, 3), s.reserve(client, len(hashes)); first != 0 || second != 3 {
 			t.Errorf("places %d and %d", first, second)
 		}
 		s.running = 1 << 10 // none more is started
@@ -55,4 +57,44 @@ func TestSettlerOrder(t *testing.T) {
 			t.Errorf("%d bytes and %d replies wait, %d run", s.bytes, len(s.queue), s.running)
 		}
 	})
+}
+
+// TestSettlerTurns: items of a client come after those that it has asked for before, and in turn with
+// those of others.
+func TestSettlerTurns(t *testing.T) {
+	s := newSettler()
+	one, other := netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("192.0.2.2/32")
+	reserve := func(client netip.Prefix, n int, want uint64) {
+		t.Helper()
+		if got := s.reserve(client, n); got != want {
+			t.Errorf("the place is %d, want %d", got, want)
+		}
+	}
+	settle := func(place uint64, isDecided bool) {
+		q := &question{items: []item{{decided: isDecided, verifying: !isDecided}}}
+		s.running++
+		s.queue = unsettled{{place: place, question: q}}
+		s.run()
+	}
+	reserve(one, 20_000, 0)
+	settle(99, true)
+	settle(5_000, false) // a reply of one upstream, another is awaited
+	reserve(other, 1, 100)
+	reserve(one, 1_000, 20_000)
+	reserve(other, 1, 101)
+	settle(50, true) // out of order
+	s.release(other)
+	reserve(other, 1, 102)
+	settle(100, true)
+	settle(101, true)
+	s.release(other)
+	s.release(other)
+	reserve(other, 1, 102) // not 103: nothing of it is left
+	reserve(netip.Prefix{}, 1, 102)
+	for _, client := range []netip.Prefix{one, one, other, {}} {
+		s.release(client)
+	}
+	if len(s.clients) > 0 {
+		t.Errorf("%d clients wait", len(s.clients))
+	}
 }

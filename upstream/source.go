@@ -224,6 +224,7 @@ type probe struct {
 }
 
 func (p *probe) Context() context.Context                             { return p.request.Context() }
+func (p *probe) Place() uint64                                        { return 0 } // it is first
 func (p *probe) Request() *http.Request                               { return p.request }
 func (p *probe) Relate(response *pipeline.Response) pipeline.Relation { return pipeline.Own }
 func (p *probe) Done(_ *pipeline.Response, err error)                 { p.done <- err }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"nar-herder/narinfo/signing/sexp"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -37,25 +38,25 @@ const usesForTable = 8
 
 // decodeECDSAKey decodes a key (ecc (curve Ed25519) (q …)). It also returns the key as
 // libgcrypt prints it.
-func decodeECDSAKey(key sexp) (*ecdsaKey, sexp, error) {
+func decodeECDSAKey(key sexp.Expr) (*ecdsaKey, sexp.Expr, error) {
 	// A key with flags is for EdDSA, or has another form of q.
-	if err := key.only(sexpCurve, "q"); err != nil {
-		return nil, sexp{}, err
+	if err := only(key, sexpCurve, "q"); err != nil {
+		return nil, sexp.Expr{}, err
 	}
-	curve, err := key.parameter(sexpCurve)
+	curve, err := key.Parameter(sexpCurve)
 	if err != nil {
-		return nil, sexp{}, err
+		return nil, sexp.Expr{}, err
 	}
 	if string(curve) != curveEd25519 {
-		return nil, sexp{}, fmt.Errorf("%w: the curve is %.80q, only %s is known", ErrUnknownAlgorithm, curve, curveEd25519)
+		return nil, sexp.Expr{}, fmt.Errorf("%w: the curve is %.80q, only %s is known", ErrUnknownAlgorithm, curve, curveEd25519)
 	}
-	encoded, err := key.parameter("q")
+	encoded, err := key.Parameter("q")
 	if err != nil {
-		return nil, sexp{}, err
+		return nil, sexp.Expr{}, err
 	}
 	q, err := publicPoint(encoded)
 	if err != nil {
-		return nil, sexp{}, err
+		return nil, sexp.Expr{}, err
 	}
 	return &ecdsaKey{
 		q:         q,
@@ -64,15 +65,15 @@ func decodeECDSAKey(key sexp) (*ecdsaKey, sexp, error) {
 }
 
 // eccList returns the list (ecc (curve Ed25519) (q …) …).
-func eccList(q []byte, more ...sexp) sexp {
-	return listOf(algorithmECC, append([]sexp{
-		listOf(sexpCurve, sexp{atom: curveEd25519}),
-		listOf("q", atomOf(q)),
+func eccList(q []byte, more ...sexp.Expr) sexp.Expr {
+	return sexp.NewList(algorithmECC, append([]sexp.Expr{
+		sexp.NewList(sexpCurve, sexp.Expr{Atom: curveEd25519}),
+		sexp.NewList("q", sexp.NewAtom(q)),
 	}, more...)...)
 }
 
-func (k *ecdsaKey) verify(values sexp, hash [sha256.Size]byte) error {
-	if err := values.only("r", "s"); err != nil {
+func (k *ecdsaKey) verify(values sexp.Expr, hash [sha256.Size]byte) error {
+	if err := only(values, "r", "s"); err != nil {
 		return err
 	}
 	r, err := scalar(values, "r")
@@ -122,8 +123,8 @@ func publicPoint(encoded []byte) (*edwards25519.Point, error) {
 }
 
 // scalar returns a parameter, which must be a number from 1 to n-1.
-func scalar(values sexp, name string) (*edwards25519.Scalar, error) {
-	number, err := values.number(name)
+func scalar(values sexp.Expr, name string) (*edwards25519.Scalar, error) {
+	number, err := values.Number(name)
 	if err != nil {
 		return nil, err
 	}

@@ -114,8 +114,9 @@ func FuzzVerify(f *testing.F) {
 		}
 		if _, isField := decodeSignature(signature); isField == nil && len(signature) < maxSignatureSize-4 {
 			got := Verify(start+base64.StdEncoding.EncodeToString([]byte(asUnusual(sexp))), hash, nil)
-			if fmt.Sprint(got) != fmt.Sprint(err) {
-				t.Fatalf("%v; as an unusual one, %v", err, got)
+			again := Verify(signature, hash, nil) // its key is decoded by now
+			if fmt.Sprint(got) != fmt.Sprint(err) || fmt.Sprint(again) != fmt.Sprint(err) {
+				t.Fatalf("%v; as an unusual one, %v; again, %v", err, got, again)
 			}
 		}
 		if got := Verify(signature, hash, new(Keys)); !errors.Is(err, ErrCorrupt) && !errors.Is(got, ErrUnauthorized) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"nar-herder/narinfo/signing/sexp"
 	"slices"
 	"sync"
 
@@ -32,26 +33,26 @@ func ParseKeys(text []byte) (*Keys, error) {
 	if len(text) > MaxKeysSize {
 		return nil, fmt.Errorf("%d bytes, at most %d are allowed", len(text), MaxKeysSize)
 	}
-	tree, err := parseSexp(string(text))
+	tree, err := sexp.Parse(string(text))
 	if err != nil {
 		return nil, err
 	}
 	keys := new(Keys)
-	switch tree.head() {
+	switch tree.Head() {
 	case sexpPublicKey:
 		if err := keys.add(tree); err != nil {
 			return nil, err
 		}
 		return keys, nil
 	case "acl":
-		for i, entry := range tree.list[1:] {
-			if len(entry.list) != 3 || entry.head() != "entry" || !isImportTag(entry.list[2]) {
+		for i, entry := range tree.List[1:] {
+			if len(entry.List) != 3 || entry.Head() != "entry" || !isImportTag(entry.List[2]) {
 				return nil, fmt.Errorf("entry %d of the ACL must be of the form (entry KEY (tag (guix import)))", i+1)
 			}
-			if entry.list[1].head() != sexpPublicKey {
+			if entry.List[1].Head() != sexpPublicKey {
 				continue
 			}
-			if err := keys.add(entry.list[1]); err != nil {
+			if err := keys.add(entry.List[1]); err != nil {
 				return nil, fmt.Errorf("entry %d of the ACL: %w", i+1, err)
 			}
 		}
@@ -64,12 +65,12 @@ func ParseKeys(text []byte) (*Keys, error) {
 }
 
 // isImportTag reports whether tag is (tag (guix import)).
-func isImportTag(tag sexp) bool {
-	return len(tag.list) == 2 && tag.head() == "tag" && len(tag.list[1].list) == 2 &&
-		tag.list[1].head() == "guix" && tag.list[1].list[1].atom == "import"
+func isImportTag(tag sexp.Expr) bool {
+	return len(tag.List) == 2 && tag.Head() == "tag" && len(tag.List[1].List) == 2 &&
+		tag.List[1].Head() == "guix" && tag.List[1].List[1].Atom == "import"
 }
 
-func (k *Keys) add(list sexp) error {
+func (k *Keys) add(list sexp.Expr) error {
 	key, err := decodedKey(list)
 	if err == nil {
 		err = key.err
@@ -125,7 +126,7 @@ type publicKey struct {
 // verifier verifies signatures by one key.
 type verifier interface {
 	// verify verifies the signature (ALGORITHM (PARAMETER VALUE) …) of a hash.
-	verify(values sexp, hash [sha256.Size]byte) error
+	verify(values sexp.Expr, hash [sha256.Size]byte) error
 }
 
 var errNoPublicKey = errors.New("the public-key must be of the form (public-key (ALGORITHM (PARAMETER VALUE) …))")
@@ -146,24 +147,24 @@ var decodedKeys = sync.OnceValue(func() *lru.Cache[string, *publicKey] {
 })
 
 // decodedKey decodes a list (public-key …).
-func decodedKey(list sexp) (*publicKey, error) {
-	if key, ok := decodedKeys().Get(list.source); ok {
+func decodedKey(list sexp.Expr) (*publicKey, error) {
+	if key, ok := decodedKeys().Get(list.Source); ok {
 		return key, nil
 	}
 	key, err := decodeKey(list)
-	if err == nil && key.err == nil && len(list.source) <= maxDecodedSource {
-		decodedKeys().Add(string([]byte(list.source)), key) // a copy, because it is part of a longer text
+	if err == nil && key.err == nil && len(list.Source) <= maxDecodedSource {
+		decodedKeys().Add(string([]byte(list.Source)), key) // a copy, because it is part of a longer text
 	}
 	return key, err
 }
 
-func decodeKey(list sexp) (*publicKey, error) {
-	if !list.isPublicKey() {
+func decodeKey(list sexp.Expr) (*publicKey, error) {
+	if !isPublicKey(list) {
 		return nil, errNoPublicKey
 	}
-	parameters := list.list[1]
-	key := &publicKey{text: list.print(), algorithm: parameters.head()}
-	var plain sexp
+	parameters := list.List[1]
+	key := &publicKey{text: list.Print(), algorithm: parameters.Head()}
+	var plain sexp.Expr
 	switch key.algorithm {
 	case algorithmECC:
 		key.verifier, plain, key.err = decodeECDSAKey(parameters)
@@ -173,22 +174,22 @@ func decodeKey(list sexp) (*publicKey, error) {
 		key.err = fmt.Errorf("%w: the key is of %.80q", ErrUnknownAlgorithm, key.algorithm)
 	}
 	if key.err == nil {
-		key.text = listOf(sexpPublicKey, plain).print()
+		key.text = sexp.NewList(sexpPublicKey, plain).Print()
 	}
 	return key, nil
 }
 
 // isPublicKey reports whether s is (public-key (ALGORITHM (PARAMETER VALUE…)…)).
-func (s sexp) isPublicKey() bool {
-	if len(s.list) != 2 || len(s.list[1].list) < 2 || s.list[1].head() == "" {
+func isPublicKey(s sexp.Expr) bool {
+	if len(s.List) != 2 || len(s.List[1].List) < 2 || s.List[1].Head() == "" {
 		return false
 	}
-	for _, parameter := range s.list[1].list[1:] {
-		if len(parameter.list) < 2 {
+	for _, parameter := range s.List[1].List[1:] {
+		if len(parameter.List) < 2 {
 			return false
 		}
-		for _, value := range parameter.list {
-			if value.atom == "" {
+		for _, value := range parameter.List {
+			if value.Atom == "" {
 				return false
 			}
 		}

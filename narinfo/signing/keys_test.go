@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"math/big"
+	"nar-herder/narinfo/signing/sexp"
 	"os"
 	"slices"
 	"strings"
@@ -69,11 +70,11 @@ func TestParseKeys(t *testing.T) {
 
 // The key of a signature is found in a set, however either of them writes it.
 func TestKeysSpellings(t *testing.T) {
-	numbers, err := parseSexp(rsaText(1024))
+	numbers, err := sexp.Parse(rsaText(1024))
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := strings.Trim(numbers.list[1].list[1].list[1].atom, "#")
+	n := strings.Trim(numbers.List[1].List[1].List[1].Atom, "#")
 	for _, spellings := range [][]string{
 		{
 			key1,
@@ -258,7 +259,7 @@ func TestMultiples(t *testing.T) {
 	}
 	for i := range uint(253) {
 		power := new(big.Int).Lsh(big.NewInt(1), i)
-		for _, offset := range []int64{-windowSize - 1, -1, 0, windowSize - 1, windowSize} {
+		for _, offset := range []int64{-maxDigit - 1, -1, 0, maxDigit - 1, maxDigit} {
 			check(new(big.Int).Add(power, big.NewInt(offset)))
 			check(new(big.Int).Sub(groupOrder, new(big.Int).Add(power, big.NewInt(offset))))
 		}

@@ -19,6 +19,7 @@ import (
 	"filippo.io/edwards25519"
 
 	"nar-herder/internal/rounds"
+	"nar-herder/narinfo/signing/sexp"
 )
 
 // libgcrypt is the program testdata/libgcrypt.c: the implementation that Guix uses.
@@ -132,15 +133,15 @@ func samePrinted(t *testing.T, a, b string) bool {
 	if !strings.Contains(a+b, `\x00`) {
 		return a == b
 	}
-	first, err := parseSexp(a)
+	first, err := sexp.Parse(a)
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := parseSexp(b)
+	second, err := sexp.Parse(b)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return first.print() == second.print()
+	return first.Print() == second.Print()
 }
 
 // checkBoth asserts that libgcrypt makes the same signature of a random hash with the same
@@ -174,10 +175,10 @@ func checkBoth(t *testing.T, l *libgcrypt, random *rand.ChaCha8, key *PrivateKey
 		t.Fatal(err)
 	}
 	want := l.must(t, "sign", key.Private(), key.Public(), data(flag, hash))[0]
-	if !samePrinted(t, parsed.print(), want) {
-		t.Errorf("key %s hash %x: got %s, libgcrypt makes %s", key.Private(), hash, parsed.print(), want)
+	if !samePrinted(t, parsed.Print(), want) {
+		t.Errorf("key %s hash %x: got %s, libgcrypt makes %s", key.Private(), hash, parsed.Print(), want)
 	}
-	l.must(t, "verify", parsed.print())
+	l.must(t, "verify", parsed.Print())
 	keys, err := ParseKeys([]byte(key.Public()))
 	if err != nil {
 		t.Fatal(err)
@@ -189,7 +190,7 @@ func checkBoth(t *testing.T, l *libgcrypt, random *rand.ChaCha8, key *PrivateKey
 	}
 	other := hash
 	other[31] ^= 8
-	changed := strings.Replace(parsed.print(), atomOf(hash[:]).atom, atomOf(other[:]).atom, 1)
+	changed := strings.Replace(parsed.Print(), sexp.NewAtom(hash[:]).Atom, sexp.NewAtom(other[:]).Atom, 1)
 	if _, err := l.ask(t, "verify", changed); err == nil {
 		t.Errorf("libgcrypt accepts %s", changed)
 	}
@@ -270,17 +271,17 @@ func TestLibgcryptPrints(t *testing.T) {
 		if bytes.IndexByte(value, 0) > 0 {
 			continue // see samePrinted
 		}
-		printed := listOf("a", atomOf(value), listOf("b", sexp{atom: "c"}), atomOf(value[:i%2]), listOf("d")).print()
+		printed := sexp.NewList("a", sexp.NewAtom(value), sexp.NewList("b", sexp.Expr{Atom: "c"}), sexp.NewAtom(value[:i%2]), sexp.NewList("d")).Print()
 		if got := l.must(t, "print", printed)[0]; !samePrinted(t, got, printed) {
 			t.Fatalf("%x: got %q, libgcrypt prints %q", value, printed, got)
 		}
 		hexadecimal := fmt.Sprintf("(a #%x#)", value)
-		parsed, err := parseSexp(hexadecimal)
+		parsed, err := sexp.Parse(hexadecimal)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := l.must(t, "print", hexadecimal)[0]; !samePrinted(t, got, parsed.print()) {
-			t.Fatalf("%x: got %q, libgcrypt prints %q", value, parsed.print(), got)
+		if got := l.must(t, "print", hexadecimal)[0]; !samePrinted(t, got, parsed.Print()) {
+			t.Fatalf("%x: got %q, libgcrypt prints %q", value, parsed.Print(), got)
 		}
 	}
 }
@@ -308,12 +309,12 @@ func TestLibgcryptReads(t *testing.T) {
 				text = slices.Delete(text, at, at+1)
 			}
 		}
-		tree, err := parseSexp(string(text))
+		tree, err := sexp.Parse(string(text))
 		if err != nil {
 			continue
 		}
 		accepted++
-		printed := tree.print()
+		printed := tree.Print()
 		if strings.Contains(printed, "00") {
 			continue // maybe a NUL, see samePrinted
 		}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"nar-herder/narinfo/signing/sexp"
 	"strings"
 
 	"filippo.io/edwards25519"
@@ -19,8 +20,8 @@ const maxPrivateKeySize = 64 << 10
 
 // PrivateKey signs narinfos. Its public key is part of each signature.
 type PrivateKey struct {
-	list   sexp // (private-key …)
-	public sexp // (public-key …)
+	list   sexp.Expr // (private-key …)
+	public sexp.Expr // (public-key …)
 	signer signer
 }
 
@@ -28,7 +29,7 @@ type PrivateKey struct {
 type signer interface {
 	// sign returns the flag of the signed data, and the signature (ALGORITHM (PARAMETER
 	// VALUE) …).
-	sign(hash [sha256.Size]byte) (flag string, values sexp, err error)
+	sign(hash [sha256.Size]byte) (flag string, values sexp.Expr, err error)
 }
 
 // None of the errors about private keys quotes them.
@@ -45,30 +46,30 @@ func ParsePrivateKey(text []byte) (*PrivateKey, error) {
 	if len(text) > maxPrivateKeySize {
 		return nil, fmt.Errorf("%d bytes, a private key has at most %d", len(text), maxPrivateKeySize)
 	}
-	tree, err := parseSexp(string(text))
+	tree, err := sexp.Parse(string(text))
 	if err != nil {
 		return nil, err
 	}
-	if tree.head() == sexpPublicKey {
+	if tree.Head() == sexpPublicKey {
 		return nil, errPublicKey
 	}
-	if tree.head() != sexpPrivateKey || len(tree.list) != 2 {
+	if tree.Head() != sexpPrivateKey || len(tree.List) != 2 {
 		return nil, errNoPrivateKey
 	}
-	parameters, values := tree.list[1], make(map[string][]byte)
+	parameters, values := tree.List[1], make(map[string][]byte)
 	names, parse := []string{sexpCurve, "q", "d"}, parseECDSAPrivate
-	switch parameters.head() {
+	switch parameters.Head() {
 	case algorithmECC:
 	case algorithmRSA:
 		names, parse = []string{"n", "e", "d", "p", "q", "u"}, parseRSAPrivate
 	default:
 		return nil, errNoPrivateKey
 	}
-	if len(parameters.list) != 1+len(names) {
+	if len(parameters.List) != 1+len(names) {
 		return nil, errNoPrivateKey
 	}
 	for _, name := range names {
-		value, err := parameters.parameter(name)
+		value, err := parameters.Parameter(name)
 		if err != nil {
 			return nil, errNoPrivateKey
 		}
@@ -102,10 +103,10 @@ func GenerateKey(random io.Reader) (*PrivateKey, error) {
 }
 
 // Private returns the private key in the format of Guix's signing-key.sec.
-func (k *PrivateKey) Private() string { return k.list.print() }
+func (k *PrivateKey) Private() string { return k.list.Print() }
 
 // Public returns the public key in the format of Guix's signing-key.pub, as [Key] does.
-func (k *PrivateKey) Public() string { return k.public.print() }
+func (k *PrivateKey) Public() string { return k.public.Print() }
 
 // Sign returns the value of a narinfo's field Signature, byte for byte as Guix makes it, for a
 // text with the hash. host is the name of the signing machine, which no program reads.
@@ -119,12 +120,12 @@ func (k *PrivateKey) Sign(hash [sha256.Size]byte, host string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	text := listOf(sexpSignature,
-		listOf(sexpData,
-			listOf(sexpFlags, sexp{atom: flag}),
-			listOf(sexpHash, sexp{atom: hashSHA256}, atomOf(hash[:]))),
-		listOf(sexpSigVal, values),
-		k.public).print()
+	text := sexp.NewList(sexpSignature,
+		sexp.NewList(sexpData,
+			sexp.NewList(sexpFlags, sexp.Expr{Atom: flag}),
+			sexp.NewList(sexpHash, sexp.Expr{Atom: hashSHA256}, sexp.NewAtom(hash[:]))),
+		sexp.NewList(sexpSigVal, values),
+		k.public).Print()
 	return strings.Join([]string{signatureVersion, host, base64.StdEncoding.EncodeToString([]byte(text))}, ";"), nil
 }
 
@@ -150,7 +151,7 @@ func parseECDSAPrivate(values map[string][]byte) (*PrivateKey, error) {
 
 // privateScalar returns d modulo n. d may be above n.
 func privateScalar(d []byte) (*edwards25519.Scalar, error) {
-	if len(trimZeros(d)) > scalarSize {
+	if len(sexp.TrimZeros(d)) > scalarSize {
 		return nil, errECDSAPrivate
 	}
 	var wide [64]byte
@@ -181,18 +182,18 @@ func newECDSAPrivate(q, d []byte) (*PrivateKey, error) {
 		return nil, err
 	}
 	s := &ecdsaSigner{d: scalar}
-	d = trimZeros(d)
+	d = sexp.TrimZeros(d)
 	copy(s.octets[scalarSize-len(d):], d)
 	return &PrivateKey{
-		list:   listOf(sexpPrivateKey, eccList(q, numberOf("d", d))),
-		public: listOf(sexpPublicKey, eccList(q)),
+		list:   sexp.NewList(sexpPrivateKey, eccList(q, sexp.NewNumber("d", d))),
+		public: sexp.NewList(sexpPublicKey, eccList(q)),
 		signer: s,
 	}, nil
 }
 
 // sign takes the same time for each key and hash, apart from the number of nonces that are
 // rejected, which reveals nothing about the one that is used.
-func (k *ecdsaSigner) sign(hash [sha256.Size]byte) (flag string, values sexp, err error) {
+func (k *ecdsaSigner) sign(hash [sha256.Size]byte) (flag string, values sexp.Expr, err error) {
 	e := hashScalar(hash)
 	for nonce := range k.nonces(e) {
 		point := sumPointOf(new(edwards25519.Point).ScalarBaseMult(nonce))
@@ -201,9 +202,9 @@ func (k *ecdsaSigner) sign(hash [sha256.Size]byte) (flag string, values sexp, er
 		s.Multiply(s, nonce.Invert(nonce))
 		zero := edwards25519.NewScalar()
 		if r.Equal(zero) == 0 && s.Equal(zero) == 0 {
-			return flagECDSA, listOf(algorithmECDSA, // libgcrypt's unsigned format, unlike numberOf
-				listOf("r", atomOf(trimZeros(bigEndian(r)))),
-				listOf("s", atomOf(trimZeros(bigEndian(s))))), nil
+			return flagECDSA, sexp.NewList(algorithmECDSA, // libgcrypt's unsigned format, unlike sexp.NewNumber
+				sexp.NewList("r", sexp.NewAtom(sexp.TrimZeros(bigEndian(r)))),
+				sexp.NewList("s", sexp.NewAtom(sexp.TrimZeros(bigEndian(s))))), nil
 		}
 	}
 	panic("not reached")

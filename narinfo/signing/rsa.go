@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"math/big"
+	"nar-herder/narinfo/signing/sexp"
 )
 
 // Limits of RSA keys.
@@ -27,38 +28,38 @@ const (
 type rsaKey struct{ public rsa.PublicKey }
 
 // decodeRSAKey decodes a key (rsa (n …) (e …)). It also returns the key as libgcrypt prints it.
-func decodeRSAKey(key sexp) (*rsaKey, sexp, error) {
-	if err := key.only("n", "e"); err != nil {
-		return nil, sexp{}, err
+func decodeRSAKey(key sexp.Expr) (*rsaKey, sexp.Expr, error) {
+	if err := only(key, "n", "e"); err != nil {
+		return nil, sexp.Expr{}, err
 	}
-	modulus, err := key.number("n")
+	modulus, err := key.Number("n")
 	if err != nil {
-		return nil, sexp{}, err
+		return nil, sexp.Expr{}, err
 	}
-	exponent, err := key.number("e")
+	exponent, err := key.Number("e")
 	if err != nil {
-		return nil, sexp{}, err
+		return nil, sexp.Expr{}, err
 	}
 	n, e := new(big.Int).SetBytes(modulus), new(big.Int).SetBytes(exponent)
 	if bits := n.BitLen(); bits < minRSABits || bits > maxRSABits {
-		return nil, sexp{}, fmt.Errorf("%w: the RSA key has %d bits, must have %d to %d", ErrUnknownAlgorithm, bits, minRSABits, maxRSABits)
+		return nil, sexp.Expr{}, fmt.Errorf("%w: the RSA key has %d bits, must have %d to %d", ErrUnknownAlgorithm, bits, minRSABits, maxRSABits)
 	}
 	if !e.IsInt64() || e.Int64() > maxRSAExponent {
-		return nil, sexp{}, fmt.Errorf("%w: the RSA key's exponent has %d bits, must be at most %d", ErrUnknownAlgorithm, e.BitLen(), maxRSAExponent)
+		return nil, sexp.Expr{}, fmt.Errorf("%w: the RSA key's exponent has %d bits, must be at most %d", ErrUnknownAlgorithm, e.BitLen(), maxRSAExponent)
 	}
 	return &rsaKey{rsa.PublicKey{N: n, E: int(e.Int64())}}, rsaList(modulus, exponent), nil
 }
 
 // rsaList returns the list (rsa (n …) (e …)).
-func rsaList(n, e []byte) sexp {
-	return listOf(algorithmRSA, numberOf("n", n), numberOf("e", e))
+func rsaList(n, e []byte) sexp.Expr {
+	return sexp.NewList(algorithmRSA, sexp.NewNumber("n", n), sexp.NewNumber("e", e))
 }
 
-func (k *rsaKey) verify(values sexp, hash [sha256.Size]byte) error {
-	if err := values.only("s"); err != nil {
+func (k *rsaKey) verify(values sexp.Expr, hash [sha256.Size]byte) error {
+	if err := only(values, "s"); err != nil {
 		return err
 	}
-	signature, err := values.number("s")
+	signature, err := values.Number("s")
 	if err != nil {
 		return err
 	}
@@ -80,11 +81,11 @@ type rsaSigner struct{ key *rsa.PrivateKey }
 var errRSAPrivate = errors.New("the numbers of the RSA private key don't belong together")
 
 func parseRSAPrivate(values map[string][]byte) (*PrivateKey, error) {
-	list := listOf(algorithmRSA)
+	list := sexp.NewList(algorithmRSA)
 	numbers := make(map[string]*big.Int)
 	for _, name := range []string{"n", "e", "d", "p", "q", "u"} {
 		numbers[name] = new(big.Int).SetBytes(values[name])
-		list.list = append(list.list, numberOf(name, values[name]))
+		list.List = append(list.List, sexp.NewNumber(name, values[name]))
 	}
 	public := rsaList(values["n"], values["e"])
 	decoded, _, err := decodeRSAKey(public)
@@ -110,16 +111,16 @@ func parseRSAPrivate(values map[string][]byte) (*PrivateKey, error) {
 	}
 	key.Precompute()
 	return &PrivateKey{
-		list:   listOf(sexpPrivateKey, list),
-		public: listOf(sexpPublicKey, public),
+		list:   sexp.NewList(sexpPrivateKey, list),
+		public: sexp.NewList(sexpPublicKey, public),
 		signer: rsaSigner{key},
 	}, nil
 }
 
-func (k rsaSigner) sign(hash [sha256.Size]byte) (flag string, values sexp, err error) {
+func (k rsaSigner) sign(hash [sha256.Size]byte) (flag string, values sexp.Expr, err error) {
 	s, err := rsa.SignPKCS1v15(nil, k.key, crypto.SHA256, hash[:])
 	if err != nil {
-		return "", sexp{}, err
+		return "", sexp.Expr{}, err
 	}
-	return flagRSA, listOf(algorithmRSA, listOf("s", atomOf(s))), nil
+	return flagRSA, sexp.NewList(algorithmRSA, sexp.NewList("s", sexp.NewAtom(s))), nil
 }

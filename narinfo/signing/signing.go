@@ -8,6 +8,8 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"nar-herder/narinfo/signing/sexp"
+	"slices"
 	"strings"
 )
 
@@ -108,7 +110,7 @@ func Verify(signature string, hash [sha256.Size]byte, keys *Keys) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
-	list, err := parsed.child(sexpPublicKey)
+	list, err := parsed.Child(sexpPublicKey)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
@@ -155,8 +157,8 @@ func Key(signature string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, part := range parsed.list[1:] {
-		if part.head() == sexpPublicKey {
+	for _, part := range parsed.List[1:] {
+		if part.Head() == sexpPublicKey {
 			key, err := decodedKey(part)
 			if err != nil {
 				return "", err
@@ -168,7 +170,7 @@ func Key(signature string) (string, error) {
 }
 
 // signature is an s-expression (signature …).
-type signature struct{ sexp }
+type signature struct{ sexp.Expr }
 
 // decodeSignature decodes the value of the field Signature to the text of an s-expression.
 func decodeSignature(text string) ([]byte, error) {
@@ -195,12 +197,12 @@ var strictBase64 = base64.StdEncoding.Strict()
 
 // parseSignature parses the s-expression of a signature.
 func parseSignature(text []byte) (signature, error) {
-	tree, err := parseSexp(string(text))
+	tree, err := sexp.Parse(string(text))
 	if err != nil {
 		return signature{}, err
 	}
-	if tree.head() != sexpSignature {
-		return signature{}, fmt.Errorf("the s-expression is %.80q, must be a signature", tree.head())
+	if tree.Head() != sexpSignature {
+		return signature{}, fmt.Errorf("the s-expression is %.80q, must be a signature", tree.Head())
 	}
 	return signature{tree}, nil
 }
@@ -212,61 +214,73 @@ type signedHash struct {
 
 // signedHash returns what was signed: the hash of a text.
 func (s signature) signedHash() (signedHash, error) {
-	data, err := s.child(sexpData)
+	data, err := s.Child(sexpData)
 	if err != nil {
 		return signedHash{}, err
 	}
-	hash, err := data.child(sexpHash)
+	hash, err := data.Child(sexpHash)
 	if err != nil {
 		return signedHash{}, err
 	}
-	if len(hash.list) != 3 {
+	if len(hash.List) != 3 {
 		return signedHash{}, errors.New("the hash must be of the form (hash ALGORITHM VALUE)")
 	}
-	value, err := hash.list[2].value()
+	value, err := hash.List[2].Value()
 	if err != nil {
 		return signedHash{}, fmt.Errorf("hash: %w", err)
 	}
-	return signedHash{hash.list[1].atom, value}, nil
+	return signedHash{hash.List[1].Atom, value}, nil
 }
 
 // verify verifies that the key signed the hash.
 func (s signature) verify(key *publicKey, hash [sha256.Size]byte) error {
-	sigVal, err := s.child(sexpSigVal)
+	sigVal, err := s.Child(sexpSigVal)
 	if err != nil {
 		return err
 	}
-	if len(sigVal.list) != 2 || sigVal.list[1].head() == "" {
+	if len(sigVal.List) != 2 || sigVal.List[1].Head() == "" {
 		return errors.New("the sig-val must be of the form (sig-val (ALGORITHM (PARAMETER VALUE) …))")
 	}
-	data, err := s.child(sexpData)
+	data, err := s.Child(sexpData)
 	if err != nil {
 		return err
 	}
-	flags, err := data.child(sexpFlags)
+	flags, err := data.Child(sexpFlags)
 	if err != nil {
 		return err
 	}
 	flag := ""
-	if len(flags.list) == 2 {
-		flag = flags.list[1].atom
+	if len(flags.List) == 2 {
+		flag = flags.List[1].Atom
 	}
-	if err := s.only(sexpData, sexpSigVal, sexpPublicKey); err != nil {
+	if err := only(s.Expr, sexpData, sexpSigVal, sexpPublicKey); err != nil {
 		return err
 	}
-	if err := data.only(sexpFlags, sexpHash); err != nil {
+	if err := only(data, sexpFlags, sexpHash); err != nil {
 		return err
 	}
-	values := sigVal.list[1]
+	values := sigVal.List[1]
 	switch {
-	case values.head() == algorithmECDSA && key.algorithm == algorithmECC && flag == flagECDSA:
-	case values.head() == algorithmRSA && key.algorithm == algorithmRSA && flag == flagRSA:
+	case values.Head() == algorithmECDSA && key.algorithm == algorithmECC && flag == flagECDSA:
+	case values.Head() == algorithmRSA && key.algorithm == algorithmRSA && flag == flagRSA:
 	default:
 		return fmt.Errorf("%w: it is of %.80q with the flag %.80q, by a key of %.80q",
-			ErrUnknownAlgorithm, values.head(), flag, key.algorithm)
+			ErrUnknownAlgorithm, values.Head(), flag, key.algorithm)
 	}
 	if key.err != nil {
 		return key.err
 	}
 	return key.verifier.verify(values, hash)
+}
+
+// only returns an error if the list s has lists that begin with other names: they may change
+// how to verify, or be damage.
+func only(s sexp.Expr, names ...string) error {
+	for _, item := range s.List[1:] {
+		if !slices.Contains(names, item.Head()) {
+			return fmt.Errorf("%w: %.80q has %.80q in it, only %s are known",
+				ErrUnknownAlgorithm, s.Head(), item.Head()+item.Atom, strings.Join(names, ", "))
+		}
+	}
+	return nil
 }

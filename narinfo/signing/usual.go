@@ -28,7 +28,7 @@ var (
 	usualAfterKey  = []byte("\n )\n")
 )
 
-// readUsual reads a signature. It returns false for any that [parseSexp] could read in another
+// readUsual reads a signature. It returns false for any that [sexp.Parse] could read in another
 // way.
 func readUsual(text []byte) (u usual, ok bool) {
 	var numbers [3][sha256.Size]byte // from their end, in big-endian order

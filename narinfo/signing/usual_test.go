@@ -4,20 +4,21 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"nar-herder/narinfo/signing/sexp"
 	"strings"
 	"testing"
 )
 
 // printed returns an s-expression in libgcrypt's printed form.
 func printed(t testing.TB, text string) string {
-	tree, err := parseSexp(text)
+	tree, err := sexp.Parse(text)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return tree.print()
+	return tree.Print()
 }
 
-// asUnusual is the same signature for [parseSexp], and not a usual one.
+// asUnusual is the same signature for [sexp.Parse], and not a usual one.
 func asUnusual(sexp string) string { return " " + sexp }
 
 // A usual signature, and any that differs from one in a byte, has the same verdict whether or
@@ -80,7 +81,7 @@ func TestUsual(t *testing.T) {
 	compare(other)
 }
 
-// A usual signature of which the key wasn't decoded is read once by parseSexp.
+// A usual signature of which the key wasn't decoded is read once by sexp.Parse.
 func TestUsualKey(t *testing.T) {
 	good := printed(t, newTestSigner(123).sign(signed))
 	if _, ok := readUsual([]byte(good)); ok {
@@ -90,7 +91,7 @@ func TestUsualKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	u, ok := readUsual([]byte(good))
-	if hash := sha256.Sum256([]byte(signed)); !ok || u.hash != hash || !bytes.Contains([]byte(good), fmt.Appendf(nil, "(r #%X#)", trimZeros(bigEndian(u.r)))) {
+	if hash := sha256.Sum256([]byte(signed)); !ok || u.hash != hash || !bytes.Contains([]byte(good), fmt.Appendf(nil, "(r #%X#)", sexp.TrimZeros(bigEndian(u.r)))) {
 		t.Errorf("got %+v, %v of %s", u, ok, good)
 	}
 }

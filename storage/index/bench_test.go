@@ -101,3 +101,32 @@ func BenchmarkPut(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkEachAt looks up 250 items that are unknown, and 250 that are known, in random order.
+func BenchmarkEachAt(b *testing.B) {
+	x, parsed := benchmarkIndex(b, 10_000)
+	update(b, x, func(tx *Tx) error {
+		for _, n := range parsed {
+			if err := putIn(tx, x, n, 1, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	for _, name := range []string{"unknown", "known"} {
+		b.Run(name, func(b *testing.B) {
+			hashes := make([]narinfo.PathHash, 250)
+			for b.Loop() {
+				for i := range hashes {
+					hashes[i] = parsed[rand.IntN(len(parsed))].StorePath.Hash
+					if name == "unknown" {
+						hashes[i] = testPath(rand.Int()).Hash
+					}
+				}
+				if err := x.EachAt(context.Background(), hashes, func(int, *Item, error) error { return nil }); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

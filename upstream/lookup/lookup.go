@@ -50,8 +50,9 @@ const (
 	// item that is asked for early is requested within the same burst.
 	burstTime = 5 * time.Second
 
-	// askAtOnce is how many items are asked for in one call.
-	askAtOnce = 250
+	// askAtOnce is how many items are asked for in one call, and askFirst in the first one, which
+	// waits for the index.
+	askAtOnce, askFirst = 250, 50
 	// longestPoll is the longest interval of calls of [Asker.Next].
 	longestPoll = 16 * time.Millisecond
 )
@@ -280,7 +281,9 @@ func (f *Finder) begin(q question, most int) (a *asked, isNew bool) {
 // ask answers questions that have begun. It asks for the first ones while it looks for the next
 // in the index.
 func (f *Finder) ask(hashes []narinfo.PathHash, via string, asker Asker) {
-	for part := range slices.Chunk(hashes, askAtOnce) {
+	first := min(len(hashes), askFirst)
+	f.askPart(hashes[:first], via, asker)
+	for part := range slices.Chunk(hashes[first:], askAtOnce) {
 		f.askPart(part, via, asker)
 	}
 }
@@ -296,7 +299,7 @@ func (f *Finder) askPart(hashes []narinfo.PathHash, via string, asker Asker) {
 	}
 	f.waitForWriter()
 	go func() {
-		f.source.Ask(f.ctx, unknown, asker.Via, func(hash narinfo.PathHash, answer upstream.Answer) {
+		f.source.Ask(upstream.WithClient(f.ctx, asker.Client), unknown, asker.Via, func(hash narinfo.PathHash, answer upstream.Answer) {
 			f.deliver(question{hash, via}, answer, rows[hash])
 		})
 		for _, hash := range unknown { // none is left, unless the source is faulty

@@ -49,6 +49,8 @@ const (
 type Call interface {
 	// Context ends when the answer isn't needed any more.
 	Context() context.Context
+	// Place orders the requests that wait: lower ones are sent first.
+	Place() uint64
 	// Request is a GET request. It may be sent several times.
 	Request() *http.Request
 	// Relate looks at a response before Done, which may not follow.
@@ -139,12 +141,35 @@ func (c *Client) Send(calls ...Call) {
 		}
 		return
 	}
-	for _, call := range calls {
-		c.queue = append(c.queue, &entry{Call: call})
+	entries := make([]*entry, len(calls))
+	for i, call := range calls {
+		entries[i] = &entry{Call: call}
 	}
+	c.queue = Enqueue(c.queue, entries)
 	c.grow()
 	c.changed.Broadcast()
 	c.mu.Unlock()
+}
+
+// Enqueue adds calls, which are in the order of their places, to a queue: before those that have
+// higher places.
+func Enqueue[C Call](queue, calls []C) []C {
+	if len(calls) == 0 {
+		return queue
+	}
+	n := len(queue)
+	for n > 0 && queue[n-1].Place() > calls[0].Place() {
+		n--
+	}
+	later := slices.Clone(queue[n:])
+	queue = queue[:n]
+	for _, call := range calls {
+		for len(later) > 0 && later[0].Place() <= call.Place() {
+			queue, later = append(queue, later[0]), later[1:]
+		}
+		queue = append(queue, call)
+	}
+	return append(queue, later...)
 }
 
 // Close closes all connections. Requests without an answer fail with [ErrClosed].
