@@ -22,7 +22,8 @@ import (
 )
 
 const (
-	// browsers is how many people look at pages, each at another page every pageEvery.
+	// browsers is how many people look at pages, each at another page every pageEvery: more than
+	// people do, but they also search while they type. As many robots don't wait between pages.
 	browsers  = 20
 	pageEvery = time.Second
 	// pageViews is how often each page is requested, and searches how many queries are made.
@@ -366,7 +367,8 @@ func view(ctx context.Context, s *server, path string) (took float64, status int
 	return float64(time.Since(begun).Microseconds()) / 1e3, response.StatusCode, errors.Join(err, response.Body.Close())
 }
 
-// browse measures narinfo requests with and without people who look at pages.
+// browse measures narinfo requests with and without people who look at pages, and with robots
+// that do so without a pause.
 func (p *paging) browse(s *server, paths []string) error {
 	l, err := p.newLoad(p.narinfoPaths(), 1)
 	if err != nil {
@@ -375,34 +377,34 @@ func (p *paging) browse(s *server, paths []string) error {
 	if _, err := l.run(p.bench, s, time.Second); err != nil {
 		return err
 	}
-	var with, without []float64
-	var latencies []float64
+	const none, people, robots = 0, 1, 2
+	var rates, latencies [3][]float64
 	for round := range p.rounds {
-		for _, browsing := range []bool{round%2 == 0, round%2 == 1} {
+		for n := range 3 {
+			who := (round + n) % 3
 			stop := func() ([]float64, error) { return nil, nil }
-			if browsing {
-				stop = p.people(s, paths)
+			if who != none {
+				stop = p.visit(s, paths, time.Duration(robots-who)*pageEvery)
 			}
 			m, err := l.run(p.bench, s, p.duration)
 			seen, browseErr := stop()
 			if err := errors.Join(err, browseErr); err != nil {
 				return err
 			}
-			latencies = append(latencies, seen...)
-			if browsing {
-				with = append(with, m.rate)
-			} else {
-				without = append(without, m.rate)
-			}
+			rates[who] = append(rates[who], m.rate)
+			latencies[who] = append(latencies[who], seen...)
 		}
 	}
-	p.add(fmt.Sprintf("narinfos with %d people browsing, a page a second each, against without", browsers), "requests/s ", with, without, 0.9, false)
-	p.addFigure("their pages meanwhile, 99 of 100", "ms", percentile(latencies, 99), 0, true)
+	p.add(fmt.Sprintf("narinfos with %d people browsing, a page a second each, against without", browsers), "requests/s ", rates[people], rates[none], 0.9, false)
+	p.addFigure("their pages meanwhile, 99 of 100", "ms", percentile(latencies[people], 99), 0, true)
+	p.add(fmt.Sprintf("narinfos with %d robots reading pages without a pause, against without", browsers), "requests/s ", rates[robots], rates[none], 0, false)
+	p.addFigure("their pages meanwhile, 99 of 100", "ms", percentile(latencies[robots], 99), 0, true)
 	return nil
 }
 
-// people lets people browse until stop is called, which returns the latencies of pages.
-func (p *paging) people(s *server, paths []string) (stop func() ([]float64, error)) {
+// visit lets browsers read pages until stop is called, which returns the latencies of pages. Each
+// waits between pages, on average as long as every.
+func (p *paging) visit(s *server, paths []string, every time.Duration) (stop func() ([]float64, error)) {
 	ctx, cancel := context.WithCancel(p.ctx)
 	var mu sync.Mutex
 	var latencies []float64
@@ -415,7 +417,7 @@ func (p *paging) people(s *server, paths []string) (stop func() ([]float64, erro
 				select {
 				case <-ctx.Done():
 					return
-				case <-time.After(time.Duration(random.Int64N(int64(2 * pageEvery)))):
+				case <-time.After(time.Duration(random.Float64() * float64(2*every))):
 				}
 				path := paths[random.IntN(len(paths))]
 				took, status, err := view(ctx, s, path)

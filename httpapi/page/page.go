@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
+	"runtime"
 	"slices"
 	"strings"
 )
@@ -103,6 +104,9 @@ type Site struct {
 	options Options
 	routes  []Route
 	assets  map[string]asset
+	// turns bounds how many public pages are made at a time, so that requests of Guix keep
+	// processors however many robots read pages.
+	turns chan struct{}
 }
 
 // New makes a site without pages.
@@ -110,7 +114,7 @@ func New(options Options) *Site {
 	if options.Title == "" {
 		options.Title = defaultTitle
 	}
-	s := &Site{options: options, assets: make(map[string]asset)}
+	s := &Site{options: options, assets: make(map[string]asset), turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
 	s.AddAsset("style.css", "text/css; charset=utf-8", style)
 	s.AddAsset("icon.svg", "image/svg+xml", icon)
 	s.AddAsset("copy.js", "text/javascript; charset=utf-8", copyScript)

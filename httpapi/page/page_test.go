@@ -14,8 +14,10 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"testing/synctest"
 	"time"
 
+	"github.com/valyala/fasthttp"
 	"golang.org/x/net/html"
 )
 
@@ -159,6 +161,41 @@ func get(t *testing.T, s *Site, path string, header ...string) *httptest.Respons
 	w := httptest.NewRecorder()
 	s.Private(slog.New(slog.DiscardHandler)).ServeHTTP(w, request)
 	return w
+}
+
+// TestTurns makes few public pages at a time. Others wait, and are refused after a time; those of
+// the administrator don't.
+func TestTurns(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := testSite(Options{Size: Full})
+		serve := func() *fasthttp.Response {
+			ctx := &fasthttp.RequestCtx{}
+			ctx.Request.Header.Set("Accept", "text/html")
+			if err := s.Serve(t.Context(), ctx, []string{"search"}); err != nil {
+				t.Error(err)
+			}
+			return &ctx.Response
+		}
+		for range cap(s.turns) {
+			s.turns <- struct{}{}
+		}
+		began := time.Now()
+		answer := serve()
+		if answer.StatusCode() != http.StatusServiceUnavailable || string(answer.Header.Peek("Retry-After")) != retryAfter ||
+			string(answer.Header.Peek("Cache-Control")) != "no-store" || time.Since(began) != deadline {
+			t.Errorf("without a turn, after %v: %s", time.Since(began), answer)
+		}
+		if w := get(t, s, "/search"); w.Code != http.StatusOK {
+			t.Errorf("for the administrator: status %d", w.Code)
+		}
+		time.AfterFunc(deadline/2, func() { <-s.turns })
+		for range 2 { // a page gives its turn back
+			if answer := serve(); answer.StatusCode() != http.StatusOK {
+				t.Errorf("with a turn: %s", answer)
+			}
+		}
+	})
 }
 
 func TestSite(t *testing.T) {

@@ -2,6 +2,7 @@ package page
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -14,8 +15,13 @@ import (
 	"nar-herder/httpapi/respond"
 )
 
-// deadline bounds how long a page may take.
-const deadline = 5 * time.Second
+const (
+	// deadline bounds how long a page may take, with the wait for its turn.
+	deadline = 5 * time.Second
+	// retryAfter is the Retry-After header of a page that takes longer, in seconds.
+	retryAfter = "5"
+	busy       = "the server is busy: try again in a moment"
+)
 
 // policy allows nothing but assets of this site.
 const policy = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -77,7 +83,11 @@ func (s *Site) Serve(live context.Context, ctx *fasthttp.RequestCtx, segments []
 		}
 	}
 	body, status, err := s.answer(live, r, segments, query, host, false)
-	if err != nil {
+	if errors.Is(err, context.DeadlineExceeded) {
+		header.Set("Retry-After", retryAfter)
+		respond.Fail(ctx, fasthttp.StatusServiceUnavailable, busy)
+		return nil
+	} else if err != nil {
 		return err
 	}
 	header.Set("Cache-Control", respond.Revalidate)
@@ -144,6 +154,14 @@ func (s *Site) Private(log *slog.Logger) http.Handler {
 func (s *Site) answer(ctx context.Context, r *Route, segments []string, query url.Values, host string, private bool) (body []byte, status int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
+	if !private {
+		select {
+		case s.turns <- struct{}{}:
+			defer func() { <-s.turns }()
+		case <-ctx.Done():
+			return nil, 0, ctx.Err()
+		}
+	}
 	request := &Request{Query: query, Private: private, ShowsMetrics: private || !s.options.HideMetrics}
 	if r.TakesRest {
 		request.Rest = strings.Join(segments[1:], "/")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -17,9 +18,12 @@ type ClosureSize struct {
 	// NarSize is the total length of their nars before compression, and Stored of their files in
 	// the storage, in bytes.
 	NarSize, Stored int64
-	// MissingCount is how many have no narinfo, or are withdrawn. Missing are the first of them.
+	// MissingCount is how many have no narinfo, are withdrawn or lost. Missing are the first of
+	// them.
 	MissingCount int
 	Missing      []narinfo.StorePath
+	// Damaged is how many can't be read. Their references are unknown.
+	Damaged int
 	// Complete is false if the closure has more items than were read.
 	Complete bool
 }
@@ -28,7 +32,8 @@ type ClosureSize struct {
 const namedMissing = 20
 
 // ClosureSize follows the references of an item until it has read that many items, the nearest
-// first. An item takes some 30 µs. The error is [ErrNotFound] if the item itself is missing.
+// first. An item takes some 30 µs. The error is [ErrNotFound] if the item itself is missing, and
+// a [Damage] if it is damaged.
 func (x *Index) ClosureSize(ctx context.Context, hash narinfo.PathHash, most int) (size ClosureSize, err error) {
 	// The first referrer of each item, by keys, names the item if it is missing.
 	referrers := map[int64]int64{keyOf(hash): keyOf(hash)}
@@ -43,7 +48,10 @@ func (x *Index) ClosureSize(ctx context.Context, hash narinfo.PathHash, most int
 					return err
 				}
 				references, err := x.addToClosure(c, &size, key, referrers[key])
-				if err != nil {
+				if errors.Is(err, ErrDamaged) && size.Items > 0 { // not the first item
+					size.Damaged++
+					continue
+				} else if err != nil {
 					return err
 				}
 				for ; len(references) >= 8; references = references[8:] {
@@ -68,13 +76,14 @@ func (x *Index) ClosureSize(ctx context.Context, hash narinfo.PathHash, most int
 
 // addToClosure adds an item to the sums, and returns its references.
 func (x *Index) addToClosure(c *connection, size *ClosureSize, key, referrer int64) (references []byte, err error) {
-	row, err := c.first("SELECT n.hash, n.dictionary, n.text, n.checksum, n.refs, n.withdrawn_at, i.stored_size FROM items i JOIN narinfos n ON n.id = i.id WHERE i.key = ?", key)
+	row, err := c.first("SELECT n.hash, n.dictionary, n.text, n.checksum, n.refs, n.withdrawn_at, i.stored_size, n.lost_at FROM items i JOIN narinfos n ON n.id = i.id WHERE i.key = ?", key)
 	if err != nil {
 		return nil, err
 	}
-	if row == nil || row[5] != nil {
-		if size.Items == 0 {
-			return nil, ErrNotFound // the first item
+	isFirst := size.Items == 0
+	if row == nil || row[5] != nil || row[7] != nil && !isFirst {
+		if isFirst {
+			return nil, ErrNotFound
 		}
 		size.MissingCount++
 		if len(size.Missing) < namedMissing {

@@ -145,6 +145,10 @@ func TestLostPages(t *testing.T) {
 			t.Errorf("pages of %d: %d items", limit, len(seen))
 		}
 	}
+	put(t, x, testNarinfo(6, 1, nil, 10))
+	if newest, err := x.Newest(t.Context(), 5); err != nil || len(newest) != 1 || newest[0].Hash != testPath(6).Hash {
+		t.Errorf("the newest items that clients can get are %v, %v", newest, err)
+	}
 }
 
 // TestBoundVerified: times in the future count as never, unless the clock seems to be behind.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"time"
 
 	"nar-herder/narinfo"
 )
@@ -165,7 +166,21 @@ func TestClosureSize(t *testing.T) {
 		}
 	}
 	update(t, x, func(tx *Tx) error { return tx.conn.exec("UPDATE narinfos SET text = x'00' WHERE id = 1") })
-	if _, err := x.ClosureSize(t.Context(), testPath(3).Hash, 10); !errors.Is(err, ErrDamaged) {
-		t.Errorf("with a damaged item: %v", err)
+	if _, err := x.ClosureSize(t.Context(), testPath(0).Hash, 10); !errors.Is(err, ErrDamaged) {
+		t.Errorf("a damaged item: %v", err)
+	}
+	size, err := x.ClosureSize(t.Context(), testPath(3).Hash, 10)
+	if err != nil || size.Damaged != 1 || size.Items != 3 || size.MissingCount != 2 || !size.Complete {
+		t.Errorf("with a damaged item: %+v, %v", size, err)
+	}
+	update(t, x, func(tx *Tx) error {
+		return errors.Join(tx.SetStored(testPath(2).Hash, 0, nil, time.Time{}), tx.SetLost(testPath(2).Hash, testTime))
+	})
+	size, err = x.ClosureSize(t.Context(), testPath(3).Hash, 10)
+	if err != nil || size.Items != 2 || size.MissingCount != 2 || !slices.Equal(size.Missing, []narinfo.StorePath{testPath(2), testPath(6)}) {
+		t.Errorf("with a lost item: %+v, %v", size, err)
+	}
+	if hidden, err := x.HiddenReferences(t.Context(), testNarinfo(3, 1, []int{2, 1, 6, 3}, 10)); err != nil || !slices.Equal(hidden, []narinfo.StorePath{testPath(2), testPath(6)}) {
+		t.Errorf("hidden references are %v, %v", hidden, err)
 	}
 }

@@ -423,7 +423,7 @@ func refersToAny(references []byte, targets map[int64]struct{}, itself int64) bo
 // index.
 func (x *Index) MissingReferences(ctx context.Context, n *narinfo.Narinfo) (missing []narinfo.StorePath, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
-		missing, err = c.missing(n.References)
+		missing, err = c.missing(n.References, notWithdrawn)
 		return err
 	})
 	if err != nil {
@@ -432,10 +432,25 @@ func (x *Index) MissingReferences(ctx context.Context, n *narinfo.Narinfo) (miss
 	return missing, nil
 }
 
-// missing returns the paths that are not items, or are withdrawn.
-func (c *connection) missing(paths []narinfo.StorePath) (missing []narinfo.StorePath, err error) {
+// HiddenReferences returns the references that clients can't get: those of
+// [Index.MissingReferences] and lost ones.
+func (x *Index) HiddenReferences(ctx context.Context, n *narinfo.Narinfo) (hidden []narinfo.StorePath, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		hidden, err = c.missing(n.References, notWithdrawn+" AND n.lost_at IS NULL")
+		return err
+	})
+	if err != nil {
+		return nil, describe(fmt.Sprintf("look for the references of %s in %s", n.StorePath, x.path), err)
+	}
+	return hidden, nil
+}
+
+const notWithdrawn = " AND n.withdrawn_at IS NULL"
+
+// missing returns the paths that are not items under a condition.
+func (c *connection) missing(paths []narinfo.StorePath, condition string) (missing []narinfo.StorePath, err error) {
 	for _, path := range paths {
-		row, err := c.first("SELECT n.hash FROM items i JOIN narinfos n ON n.id = i.id WHERE i.key = ? AND n.withdrawn_at IS NULL", keyOf(path.Hash))
+		row, err := c.first("SELECT n.hash FROM items i JOIN narinfos n ON n.id = i.id WHERE i.key = ?"+condition, keyOf(path.Hash))
 		if err != nil {
 			return nil, err
 		}

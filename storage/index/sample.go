@@ -74,9 +74,10 @@ func (x *Index) Sample(ctx context.Context, n int, stored bool) (items []*Item, 
 	return items, nil
 }
 
-const newestItems = itemColumns + " WHERE n.withdrawn_at IS NULL ORDER BY i.id DESC LIMIT ?"
+const newestItems = itemColumns + " WHERE n.withdrawn_at IS NULL AND n.lost_at IS NULL ORDER BY i.id DESC LIMIT ?"
 
-// Newest returns up to n items that were added last and are not withdrawn, without damaged ones.
+// Newest returns up to n items that were added last and have narinfos that clients
+// can get, without damaged ones.
 func (x *Index) Newest(ctx context.Context, n int) (items []*Item, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		items = nil

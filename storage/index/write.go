@@ -418,7 +418,7 @@ func (tx *Tx) RemoveTag(hash narinfo.PathHash, tag Tag) (bool, error) {
 
 // Missing returns the paths that have no narinfo in the index.
 func (tx *Tx) Missing(paths []narinfo.StorePath) ([]narinfo.StorePath, error) {
-	return tx.conn.missing(paths)
+	return tx.conn.missing(paths, notWithdrawn)
 }
 
 // count adds files of an item to the totals, or subtracts them if sign is negative.

@@ -221,12 +221,9 @@ type found struct {
 // find returns the best items after a position: limit and as many more that may have been removed,
 // if there are so many.
 func (s *Index) find(ctx context.Context, query *Query, from *position, limit int) (found, error) {
-	select {
-	case s.turns <- struct{}{}:
-	case <-ctx.Done():
-		return found{}, ctx.Err()
+	if err := ctx.Err(); err != nil {
+		return found{}, err
 	}
-	defer func() { <-s.turns }()
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	f := &finder{query: query, from: from, need: limit + limit/4 + 2}

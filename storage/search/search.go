@@ -24,7 +24,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,9 +47,6 @@ type Index struct {
 	faults logonce.Filter
 	limits limits
 	gauges []prometheus.Collector
-
-	// turns bounds how many searches compute at a time.
-	turns chan struct{}
 
 	// Run alone changes these.
 	mu      sync.RWMutex
@@ -87,7 +83,6 @@ func New(x *index.Index, log *slog.Logger) *Index {
 	}
 	s := &Index{
 		index: x, path: x.Beside(suffix), log: log, limits: defaultLimits,
-		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
 	s.gauges = []prometheus.Collector{
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{

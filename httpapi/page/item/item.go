@@ -197,7 +197,7 @@ func (o *Options) read(ctx context.Context, hash narinfo.PathHash, query url.Val
 	}
 	v.Signature = o.signature(announced)
 	v.Fields = fields(announced)
-	if v.References, err = o.references(ctx, announced, number(query.Get("references"))); err != nil {
+	if v.References, err = o.references(ctx, announced, number(query.Get("references")), v.Private); err != nil {
 		return err
 	}
 	if v.Referrers, err = o.referrers(ctx, v.Path, query.Get("referrers")); err != nil {

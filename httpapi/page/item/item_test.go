@@ -2,6 +2,7 @@ package item
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"net/http"
@@ -290,6 +291,46 @@ func TestLargeClosure(t *testing.T) {
 	wants(t, body, "over 1.2 MiB", "more than 300 items", "! missing</span>")
 	_, body, _ = p.get(t, "/item/"+hash(2), false)
 	wants(t, body, "1 missing", "!more than", hash(mostFollowed+1))
+}
+
+// TestDamagedClosure shows the rest of a closure with a damaged item, and of one with a lost item.
+func TestDamagedClosure(t *testing.T) {
+	p := newServer(t, nil)
+	p.add(t, text(1, ""), 1)
+	p.add(t, text(2, hash(1)+"-item"), 1)
+	p.add(t, text(3, ""), 0)
+	p.add(t, text(4, hash(2)+"-item "+hash(3)+"-item"), 1)
+	lost, err := narinfo.ParsePathHash(hash(3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Index().Update(t.Context(), func(tx *index.Tx) error { return tx.SetLost(lost, time.Now()) }); err != nil {
+		t.Fatal(err)
+	}
+	damage(t, p.Index().Path(), 1)
+	status, body, _ := p.get(t, "/item/"+hash(4), false)
+	if status != http.StatusOK {
+		t.Fatalf("status %d: %s", status, body)
+	}
+	wants(t, body, "8.0 KiB", "2 items", "1 missing", "1 damaged", "An item of the closure can’t be read", `!href="`+hash(3)+`"`)
+	if status, _, _ = p.get(t, "/item/"+hash(3), false); status != http.StatusNotFound {
+		t.Errorf("the lost item: status %d", status)
+	}
+	_, body, _ = p.get(t, "/item/"+hash(4), true)
+	wants(t, body, `href="`+hash(3)+`"`, "1 missing")
+}
+
+// damage damages the narinfo at a position in a database.
+func damage(t *testing.T, database string, position int) {
+	t.Helper()
+	db, err := sql.Open("sqlite", database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = db.Exec("UPDATE narinfos SET text = x'00' WHERE id = ?", position)
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestPrivate shows tags, pins, uses and withdrawn items to the administrator only.

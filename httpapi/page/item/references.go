@@ -38,12 +38,16 @@ type listed struct {
 }
 
 // references returns a page of the references.
-func (o *Options) references(ctx context.Context, n *narinfo.Narinfo, number int) (l list, err error) {
+func (o *Options) references(ctx context.Context, n *narinfo.Narinfo, number int, private bool) (l list, err error) {
 	l.Name, l.Total = "references", len(n.References)
 	start := min(number-1, max(0, l.Total-1)/perPage) * perPage // the last page, if there are not so many
 	shown := n.References[start:min(start+perPage, l.Total)]
 	l.First = start + 1
-	lacking, err := o.Storage.Index().MissingReferences(ctx, &narinfo.Narinfo{StorePath: n.StorePath, References: shown})
+	look := o.Storage.Index().HiddenReferences
+	if private { // lost items have pages for the administrator
+		look = o.Storage.Index().MissingReferences
+	}
+	lacking, err := look(ctx, &narinfo.Narinfo{StorePath: n.StorePath, References: shown})
 	if err != nil {
 		return l, err
 	}
@@ -78,7 +82,7 @@ func (o *Options) referrers(ctx context.Context, path narinfo.StorePath, before 
 	for _, item := range items {
 		n, err := narinfo.Parse(item.Text)
 		if err != nil {
-			return l, err
+			continue // the check of the index reports it
 		}
 		l.Items = append(l.Items, listed{StorePath: n.StorePath})
 	}

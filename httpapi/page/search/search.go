@@ -126,12 +126,9 @@ func (m *maker) listNewest(ctx context.Context, v *view) error {
 	}
 	v.IsNewest = true
 	for _, row := range items {
-		if !row.WithdrawnAt.IsZero() {
-			continue
-		}
 		item, err := storage.NewItem(row)
 		if err != nil {
-			return err
+			continue // the check of the index reports it
 		}
 		v.add(item.Narinfo, item.AddedAt)
 	}

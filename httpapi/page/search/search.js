@@ -10,8 +10,8 @@
 
 	async function search() {
 		const wanted = text.value.trim();
-		if (wanted === shown) return;
 		if (request) request.abort();
+		if (wanted === shown) return;
 		request = new AbortController();
 		const url = new URL(form.action);
 		if (wanted !== '') url.searchParams.set('q', wanted);
