@@ -98,6 +98,7 @@ var advice = map[string]string{
 	"mirror":             "Check the mirrored instance and the network; 'nar-herder mirror-status' tells more.",
 	"mirror_nars":        "Check the mirrored instance and free space; the log has the error.",
 	"upstreams":          "Check the network; nothing to do if the upstream itself is down.",
+	"tls_certificate":    "Renew the certificate, or correct its files: the server reads them again within a second.",
 	"advertisement":      "Check that the server listens on the local network, and that its name is not taken.",
 }
 

@@ -154,7 +154,7 @@ var groups = []struct {
 	}},
 	{"Local cache of the storage", []figure{
 		{"size", "narherder_storage_cache_bytes", size, nil},
-		{"limit", "narherder_storage_cache_bytes_limit", size, nil},
+		{"limit", "narherder_storage_cache_limit_bytes", size, nil},
 		{"hits", "narherder_storage_cache_hits_total", number, nil},
 		{"misses", "narherder_storage_cache_misses_total", number, nil},
 	}},
