@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 )
@@ -193,10 +192,7 @@ func (r *Remover) spaceWarning() string {
 }
 
 // freeBytes is the value of a metric.
-func (r *Remover) freeBytes() float64 {
-	free, _, err := r.storage.FreeSpace()
-	if err != nil {
-		return math.NaN()
-	}
-	return float64(free)
+func (r *Remover) freeBytes() (free float64, isKnown bool) {
+	n, _, err := r.storage.FreeSpace()
+	return float64(n), err == nil
 }

@@ -61,7 +61,7 @@ func (r *Remover) makeMetrics() {
 	}
 	limit("narherder_storage_limit_bytes", "Limit of the storage; missing without one.", r.limit.Load)
 	if _, _, err := r.storage.FreeSpace(); !errors.Is(err, errors.ErrUnsupported) {
-		number("narherder_storage_free_bytes", "Free bytes on the file system of the storage.", r.freeBytes)
+		m.collectors = append(m.collectors, gauge.Optional("narherder_storage_free_bytes", "Free bytes on the file system of the storage; missing if unknown.", nil, r.freeBytes))
 		limit("narherder_storage_minimum_free_bytes", "Minimum of free bytes on the file system of the storage; missing without one.", func() int64 { return r.space.minimum })
 	}
 	number("narherder_storage_excess_bytes", "Bytes above the limit of the storage, apart from withdrawn nars.", func() float64 {

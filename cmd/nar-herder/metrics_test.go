@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
+	"nar-herder/httpapi/page/overview"
 	"nar-herder/internal/s3server"
 )
 
@@ -189,6 +190,11 @@ func TestMonitoring(t *testing.T) {
 	all := &families{make(map[string]*metricFamily), make(map[string]map[string]bool)}
 	for _, address := range addresses {
 		all.add(t, get(t, address, "/metrics").body)
+	}
+	for part := range all.values["narherder_healthy part"] {
+		if overview.Advice(part) == "" {
+			t.Errorf("the status page has no advice for %s", part)
+		}
 	}
 	t.Run("document", func(t *testing.T) {
 		page := filepath.Join(root, "docs", "monitoring.md")

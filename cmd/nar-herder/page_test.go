@@ -3,7 +3,6 @@ package main
 import (
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 
@@ -60,15 +59,12 @@ func TestPages(t *testing.T) {
 			t.Errorf("%s without Accept: %s", address, got.Status)
 		}
 	}
-	metrics := get(t, server.addresses[0], "/metrics").body
+	// Some metrics are missing until they have a value. TestMonitoring compares the document
+	// with servers that have all.
+	document := read(t, root, "docs/monitoring.md")
 	for _, name := range overview.Metrics() {
-		if !strings.Contains(metrics, "\n# HELP "+name+" ") {
+		if !strings.Contains(document, "\n| `"+name+"` |") {
 			t.Errorf("the pages show %s, which is not among the metrics", name)
-		}
-	}
-	for _, match := range regexp.MustCompile(`narherder_healthy\{part="(\w+)"\}`).FindAllStringSubmatch(metrics, -1) {
-		if overview.Advice(match[1]) == "" {
-			t.Errorf("the status page has no advice for %s", match[1])
 		}
 	}
 }

@@ -7,12 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"nar-herder/internal/disk"
+	"nar-herder/internal/gauge"
 	"nar-herder/storage/index"
 )
 
@@ -25,7 +25,7 @@ type Watch struct {
 	directory string
 	log       *slog.Logger
 	look      disk.Look
-	gauge     prometheus.GaugeFunc
+	gauge     prometheus.Collector
 
 	// Note, if not nil, writes the data that the server could not write at its start
 	// because the disk was full. Run calls it until it succeeds.
@@ -45,14 +45,9 @@ func New(x *index.Index, look disk.Look, log *slog.Logger) *Watch {
 		look = disk.Room
 	}
 	w := &Watch{index: x, directory: x.Directory(), log: log, look: look}
-	w.gauge = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "narherder_database_free_bytes", Help: "Free bytes on the file system of the database.",
-	}, func() float64 {
+	w.gauge = gauge.Optional("narherder_database_free_bytes", "Free bytes on the file system of the database; missing if unknown.", nil, func() (float64, bool) {
 		free, _, err := w.look(w.directory)
-		if err != nil {
-			return math.NaN()
-		}
-		return float64(free)
+		return float64(free), err == nil
 	})
 	return w
 }

@@ -352,6 +352,8 @@ func TestPrivate(t *testing.T) {
 	secrets := []string{"unit=&lt;b&gt;", "since 2024-03-01", "7, the last on 2024-03-02"}
 	_, body, _ := p.get(t, "/item/"+hash(1), true)
 	wants(t, body, secrets...)
+	// The control listener has pages only: other links lead to clients' listener.
+	wants(t, body, `href="https://guix.example.org/`+hash(1)+`.narinfo"`, `href="https://guix.example.org/nar/`)
 	_, body, _ = p.get(t, "/item/"+hash(1), false)
 	wants(t, body, "!"+secrets[0], "!"+secrets[1], "!"+secrets[2], "!Pinned", "2024-02-29")
 	update(func(tx *index.Tx) error {

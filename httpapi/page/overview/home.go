@@ -71,7 +71,7 @@ func (s *Sources) addFigures(data *homeData, private bool) {
 	f := s.Figures()
 	data.Items, data.Nars, data.Size = f.Int("narherder_items"), f.Int("narherder_stored_nars"), f.Int("narherder_stored_bytes")
 	data.Problems = s.problems(private)
-	data.Mirror, data.Upstreams = s.mirrorState(), s.upstreams(f)
+	data.Mirror, data.Upstreams = s.mirrorState(), s.upstreams(f, private)
 	data.Storage = storagePicture(f)
 	counts := s.Census()
 	data.Formats, data.NarSize = formats(counts, f), counts.NarSize

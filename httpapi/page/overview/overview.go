@@ -12,6 +12,7 @@ import (
 	"nar-herder/httpapi/page/figures"
 	"nar-herder/httpapi/page/history"
 	"nar-herder/internal/recentlog"
+	"nar-herder/internal/redact"
 	mirror "nar-herder/mirror/health"
 	"nar-herder/storage/census"
 	"nar-herder/storage/index"
@@ -98,6 +99,7 @@ var advice = map[string]string{
 	"mirror":             "Check the mirrored instance and the network; 'nar-herder mirror-status' tells more.",
 	"mirror_nars":        "Check the mirrored instance and free space; the log has the error.",
 	"upstreams":          "Check the network; nothing to do if the upstream itself is down.",
+	"tls_certificate":    "Renew the certificate, or correct its files: the server reads them again within a second.",
 	"advertisement":      "Check that the server listens on the local network, and that its name is not taken.",
 }
 
@@ -135,15 +137,20 @@ type Upstream struct {
 	Found, Absent, Failed int64
 }
 
-func (s *Sources) upstreams(f figures.Figures) (all []Upstream) {
+// upstreams returns the states of the upstreams. Only the administrator sees addresses in errors.
+func (s *Sources) upstreams(f figures.Figures, private bool) (all []Upstream) {
 	if s.Upstreams == nil {
 		return nil
 	}
 	const metric = "narherder_upstream_narinfo_requests_total"
 	for _, status := range s.Upstreams() {
 		u := Upstream{URL: status.URL, IsUp: status.Up, Since: status.Since}
-		if status.Err != nil {
-			u.Error = status.Err.Error()
+		switch {
+		case status.Err == nil:
+		case private:
+			u.Error = redact.Text(status.Err.Error())
+		default:
+			u.Error = redact.Fault(status.Err)
 		}
 		u.Found, u.Absent = f.Int(metric, "upstream", u.URL, "outcome", "found"), f.Int(metric, "upstream", u.URL, "outcome", "absent")
 		u.Failed = f.Int(metric, "upstream", u.URL) - u.Found - u.Absent

@@ -56,7 +56,7 @@ func (s *Sources) status(ctx context.Context, r *page.Request) (*page.Page, erro
 	}
 	if r.ShowsMetrics {
 		f := s.Figures()
-		data.Problems, data.Mirror, data.Upstreams, data.Groups = s.problems(r.Private), s.mirrorState(), s.upstreams(f), rows(f, time.Now())
+		data.Problems, data.Mirror, data.Upstreams, data.Groups = s.problems(r.Private), s.mirrorState(), s.upstreams(f, r.Private), rows(f, time.Now())
 		data.Uptime = time.Since(s.Started)
 	}
 	if r.Private {
@@ -154,7 +154,7 @@ var groups = []struct {
 	}},
 	{"Local cache of the storage", []figure{
 		{"size", "narherder_storage_cache_bytes", size, nil},
-		{"limit", "narherder_storage_cache_bytes_limit", size, nil},
+		{"limit", "narherder_storage_cache_limit_bytes", size, nil},
 		{"hits", "narherder_storage_cache_hits_total", number, nil},
 		{"misses", "narherder_storage_cache_misses_total", number, nil},
 	}},
