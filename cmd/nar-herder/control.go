@@ -10,8 +10,8 @@ import (
 // controlOptions are the options of the control listener, which is for the administrator.
 type controlOptions struct {
 	ControlHost   string     `group:"listening" default:"127.0.0.1" placeholder:"HOST" help:"Name or address of the control listener, or unix:PATH (default: ${default})."`
-	ControlPort   *portValue `group:"listening" placeholder:"PORT" help:"Port of the control listener, which serves /metrics, /health and /debug/pprof/ (default: no control listener)."`
-	PublicMetrics string     `group:"listening" default:"yes" enum:"yes,no" placeholder:"yes|no" help:"Whether to serve /metrics and /health to all clients too (default: ${default})."`
+	ControlPort   *portValue `group:"listening" placeholder:"PORT" help:"Port of the control listener, which serves /metrics, /health, /debug/pprof/ and full pages (default: no control listener)."`
+	PublicMetrics string     `group:"listening" default:"yes" enum:"yes,no" placeholder:"yes|no" help:"Whether to serve /metrics and /health to all clients too, and to show their figures on pages (default: ${default})."`
 }
 
 // defaultControlHost is what Guix's service passes as well.

@@ -215,6 +215,7 @@ func runDocument(t *testing.T, blocks []block, source *server) {
 		"https://farm.example.org", "http://" + source.addresses[0], "https://mirror.example.org", "http://" + source.addresses[0],
 		"https://bordeaux.guix.gnu.org", "http://" + source.addresses[0], "https://ci.guix.gnu.org", "file://" + dir + "/srv/published",
 		"--host=0.0.0.0", "--host=" + host, "--control-port=8735", "--control-port=8735 --control-host=" + host,
+		"control-port = 8735\n", "control-port = 8735\ncontrol-host = \"" + host + "\"\n",
 	}
 	for _, name := range []string{"/srv/", "/var/", "/etc/", "/backup/", "/mnt/"} {
 		pairs = append(pairs, name, dir+name)

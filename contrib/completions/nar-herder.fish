@@ -44,8 +44,8 @@ complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l trusted-pr
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l max-connections -d 'Maximum number of open connections' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l max-connections-per-address -d 'Maximum number of connections of one client address or IPv6 /64 network' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l control-host -d 'Name or address of the control listener, or unix:PATH' -x
-complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l control-port -d 'Port of the control listener, which serves /metrics, /health and /debug/pprof/' -x
-complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l public-metrics -d 'Whether to serve /metrics and /health to all clients too' -x -a 'yes no'
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l control-port -d 'Port of the control listener, which serves /metrics, /health, /debug/pprof/ and full pages' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l public-metrics -d 'Whether to serve /metrics and /health to all clients too, and to show their figures on pages' -x -a 'yes no'
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l tls-certificate -d 'Certificate chain for HTTPS in PEM, with the server\'s own certificate first' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l tls-key -d 'Private key of --tls-certificate in PEM' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from run-server' -l tls-port -d 'Port to listen on for HTTPS' -x
@@ -249,8 +249,8 @@ complete -c nar-herder -n '__fish_seen_subcommand_from config' -l trusted-proxie
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l max-connections -d 'Maximum number of open connections' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l max-connections-per-address -d 'Maximum number of connections of one client address or IPv6 /64 network' -x
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l control-host -d 'Name or address of the control listener, or unix:PATH' -x
-complete -c nar-herder -n '__fish_seen_subcommand_from config' -l control-port -d 'Port of the control listener, which serves /metrics, /health and /debug/pprof/' -x
-complete -c nar-herder -n '__fish_seen_subcommand_from config' -l public-metrics -d 'Whether to serve /metrics and /health to all clients too' -x -a 'yes no'
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l control-port -d 'Port of the control listener, which serves /metrics, /health, /debug/pprof/ and full pages' -x
+complete -c nar-herder -n '__fish_seen_subcommand_from config' -l public-metrics -d 'Whether to serve /metrics and /health to all clients too, and to show their figures on pages' -x -a 'yes no'
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l tls-certificate -d 'Certificate chain for HTTPS in PEM, with the server\'s own certificate first' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l tls-key -d 'Private key of --tls-certificate in PEM' -r -F
 complete -c nar-herder -n '__fish_seen_subcommand_from config' -l tls-port -d 'Port to listen on for HTTPS' -x

@@ -103,7 +103,8 @@
   (port nar-herder-configuration-port (default 8734))
   ;; Name or address to listen on, or unix:PATH.
   (host nar-herder-configuration-host (default "127.0.0.1"))
-  ;; Port of the control listener, which serves /metrics, /health and /debug/pprof/.
+  ;; Port of the control listener, which serves /metrics, /health, /debug/pprof/ and full
+  ;; pages.
   (control-port nar-herder-configuration-control-port (default 8735))
   ;; Name or address of the control listener, or unix:PATH.
   (control-host nar-herder-configuration-control-host (default "127.0.0.1"))
@@ -170,7 +171,8 @@
   ;; and unix sockets are exempt (default: a quarter of --max-connections).
   (max-connections-per-address
    nar-herder-configuration-max-connections-per-address (default #f))
-  ;; Whether to serve /metrics and /health to all clients too (default: yes).
+  ;; Whether to serve /metrics and /health to all clients too, and to show their figures on
+  ;; pages (default: yes).
   (public-metrics nar-herder-configuration-public-metrics (default #f))
   ;; Certificate chain for HTTPS in PEM, with the server's own certificate first. It is
   ;; reloaded when the file changes.
