@@ -53,35 +53,6 @@ func BenchmarkText(b *testing.B) {
 	})
 }
 
-// BenchmarkEachAt looks for missing items, 250 at a time.
-func BenchmarkEachAt(b *testing.B) {
-	x, parsed := benchmarkIndex(b, 1000)
-	update(b, x, func(tx *Tx) error {
-		for _, n := range parsed {
-			if err := putIn(tx, x, n, 1, nil); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	hashes := make([]narinfo.PathHash, 250)
-	for n := 0; b.Loop(); n += len(hashes) {
-		for i := range hashes {
-			hashes[i] = testPath(1_000_000 + n + i).Hash
-		}
-		missing := 0
-		if err := x.EachAt(b.Context(), hashes, func(_ int, item *Item, err error) error {
-			if item == nil {
-				missing++
-			}
-			return err
-		}); err != nil || missing != len(hashes) {
-			b.Fatal(missing, err)
-		}
-	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(hashes)), "ns/item")
-}
-
 // BenchmarkPut writes narinfos in transactions of several sizes.
 func BenchmarkPut(b *testing.B) {
 	for _, batch := range []int{1, 100, 5000} {
