@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"strings"
 	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -114,6 +115,9 @@ func (l *serverLogs) collectors() (all []prometheus.Collector) {
 // openAccessLog opens a file to append to it. It refuses a file with anything else than lines of
 // an access log, which would be damaged. It doesn't wait for the reader of a pipe.
 func openAccessLog(name string) (io.WriteCloser, error) {
+	if !strings.ContainsAny(name, "./") {
+		return nil, errors.New("want off, stderr, or a file, such as ./access.log")
+	}
 	info, err := os.Stat(name)
 	if err == nil && info.Mode().IsRegular() && info.Size() > 0 {
 		if err := isAccessLog(name); err != nil {

@@ -93,6 +93,9 @@ func TestAccessLogFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	fail(t, p.serverArgs("--access-log="+pipe), "nothing reads from this pipe")
+	for _, word := range []string{"stdout", "-", "on", "STDERR"} {
+		fail(t, p.serverArgs("--access-log="+word), "--access-log="+word, "want off, stderr, or a file")
+	}
 	fail(t, p.serverArgs("--access-log="+p.dir), "is a directory")
 	fail(t, p.serverArgs("--access-log="+filepath.Join(p.dir, "no", "x")), "no such file")
 }

@@ -158,12 +158,12 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, events *recent
 		return err
 	}
 	config.events, config.logs = events, logs
+	c.watchFiles(ctx, config, running) // early, as the log may be rotated during a long start
 	sockets, err := c.reserve(ctx, config.certificate, log)
 	if err != nil {
 		return err
 	}
 	defer sockets.close()
-	c.watchFiles(ctx, config, running)
 	parts := new(subsystems)
 	if parts.responder, err = c.newResponder(sockets.public, log); err != nil {
 		return err

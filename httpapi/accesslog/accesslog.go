@@ -188,7 +188,7 @@ func (l *Log) appendJSON(line []byte, a *measured.Answer) []byte {
 	text(`,"method":`, r.Method)
 	text(`,"path":`, secretless(r.Target))
 	text(`,"protocol":`, r.Protocol)
-	text(`,"host":`, r.Host)
+	text(`,"host":`, secretless(r.Host))
 	text(`,"route":`, l.Route(int(a.Route)))
 	line = append(line, `,"status":`...)
 	line = strconv.AppendInt(line, int64(a.Status), 10)

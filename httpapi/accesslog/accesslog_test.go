@@ -74,7 +74,7 @@ func TestInjection(t *testing.T) {
 		}
 	}
 	for _, url := range []string{"http://user:hunter2@farm.example/x", "/x?token=hunter2", "/?u=http%3A%2F%2Fme:hunter2%40x"} {
-		a := answerTo(measured.Request{Method: "GET", Target: url, Referer: url})
+		a := answerTo(measured.Request{Method: "GET", Target: url, Referer: url, Host: strings.TrimPrefix(url, "http://")})
 		for _, format := range []Format{Combined, JSON, Debug, DebugJSON} {
 			if line := lineOf(Log{Format: format}, a); strings.Contains(line, "hunter2") {
 				t.Errorf("%s", line)

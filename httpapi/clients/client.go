@@ -66,13 +66,14 @@ func (p *Proxies) Client(ctx *fasthttp.RequestCtx) netip.Addr {
 	return client
 }
 
-// parseForwarded parses an address. Some proxies add a port, or brackets.
+// parseForwarded parses an address without its zone, which may be any text. Some proxies add a
+// port, or brackets.
 func parseForwarded(text string) (netip.Addr, bool) {
 	if address, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(text, "["), "]")); err == nil {
-		return address.Unmap(), true
+		return address.Unmap().WithZone(""), true
 	}
 	address, err := netip.ParseAddrPort(text)
-	return address.Addr().Unmap(), err == nil
+	return address.Addr().Unmap().WithZone(""), err == nil
 }
 
 // ClientName returns the client for the log: the address, with its port if the client has

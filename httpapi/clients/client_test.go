@@ -6,7 +6,7 @@ import (
 )
 
 func FuzzParseForwarded(f *testing.F) {
-	for _, seed := range []string{"192.0.2.1", "192.0.2.1:80", "[2001:db8::1]", "[2001:db8::1]:80", "::ffff:192.0.2.1", "fe80::1%eth0", "unknown", "_hidden", "", "[", "1.2.3.4]"} {
+	for _, seed := range []string{"192.0.2.1", "192.0.2.1:80", "[2001:db8::1]", "[2001:db8::1]:80", "::ffff:192.0.2.1", "fe80::1%eth0", "fe80::1%a\" b", "[fe80::1%x]:80", "unknown", "_hidden", "", "[", "1.2.3.4]"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -14,7 +14,7 @@ func FuzzParseForwarded(f *testing.F) {
 		if !ok {
 			return
 		}
-		if !address.IsValid() || address.Is4In6() {
+		if !address.IsValid() || address.Is4In6() || address.Zone() != "" {
 			t.Fatalf("%q is %v", text, address)
 		}
 		if again, ok := parseForwarded(address.String()); !ok || again != address {

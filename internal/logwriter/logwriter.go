@@ -22,6 +22,9 @@ const (
 	patience = 100 * time.Millisecond
 	// endPatience is the same for [Writer.Close].
 	endPatience = 500 * time.Millisecond
+	// calm is how long no line must have been dropped before a trouble is over. An output that
+	// is too slow drops lines again and again.
+	calm = 2 * time.Second
 )
 
 // errSlow is the trouble of an output that takes lines too slowly.
@@ -30,8 +33,8 @@ var errSlow = errors.New("the output is too slow")
 // Writer gathers lines, and writes them in a goroutine. Use [New] to make one. Its methods may be
 // called concurrently.
 type Writer struct {
-	// Trouble is called when the first line is dropped, and Over when lines are written again,
-	// with the number that was dropped. They are called in another goroutine, and may log to
+	// Trouble is called when the first line is dropped, and Over when lines were written again for
+	// some time, with the number that was dropped. They are called in another goroutine, and may log to
 	// this writer. Nil does nothing.
 	Trouble func(err error)
 	Over    func(dropped int64)
@@ -51,9 +54,12 @@ type Writer struct {
 	progress       chan struct{}
 	busySince      time.Time // when the current write began; zero for none
 	closed         bool
+	done           bool  // the goroutine writes no more
 	torn           bool  // the output ends within a line
 	dropped        int64 // lines dropped since the trouble began
-	failure        error // of the last write
+	droppedAt      time.Time
+	later          *time.Timer // wakes the goroutine, to report the end of a trouble
+	failure        error       // of the last write
 }
 
 // New makes a writer, which must be closed.
@@ -62,6 +68,7 @@ func New(out io.Writer) *Writer {
 		urgent: make(chan struct{}, 1), filled: make(chan struct{}, 1), ended: make(chan struct{}),
 		out: out, progress: make(chan struct{}),
 	}
+	w.later = time.AfterFunc(calm, func() { wake(w.filled) })
 	go w.run()
 	return w
 }
@@ -77,7 +84,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	}
 	w.pending = append(w.pending, p...)
 	w.added += int64(len(p))
-	if w.closed {
+	if w.done {
 		w.writeLocked()
 		return len(p), nil
 	}
@@ -108,6 +115,7 @@ func (w *Writer) drop(p []byte, err error) {
 		go w.Trouble(err)
 	}
 	w.dropped += lost
+	w.droppedAt = time.Now()
 	w.all.Add(lost)
 }
 
@@ -164,8 +172,12 @@ func (w *Writer) Close() {
 	busy := !w.busySince.IsZero()
 	w.mu.Unlock()
 	wake(w.urgent)
-	if !busy {
-		<-w.ended
+	if busy {
+		return
+	}
+	select {
+	case <-w.ended:
+	case <-time.After(endPatience): // a last write hangs
 	}
 }
 
@@ -186,7 +198,8 @@ func (w *Writer) run() {
 	}
 }
 
-// write writes the pending lines, and reports whether the writer is closed.
+// write writes the pending lines, and reports whether the writer is closed. Then it has written
+// all.
 func (w *Writer) write() (closed bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -196,22 +209,48 @@ func (w *Writer) write() (closed bool) {
 		}
 		w.out, w.next, w.torn = w.next, nil, false
 	}
-	lines := w.pending
-	if len(lines) > 0 {
-		w.pending = nil
-		w.busySince = time.Now()
-		out := w.out
-		if w.torn {
-			w.torn = false
-			out = tearer{out}
-		}
-		w.mu.Unlock()
-		n, err := out.Write(lines)
-		w.mu.Lock()
-		w.busySince = time.Time{}
-		w.finish(lines, n, err)
+	w.writePending()
+	for w.closed && len(w.pending) > 0 { // added meanwhile
+		w.writePending()
 	}
-	return w.closed
+	w.endTrouble()
+	w.done = w.closed
+	return w.done
+}
+
+// writePending writes the pending lines. The mutex is held, but not during the write.
+func (w *Writer) writePending() {
+	lines := w.pending
+	if len(lines) == 0 {
+		return
+	}
+	w.pending = nil
+	w.busySince = time.Now()
+	out := w.out
+	if w.torn {
+		w.torn = false
+		out = tearer{out}
+	}
+	w.mu.Unlock()
+	n, err := out.Write(lines)
+	w.mu.Lock()
+	w.busySince = time.Time{}
+	w.finish(lines, n, err)
+}
+
+// endTrouble reports that a trouble is over, or looks again later. The mutex is held.
+func (w *Writer) endTrouble() {
+	if w.dropped == 0 || w.failure != nil {
+		return
+	}
+	if wait := calm - time.Since(w.droppedAt); wait > 0 {
+		w.later.Reset(wait)
+		return
+	}
+	if w.Over != nil {
+		go w.Over(w.dropped)
+	}
+	w.dropped = 0
 }
 
 // tearer ends a line first of which only a part was written.
@@ -238,12 +277,5 @@ func (w *Writer) finish(lines []byte, n int, err error) {
 	if w.failure = err; err != nil {
 		w.torn = w.torn || n > 0 && lines[n-1] != '\n'
 		w.drop(lines[n:], err)
-		return
-	}
-	if w.dropped > 0 {
-		if w.Over != nil {
-			go w.Over(w.dropped)
-		}
-		w.dropped = 0
 	}
 }

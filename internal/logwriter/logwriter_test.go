@@ -105,6 +105,7 @@ func TestHangs(t *testing.T) {
 		}
 		close(out.hangs)
 		w.Flush()
+		time.Sleep(calm + Delay)
 		w.Close()
 		synctest.Wait()
 		written := int64(strings.Count(out.String(), "x\n"))
@@ -144,6 +145,7 @@ func TestFails(t *testing.T) {
 		w.Replace(other)
 		fmt.Fprint(w, "three\n")
 		w.Flush()
+		time.Sleep(calm + Delay)
 		synctest.Wait()
 		if got := fmt.Sprint(events); got != "[full 3]" || other.String() != "three\n" || !out.closed {
 			t.Errorf("%s, %q, closed %v", got, other.String(), out.closed)
@@ -163,6 +165,74 @@ func TestTorn(t *testing.T) {
 		}
 		if got := out.String(); got != "one\ntw\nthree\nfour\n" || w.Dropped() != 1 {
 			t.Errorf("%q, %d dropped", got, w.Dropped())
+		}
+		w.Close()
+	})
+}
+
+// TestCloseHangsLate: the output hangs only during Close, and lines are logged after that.
+func TestCloseHangsLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := &output{hangs: make(chan struct{})}
+		w := New(out)
+		w.mu.Lock()
+		w.pending, w.added, w.written = []byte("one\n"), 4, 4 // as if logged after flush
+		w.mu.Unlock()
+		begun := time.Now()
+		w.Close()
+		fmt.Fprintln(w, "two")
+		if took := time.Since(begun); took > 2*endPatience {
+			t.Errorf("waits for %v", took)
+		}
+		close(out.hangs)
+		synctest.Wait()
+		if got := out.String(); got != "one\ntwo\n" || w.Dropped() != 0 {
+			t.Errorf("%q, %d dropped", got, w.Dropped())
+		}
+	})
+}
+
+// TestCloseWhileWriting: Close doesn't lose lines that were logged during a write.
+func TestCloseWhileWriting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := &output{hangs: make(chan struct{})}
+		w := New(out)
+		fmt.Fprintln(w, "one")
+		w.Flush() // which doesn't wait
+		fmt.Fprintln(w, "two")
+		w.Close()
+		close(out.hangs)
+		synctest.Wait()
+		if got := out.String(); got != "one\ntwo\n" {
+			t.Errorf("%q", got)
+		}
+	})
+}
+
+// TestTooSlow: an output that always takes some lines, but not all, is one trouble.
+func TestTooSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := new(output)
+		w := New(out)
+		var events []string
+		w.Trouble = func(err error) { events = append(events, err.Error()) }
+		w.Over = func(n int64) { events = append(events, fmt.Sprint(n)) }
+		for range 3 {
+			w.mu.Lock()
+			w.drop([]byte("one\n"), errSlow)
+			w.mu.Unlock()
+			fmt.Fprintln(w, "two")
+			w.Flush()
+			synctest.Wait()
+		}
+		if len(events) != 1 {
+			t.Errorf("%v", events)
+		}
+		w.Flush() // orders the access to events
+		time.Sleep(calm + Delay)
+		synctest.Wait()
+		if got := fmt.Sprint(events); got != fmt.Sprintf("[%v %d]", errSlow, w.Dropped()) {
+			t.Errorf("%s", got)
 		}
 		w.Close()
 	})
