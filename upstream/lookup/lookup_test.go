@@ -305,8 +305,7 @@ func TestAhead(t *testing.T) {
 			t.Errorf("answer %d: %q, %v", n, answer.Text, err)
 		}
 	}
-	// Each half is asked for in parts of 50, 250 and 200.
-	if questions, items := b.questions(); questions != 6 || items != burst-2 {
+	if questions, items := b.questions(); questions != 4 || items != burst-2 {
 		t.Errorf("%d questions about %d items", questions, items)
 	}
 	if !slices.IsSortedFunc(b.asked[0], func(a, c narinfo.PathHash) int { return slices.Index(all, a) - slices.Index(all, c) }) {
