@@ -1,8 +1,6 @@
 package upstream_test
 
 import (
-	"nar-herder/narinfo"
-	"nar-herder/upstream"
 	"net/http"
 	"net/netip"
 	"sync"
@@ -10,6 +8,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/upstream"
 )
 
 // TestTurns: a client's burst delays the single question of another only by the requests that are sent

@@ -6,13 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"nar-herder/narinfo/signing/sexp"
 	"slices"
 	"sync"
 	"sync/atomic"
 
 	"filippo.io/edwards25519"
 	"github.com/cloudflare/circl/math/fp25519"
+
+	"nar-herder/narinfo/signing/sexp"
 )
 
 // scalarSize is the length in bytes of a number below n, the order of Ed25519's base point. n

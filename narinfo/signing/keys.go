@@ -5,11 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"nar-herder/narinfo/signing/sexp"
 	"slices"
 	"sync"
 
 	lru "github.com/hashicorp/golang-lru/v2"
+
+	"nar-herder/narinfo/signing/sexp"
 )
 
 // MaxKeysSize is the maximum length in bytes of an ACL or a key file. An entry of an ACL with

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"math/big"
-	"nar-herder/narinfo/signing/sexp"
 	"os"
 	"slices"
 	"strings"
@@ -14,6 +13,8 @@ import (
 	"filippo.io/edwards25519"
 	"filippo.io/edwards25519/field"
 	"github.com/cloudflare/circl/math/fp25519"
+
+	"nar-herder/narinfo/signing/sexp"
 )
 
 const (

@@ -8,10 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"nar-herder/narinfo/signing/sexp"
 	"strings"
 
 	"filippo.io/edwards25519"
+
+	"nar-herder/narinfo/signing/sexp"
 )
 
 // maxPrivateKeySize is the maximum length in bytes of a private key. The longest RSA key has

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"math/big"
+
 	"nar-herder/narinfo/signing/sexp"
 )
 

@@ -8,9 +8,10 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"nar-herder/narinfo/signing/sexp"
 	"slices"
 	"strings"
+
+	"nar-herder/narinfo/signing/sexp"
 )
 
 var (

@@ -4,9 +4,10 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
-	"nar-herder/narinfo/signing/sexp"
 	"strings"
 	"testing"
+
+	"nar-herder/narinfo/signing/sexp"
 )
 
 // printed returns an s-expression in libgcrypt's printed form.

@@ -50,9 +50,8 @@ const (
 	// item that is asked for early is requested within the same burst.
 	burstTime = 5 * time.Second
 
-	// askAtOnce is how many items are asked for in one call, and askFirst in the first one, which
-	// waits for the index.
-	askAtOnce, askFirst = 250, 50
+	// askAtOnce is how many items are asked for in one call.
+	askAtOnce = 250
 	// longestPoll is the longest interval of calls of [Asker.Next].
 	longestPoll = 16 * time.Millisecond
 )
@@ -281,9 +280,7 @@ func (f *Finder) begin(q question, most int) (a *asked, isNew bool) {
 // ask answers questions that have begun. It asks for the first ones while it looks for the next
 // in the index.
 func (f *Finder) ask(hashes []narinfo.PathHash, via string, asker Asker) {
-	first := min(len(hashes), askFirst)
-	f.askPart(hashes[:first], via, asker)
-	for part := range slices.Chunk(hashes[first:], askAtOnce) {
+	for part := range slices.Chunk(hashes, askAtOnce) {
 		f.askPart(part, via, asker)
 	}
 }
