@@ -56,6 +56,10 @@ type Directory struct {
 	// syncing is held by Sync, so that a second Sync waits for the first one's
 	// directories.
 	syncing sync.Mutex
+
+	// making is held while directories are created. Otherwise, a new directory could inherit
+	// from one that has not inherited yet.
+	making sync.Mutex
 }
 
 // Open opens an existing directory as a store. It ignores unreferenced files.
@@ -344,7 +348,10 @@ func (d *Directory) temporary(name string) (string, error) {
 		return "", fmt.Errorf("store %q: not a name for a nar", name)
 	}
 	parent := path.Dir(name)
-	if err := d.makeAll(parent); err != nil {
+	d.making.Lock()
+	err := d.makeAll(parent)
+	d.making.Unlock()
+	if err != nil {
 		return "", d.explain("create directory", parent, err)
 	}
 	return path.Join(parent, temporaryPrefix+rand.Text()), nil
