@@ -1,13 +1,16 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -137,11 +140,12 @@ func TestLogStuck(t *testing.T) {
 	s.start(t)
 	w.Close()
 	until(t, "the server answers", func() bool { got, err := tryGet(socket, "/nix-cache-info"); return err == nil && got.StatusCode == 200 })
-	line := "/" + strings.Repeat("x", 4000)
+	lines := slices.Repeat([]string{"/" + strings.Repeat("x", 4000)}, 100)
 	until(t, "lines are dropped", func() bool {
-		for range 100 {
-			get(t, socket, line)
-		}
+		c, err := net.Dial("unix", socket)
+		noError(t, err)
+		defer c.Close()
+		noError(t, pipelined(c, bufio.NewReader(c), lines, func(int, answer) {}))
 		return metric(t, socket, `narherder_log_lines_dropped_total{log="log"}`) != "0"
 	})
 	go func() { _, _ = io.Copy(&s.err, r) }()

@@ -34,8 +34,8 @@ func strangerNarinfo() string {
 
 // TestBrowser looks at the pages of a server with the corpus in Chromium; see check.mjs for what
 // it checks. 'npm ci --omit=optional --ignore-scripts' in testdata/browser installs what it needs.
+// It doesn't run in parallel, as Chromium needs all processors.
 func TestBrowser(t *testing.T) {
-	t.Parallel()
 	node, chromium := required(t, "node"), required(t, "chromium")
 	if _, err := os.Stat(filepath.Join(browserTests, "node_modules", "playwright-core")); err != nil {
 		if os.Getenv("CI") == "true" {

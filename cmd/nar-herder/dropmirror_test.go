@@ -66,7 +66,7 @@ func TestDroppedFarmMirrored(t *testing.T) {
 	servers := make([]*server, len(mirrors))
 	mirror := func(n int, of *server) {
 		t.Helper()
-		servers[n] = mirrors[n].serve(t, "--mirror=http://"+of.addresses[0])
+		servers[n] = mirrors[n].serve(t, "--mirror=http://"+of.addresses[0], "--database-dump-interval=none")
 	}
 	p.makeDump(t)
 	mirror(0, source)

@@ -24,7 +24,7 @@ import (
 )
 
 // patience is how long a test waits for another process, beside many others.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 const testdata = "../../testdata"
 
