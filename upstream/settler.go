@@ -12,6 +12,9 @@ import (
 // add one more.
 const mostUnsettled = 8 << 20
 
+// backlog is how many items wait when verifying has become slower than reading.
+const backlog = 64
+
 // settler settles items that have a reply in the order of their places. Connections don't wait for
 // it: verifying a signature takes longer than reading a narinfo, and answers came up to 40 ms later
 // when connections did both, probably because their buffers were full.
@@ -86,8 +89,12 @@ func (s *settler) add(t turn) {
 	}
 	s.bytes += t.size
 	heap.Push(&s.queue, t)
-	// One processor is left to read and write.
-	if s.running < max(1, runtime.GOMAXPROCS(0)-1) {
+	// One processor is left to read and write, until most answers have been read.
+	most := max(1, runtime.GOMAXPROCS(0)-1)
+	if len(s.queue) > backlog {
+		most++
+	}
+	if s.running < most {
 		s.running++
 		go s.run()
 	}
