@@ -83,7 +83,7 @@ func (s *upstreamStub) counts() (asked map[string]int, connections int) {
 // numbered returns the target of the narinfo of the Nth item of [mirrortest.Narinfo].
 func numbered(n int) string { return "/" + mirrortest.Path(n).Hash.String() + ".narinfo" }
 
-// hasNumbered serves the narinfos of the first items, whose numbers are below count.
+// hasNumbered serves the narinfos of the items with numbers below count.
 func hasNumbered(count int) http.Handler {
 	texts := make(map[string][]byte, count)
 	for n := range count {
