@@ -234,7 +234,7 @@ func brokenPages() *page.Site {
 func homePage() *page.Site {
 	site := page.New(page.Options{Size: page.Minimal})
 	overview.Add(site, &overview.Sources{
-		Figures: func() figures.Figures { return figures.Read(prometheus.NewRegistry()) }, Health: func() []health.State { return nil },
+		Figures: func() figures.Figures { return figures.Read(prometheus.NewRegistry()) }, Health: func(context.Context) []health.State { return nil },
 		Census: func() census.Counts { return census.Counts{} }, History: history.New(func() history.Sample { return history.Sample{} }),
 	})
 	return site
@@ -245,7 +245,7 @@ func startWithPages(t *testing.T, opts Options) (server *started) {
 	opts.Pages = page.New(page.Options{Size: page.Full, Version: opts.Version})
 	overview.Add(opts.Pages, &overview.Sources{
 		Keys: opts.SigningKeys, History: history.New(func() history.Sample { return history.Sample{At: time.Now(), Snapshot: server.Snapshot()} }),
-		Figures: func() figures.Figures { return figures.Read(server.Registry()) }, Health: func() []health.State { return server.Health().States() },
+		Figures: func() figures.Figures { return figures.Read(server.Registry()) }, Health: func(ctx context.Context) []health.State { return server.Health().States(ctx) },
 		Census: func() census.Counts { return census.Counts{} }, Newest: func(context.Context, int) ([]*index.Item, error) { return nil, nil },
 	})
 	server = start(t, corpus(), opts)

@@ -224,8 +224,9 @@ type State struct {
 	Detail string
 }
 
-// States returns the states of all parts.
-func (h *Health) States() []State {
+// States returns the states of all parts. Like [Health.Answer], it waits for the first check.
+func (h *Health) States(ctx context.Context) []State {
+	h.wait(ctx)
 	states := make([]State, len(h.parts))
 	for i, p := range h.parts {
 		states[i].Part = p.Name
@@ -239,13 +240,17 @@ func (h *Health) States() []State {
 	return states
 }
 
-// state returns the problems of all parts. It waits for the first check, while the context
-// lasts.
-func (h *Health) state(ctx context.Context) status {
+// wait waits for the first check of all parts, while the context lasts.
+func (h *Health) wait(ctx context.Context) {
 	select {
 	case <-h.looked:
 	case <-ctx.Done():
 	}
+}
+
+// state returns the problems of all parts.
+func (h *Health) state(ctx context.Context) status {
+	h.wait(ctx)
 	state := status{"ok", make(map[string][]string), make(map[string][]string), nil}
 	for _, p := range h.parts {
 		switch texts, fails := p.wrong(); {

@@ -41,13 +41,13 @@ type Key struct {
 	Scheme string
 }
 
-func (s *Sources) home(_ context.Context, r *page.Request) (*page.Page, error) {
+func (s *Sources) home(ctx context.Context, r *page.Request) (*page.Page, error) {
 	data := homeData{}
 	for _, name := range s.Keys.Names() {
 		data.Keys = append(data.Keys, Key{name, schemeLiteral(tidy(s.Keys.Text(name)))})
 	}
 	if r.ShowsMetrics {
-		s.addFigures(&data, r.Private)
+		s.addFigures(ctx, &data, r.Private)
 	}
 	return &page.Page{Template: homeTemplate, Data: &data}, nil
 }
@@ -67,10 +67,10 @@ func schemeLiteral(text string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(text) + `"`
 }
 
-func (s *Sources) addFigures(data *homeData, private bool) {
+func (s *Sources) addFigures(ctx context.Context, data *homeData, private bool) {
 	f := s.Figures()
 	data.Items, data.Nars, data.Size = f.Int("narherder_items"), f.Int("narherder_stored_nars"), f.Int("narherder_stored_bytes")
-	data.Problems = s.problems(private)
+	data.Problems = s.problems(ctx, private)
 	data.Mirror, data.Upstreams = s.mirrorState(), s.upstreams(f, private)
 	data.Storage = storagePicture(f)
 	counts := s.Census()

@@ -24,7 +24,7 @@ type Sources struct {
 	Keys    page.Keys
 	Figures func() figures.Figures
 	History *history.History
-	Health  func() []health.State
+	Health  func(ctx context.Context) []health.State
 	Census  func() census.Counts
 	// Mirror returns the state of a mirror, and Upstreams those of a cache; nil for others.
 	Mirror    func() mirror.Status
@@ -65,9 +65,9 @@ type Problem struct {
 }
 
 // problems returns the parts that have problems, failing ones first.
-func (s *Sources) problems(private bool) (all []Problem) {
+func (s *Sources) problems(ctx context.Context, private bool) (all []Problem) {
 	for _, fails := range []bool{true, false} {
-		for _, state := range s.Health() {
+		for _, state := range s.Health(ctx) {
 			if state.Problems == nil || state.Fails != fails {
 				continue
 			}

@@ -65,7 +65,7 @@ func full() *Sources {
 	return &Sources{
 		Keys:    page.Keys{key, `(public-key "` + evil + `\")`},
 		Figures: func() figures.Figures { return figures.Read(registry) }, History: h,
-		Health: func() []health.State {
+		Health: func(context.Context) []health.State {
 			return []health.State{{Part: "database"}, {Part: "upstreams", Problems: []string{evil}}, {Part: "storage", Problems: []string{"is it mounted?"}, Fails: true, Detail: "stat /srv/nars " + evil}}
 		},
 		Census: func() census.Counts {
@@ -197,7 +197,7 @@ func firstElement(node *html.Node) string {
 func empty() *Sources {
 	return &Sources{
 		Figures: func() figures.Figures { return nil }, History: history.New(func() history.Sample { return history.Sample{} }),
-		Health: func() []health.State { return nil }, Census: func() census.Counts { return census.Counts{} },
+		Health: func(context.Context) []health.State { return nil }, Census: func() census.Counts { return census.Counts{} },
 		Newest: func(context.Context, int) ([]*index.Item, error) { return nil, nil }, Events: func() []recentlog.Event { return nil },
 	}
 }

@@ -56,7 +56,7 @@ func (s *Sources) status(ctx context.Context, r *page.Request) (*page.Page, erro
 	}
 	if r.ShowsMetrics {
 		f := s.Figures()
-		data.Problems, data.Mirror, data.Upstreams, data.Groups = s.problems(r.Private), s.mirrorState(), s.upstreams(f, r.Private), rows(f, time.Now())
+		data.Problems, data.Mirror, data.Upstreams, data.Groups = s.problems(ctx, r.Private), s.mirrorState(), s.upstreams(f, r.Private), rows(f, time.Now())
 		data.Uptime = time.Since(s.Started)
 	}
 	if r.Private {
