@@ -3,8 +3,10 @@ package httpapi
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	"github.com/valyala/fasthttp"
 
@@ -15,15 +17,37 @@ import (
 	"nar-herder/httpapi/respond"
 	"nar-herder/httpapi/verify"
 	"nar-herder/peer"
+	"nar-herder/peer/failover"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
+
+// decoded is the nar in a file, which is the last that was opened.
+type decoded struct {
+	*decoders.Decoder
+	file atomic.Pointer[io.ReadCloser]
+}
+
+// failed makes another instance that sent a wrong file be asked last for it.
+func (d *decoded) failed(err error) {
+	if file := d.file.Load(); file != nil && !errors.Is(err, decoders.ErrTooMany) && !errors.Is(err, decoders.ErrNotRestarted) {
+		failover.Reject(*file)
+	}
+}
 
 // decode opens the nar in the item's Nth file for sendVerified, which compares it with its
 // hash, so bytes of other instances are not verified before.
-func (s *Server) decode(ctx *fasthttp.RequestCtx, known *nars, n int) (*decoders.Decoder, error) {
-	item := known.Item
+func (s *Server) decode(ctx *fasthttp.RequestCtx, known *nars, n int) (*decoded, error) {
+	item, d := known.Item, new(decoded)
 	from := &narFile{s: s, ctx: ctx, live: peer.Uncompared(s.live), item: known, n: n}
-	file := decoders.NewFile(from.Open)
+	file := decoders.NewFile(func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
+		d.file.Store(nil)
+		reader, info, err := from.Open(offset, length)
+		if err == nil {
+			d.file.Store(&reader)
+		}
+		return reader, info, err
+	})
 	head, err := file.Head()
 	if err != nil {
 		file.Close()
@@ -33,27 +57,28 @@ func (s *Server) decode(ctx *fasthttp.RequestCtx, known *nars, n int) (*decoders
 	memory := compression.Memory(kind, head, item.Narinfo.NarSize)
 	ready, cancel := context.WithTimeout(s.streaming, s.checker.Options.Wait)
 	defer cancel()
-	decoder, err := s.checker.Options.Decoders.Open(ready, s.live, kind, file, memory, s.options.Decompress)
+	d.Decoder, err = s.checker.Options.Decoders.Open(ready, s.live, kind, file, memory, s.options.Decompress)
 	if err != nil {
+		d.failed(err)
 		return nil, fmt.Errorf("decompress %s: %w", item.Narinfo.Files[n].URL, err)
 	}
-	return decoder, nil
+	return d, nil
 }
 
 // sendVerified answers with size bytes of the item, or all bytes if size is negative, and
 // compares them with the hash. r reads from the decoder. sendVerified closes the decoder.
-func (s *Server) sendVerified(ctx *fasthttp.RequestCtx, r io.Reader, decoder *decoders.Decoder, size int64, want [sha256.Size]byte, item *storage.Item) error {
+func (s *Server) sendVerified(ctx *fasthttp.RequestCtx, r io.Reader, decoder *decoded, size int64, want [sha256.Size]byte, item *storage.Item) error {
 	body := content.NewPart(r, decoder)
 	switch {
 	case ctx.IsHead() && size >= 0:
 		return content.Stream(ctx, body, size)
 	case size < 0:
-		engine.SendChunks(ctx, s.checker.Verify(body, -1, want, item)) // without the last chunk after an error
+		engine.SendChunks(ctx, s.checker.Verify(body, -1, want, item, decoder.failed)) // without the last chunk after an error
 		return nil
 	case size > verify.CheckedFirst:
-		return content.Stream(ctx, s.checker.Verify(body, size, want, item), size)
+		return content.Stream(ctx, s.checker.Verify(body, size, want, item, decoder.failed), size)
 	}
-	verified, err := s.checker.Verified(r, size, want, item)
+	verified, err := s.checker.Verified(r, size, want, item, decoder.failed)
 	_ = decoder.CloseKeepingPiece() // it was only read from
 	if err != nil {
 		s.checker.Options.Decoders.ReleasePiece()

@@ -168,7 +168,7 @@ func (c *Checker) Compared(p Part, open content.Opener) content.Opener {
 				reader, err = c.comparedFirst(p, key, reader, file, offset, isWhole, open)
 				return reader, info, err
 			case isWhole:
-				v := c.Verify(content.NewPart(io.LimitReader(stored{reader}, p.Length), reader), p.Length, p.Want, p.Item)
+				v := c.Verify(content.NewPart(io.LimitReader(stored{reader}, p.Length), reader), p.Length, p.Want, p.Item, nil)
 				v.passed = func() { c.remember(key) }
 				return v, info, nil
 			case length == 0 || file == nil:
@@ -187,7 +187,7 @@ func (c *Checker) Compared(p Part, open content.Opener) content.Opener {
 // reader if there is an error, which is ErrComparing if memory is short.
 func (c *Checker) comparedFirst(p Part, key comparedPart, reader io.ReadCloser, file *os.File, offset int64, isWhole bool, open content.Opener) (io.ReadCloser, error) {
 	if file != nil {
-		if _, err := c.Verified(stored{io.NewSectionReader(file, p.Start, p.Length)}, p.Length, p.Want, p.Item); err != nil {
+		if _, err := c.Verified(stored{io.NewSectionReader(file, p.Start, p.Length)}, p.Length, p.Want, p.Item, nil); err != nil {
 			reader.Close()
 			return nil, err
 		}
@@ -210,7 +210,7 @@ func (c *Checker) comparedFirst(p Part, key comparedPart, reader io.ReadCloser, 
 			return nil, err
 		}
 	}
-	body, err := c.Verified(io.LimitReader(stored{all}, p.Length), p.Length, p.Want, p.Item)
+	body, err := c.Verified(io.LimitReader(stored{all}, p.Length), p.Length, p.Want, p.Item, nil)
 	all.Close()
 	if err != nil {
 		c.Options.Decoders.ReleasePiece()
@@ -258,7 +258,7 @@ func (c *Checker) compare(p Part, key comparedPart, file *os.File) error {
 	case <-c.Options.Live.Done():
 		return c.Options.Live.Err()
 	}
-	v := c.Verify(io.NopCloser(stored{io.NewSectionReader(file, p.Start, p.Length)}), p.Length, p.Want, p.Item)
+	v := c.Verify(io.NopCloser(stored{io.NewSectionReader(file, p.Start, p.Length)}), p.Length, p.Want, p.Item, nil)
 	v.passed = func() { c.remember(key) }
 	piece := make([]byte, decoders.Piece)
 	for {

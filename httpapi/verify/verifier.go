@@ -27,9 +27,12 @@ type Verifier struct {
 	err        error
 }
 
-// Verify makes a Verifier that logs what is wrong with the item.
-func (c *Checker) Verify(r io.ReadCloser, size int64, want [sha256.Size]byte, item *storage.Item) *Verifier {
+// Verify makes a Verifier that logs what is wrong with the item, and calls failed, unless nil.
+func (c *Checker) Verify(r io.ReadCloser, size int64, want [sha256.Size]byte, item *storage.Item, failed func(error)) *Verifier {
 	return &Verifier{ReadCloser: r, sum: sha256.New(), want: want, left: size, processors: c.Options.Decoders.Processors, failed: func(err error) {
+		if failed != nil {
+			failed(err)
+		}
 		if item.EasiestFile(item.HasStored) < 0 {
 			c.Options.Cut(item, err)
 			return
@@ -59,8 +62,8 @@ const CheckedFirst = decoders.Piece
 // Verified reads size bytes of the item, at most CheckedFirst, and compares them with the hash.
 // The error is ErrDamaged or a readError. The client then gets an error status, which is better
 // than a cut answer, as it tries another server.
-func (c *Checker) Verified(r io.Reader, size int64, want [sha256.Size]byte, item *storage.Item) ([]byte, error) {
-	v := c.Verify(io.NopCloser(r), size, want, item)
+func (c *Checker) Verified(r io.Reader, size int64, want [sha256.Size]byte, item *storage.Item, failed func(error)) ([]byte, error) {
+	v := c.Verify(io.NopCloser(r), size, want, item, failed)
 	body := make([]byte, size+1) // one more, to see the end
 	n, _ := io.ReadFull(v, body)
 	if errors.As(v.err, new(readError)) && item.EasiestFile(item.HasStored) >= 0 {

@@ -244,7 +244,9 @@ func Reject(body any) (server string, others bool) {
 	case *answer:
 		return b.reject()
 	case *continued:
-		return b.from.reject()
+		if b.failure == nil {
+			return b.from.reject()
+		}
 	}
 	return "", false
 }
