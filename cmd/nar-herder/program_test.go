@@ -108,7 +108,8 @@ func testMain(m *testing.M) int {
 	if err := errors.Join(os.Mkdir(filepath.Dir(racing), 0o755), os.Symlink(self, racing)); err != nil {
 		panic(err)
 	}
-	build := exec.Command("go", "build", "-ldflags=-w -X=main.settleTime="+settle.String(), "-o", binary, ".")
+	// GOFLAGS of the machine may leave the commit out.
+	build := exec.Command("go", "build", "-buildvcs=auto", "-ldflags=-w -X=main.settleTime="+settle.String(), "-o", binary, ".")
 	build.Env, build.Stderr = append(os.Environ(), "CGO_ENABLED=0"), os.Stderr
 	if err := build.Run(); err != nil {
 		os.Stderr.WriteString("build the program: " + err.Error() + "\n")
