@@ -78,6 +78,8 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
+	// A server within this process keeps its locks when it is abandoned.
+	stopTimeout = patience
 	for _, entry := range os.Environ() {
 		name, value, _ := strings.Cut(entry, "=")
 		if strings.HasPrefix(name, environmentPrefix) && name != s3server.ProgramVariable || strings.HasPrefix(name, "LISTEN_") || name == "NOTIFY_SOCKET" {

@@ -15,8 +15,9 @@ import (
 
 // stopTimeout is how long a server may take to stop. Everything in it ends with its
 // context, so it is usually much faster; only what no context can interrupt, such as a
-// hanging disk, takes longer. Guix's supervisor expects the end within three seconds.
-const stopTimeout = 2500 * time.Millisecond
+// hanging disk, takes longer. Guix's supervisor expects the end within three seconds. Tests
+// replace it.
+var stopTimeout = 2500 * time.Millisecond
 
 // tasks run the parts of a server and know which of them are still running. Its methods
 // may be called concurrently.
