@@ -152,7 +152,8 @@ func (s *Source) OpenFile(ctx context.Context, item *storage.Item, n int, offset
 	err = first(ctx, s.servers(ctx, item, n), func(server Server) (err error) {
 		var from io.ReadCloser
 		if from, size, err = server.OpenFile(ctx, item, n, offset, length, via); err == nil {
-			b.from = s.answerOf(ctx, from, server, item, n)
+			b.first = s.answerOf(ctx, from, server, item, n)
+			b.from = b.first
 		}
 		return err
 	})
@@ -238,14 +239,16 @@ func noEnd(err error) error {
 }
 
 // Reject reports that a body of a [Source] is wrong. Its server is asked last for that file for
-// some time. Reject returns the server's name, and whether there is another one to ask.
+// some time. Of several servers, that is the first: if another is at fault, that one is asked for
+// the whole file next. A body that has failed is incomplete, not wrong, and nothing is rejected.
+// Reject returns the server's name, and whether there is another one to ask.
 func Reject(body any) (server string, others bool) {
 	switch b := body.(type) {
 	case *answer:
 		return b.reject()
 	case *continued:
-		if b.failure == nil {
-			return b.from.reject()
+		if !b.cut {
+			return b.first.reject()
 		}
 	}
 	return "", false
