@@ -256,6 +256,13 @@ func TestReject(t *testing.T) {
 	if server, others := Reject(body); content != "right" || server != "b" || others {
 		t.Errorf("%q of %s, others %v", content, server, others)
 	}
+	// Both are rejected: they take turns.
+	for _, want := range []string{"wrong", "right", "wrong"} {
+		if body, content = open(); content != want {
+			t.Errorf("%q, want %q", content, want)
+		}
+		Reject(body)
+	}
 	for _, key := range source.rejected.Keys() {
 		source.rejected.Add(key, time.Now().Add(-rejectedFor))
 	}
