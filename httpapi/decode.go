@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync/atomic"
 
 	"github.com/valyala/fasthttp"
 
@@ -22,16 +21,17 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// decoded is the nar in a file, which is the last that was opened.
+// decoded is the nar in a file, of which the decoder reads the answer that was opened last.
 type decoded struct {
 	*decoders.Decoder
-	file atomic.Pointer[io.ReadCloser]
+	file io.Reader
 }
 
-// failed makes another instance that sent a wrong file be asked last for it.
+// failed rejects the file of another instance after an error, unless the file may be right.
 func (d *decoded) failed(err error) {
-	if file := d.file.Load(); file != nil && !errors.Is(err, decoders.ErrTooMany) && !errors.Is(err, decoders.ErrNotRestarted) {
-		failover.Reject(*file)
+	mayBeRight := errors.Is(err, decoders.ErrTooMany) || errors.Is(err, decoders.ErrNotRestarted) || compression.Refused(err)
+	if !mayBeRight {
+		failover.Reject(d.file)
 	}
 }
 
@@ -41,10 +41,9 @@ func (s *Server) decode(ctx *fasthttp.RequestCtx, known *nars, n int) (*decoded,
 	item, d := known.Item, new(decoded)
 	from := &narFile{s: s, ctx: ctx, live: peer.Uncompared(s.live), item: known, n: n}
 	file := decoders.NewFile(func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
-		d.file.Store(nil)
 		reader, info, err := from.Open(offset, length)
-		if err == nil {
-			d.file.Store(&reader)
+		if d.file = nil; err == nil {
+			d.file = reader
 		}
 		return reader, info, err
 	})

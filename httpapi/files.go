@@ -78,6 +78,7 @@ func (s *Server) sendFlatFrom(ctx *fasthttp.RequestCtx, known *nars, n int, want
 	}
 	length, err := flatLength(decoder, item)
 	if err != nil {
+		decoder.failed(err)
 		decoder.Close()
 		if errors.Is(err, narinfo.ErrNotFlat) {
 			respond.NotFound(ctx, noSuchFile)

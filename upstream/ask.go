@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"nar-herder/peer"
 	"nar-herder/storage"
 	"nar-herder/upstream/pipeline"
+	"nar-herder/upstream/turns"
 )
 
 const (
@@ -67,8 +69,8 @@ type question struct {
 	ctx     context.Context
 	hashes  []narinfo.PathHash
 	deliver func(narinfo.PathHash, Answer)
-	waiting chan int // items with a time when they are due, in that order
-	place   uint64   // of the first item, see [settler]
+	waiting chan int    // items with a time when they are due, in that order
+	first   turns.Place // of the first item
 	left    atomic.Int64
 	done    chan struct{} // closed when none is left
 
@@ -76,6 +78,19 @@ type question struct {
 	items    []item
 	answered []bool // by each upstream
 	over     bool   // nothing is awaited any more
+}
+
+type clientKey struct{}
+
+// WithClient returns a context for [Set.Ask] with the network of the client that waits for the
+// answers. Clients take turns; those without a network are one.
+func WithClient(ctx context.Context, client netip.Prefix) context.Context {
+	return context.WithValue(ctx, clientKey{}, client)
+}
+
+// place returns the place of an item in queues.
+func (q *question) place(item int) turns.Place {
+	return turns.Place{Client: q.first.Client, Number: q.first.Number + uint64(item)}
 }
 
 // Ask asks all upstreams for narinfos, and calls deliver once for each hash, as soon as its
@@ -101,9 +116,8 @@ func (s *Set) Ask(ctx context.Context, hashes []narinfo.PathHash, via []string, 
 		items: make([]item, len(hashes)), answered: make([]bool, len(s.upstreams)),
 	}
 	q.left.Store(int64(len(hashes)))
-	client := clientOf(ctx)
-	q.place = s.settler.reserve(client, len(hashes))
-	defer s.settler.release(client)
+	q.first.Client, _ = ctx.Value(clientKey{}).(netip.Prefix)
+	q.first.Number = s.asked.Add(uint64(len(hashes))) - uint64(len(hashes))
 	q.send(via)
 	q.wait()
 }
@@ -214,11 +228,11 @@ func (q *question) receive(i, upstream int, r reply) {
 		}
 	}
 	q.mu.Unlock()
-	q.set.settler.add(turn{q.place + uint64(i), q, i, size})
+	q.set.settler.add(turn{q, i, size})
 }
 
 // settle delivers the answer about an item, if it is known and hasn't been delivered.
-func (q *question) settle(i int) (isDecided bool) {
+func (q *question) settle(i int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	t := &q.items[i]
@@ -229,7 +243,7 @@ func (q *question) settle(i int) (isDecided bool) {
 				t.awaited = true
 				q.waiting <- i // which has room for all
 			}
-			return false
+			return
 		}
 		if n >= 0 && !t.replies[n].authorized {
 			// Only the narinfo that is chosen is verified: that takes longer than all else.
@@ -259,7 +273,6 @@ func (q *question) settle(i int) (isDecided bool) {
 		}
 		q.mu.Lock()
 	}
-	return t.decided
 }
 
 // choose returns the upstream that has the item, -1 for none, or that this isn't known yet. The

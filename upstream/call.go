@@ -9,6 +9,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/upstream/pipeline"
+	"nar-herder/upstream/turns"
 )
 
 // call asks one upstream for one narinfo.
@@ -41,7 +42,7 @@ func (c *call) setServer(server *server, header http.Header) (ok bool) {
 func (c *call) Context() context.Context { return c.question.ctx }
 
 // Place implements [pipeline.Call].
-func (c *call) Place() uint64 { return c.question.place + uint64(c.item) }
+func (c *call) Place() turns.Place { return c.question.place(c.item) }
 
 // Request implements [pipeline.Call].
 func (c *call) Request() *http.Request { return c.request }

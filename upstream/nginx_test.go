@@ -186,7 +186,9 @@ func TestNginx(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := open(t, options(t, delayed(t, startNginx(t, dir, config), 0)))
+			o := options(t, delayed(t, startNginx(t, dir, config), 0))
+			o.SilenceTimeout, o.AnswerTimeout = time.Minute, 10*time.Minute // a connection for each item may take long
+			s := open(t, o)
 			unknown := hashes(1500, 1600)
 			want := "absent, unsaid"
 			answers := ask(t, s, append(slices.Collect(maps.Keys(texts)), unknown...))

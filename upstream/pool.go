@@ -2,10 +2,10 @@ package upstream
 
 import (
 	"context"
-	"slices"
 	"sync"
 
 	"nar-herder/upstream/pipeline"
+	"nar-herder/upstream/turns"
 )
 
 // pool processes calls one by one, several at once.
@@ -14,7 +14,7 @@ type pool struct {
 	limit   func() int // of goroutines
 
 	mu      sync.Mutex
-	queue   []pipeline.Call
+	queue   turns.Queue[pipeline.Call]
 	running int
 }
 
@@ -23,15 +23,15 @@ func (p *pool) Send(calls ...pipeline.Call) {
 	var unneeded []pipeline.Call
 	p.mu.Lock()
 	// The calls may all wait for a directory that hangs.
-	p.queue = slices.DeleteFunc(p.queue, func(call pipeline.Call) bool {
+	p.queue.Drop(func(call pipeline.Call) bool {
 		if call.Context().Err() == nil {
 			return false
 		}
 		unneeded = append(unneeded, call)
 		return true
 	})
-	p.queue = pipeline.Enqueue(p.queue, calls)
-	for range min(p.limit()-p.running, len(p.queue)) {
+	p.queue.Push(calls...)
+	for range min(p.limit()-p.running, p.queue.Len()) {
 		p.running++
 		go p.work()
 	}
@@ -44,13 +44,12 @@ func (p *pool) Send(calls ...pipeline.Call) {
 func (p *pool) work() {
 	for {
 		p.mu.Lock()
-		if len(p.queue) == 0 || p.running > p.limit() {
+		if p.queue.Len() == 0 || p.running > p.limit() {
 			p.running--
 			p.mu.Unlock()
 			return
 		}
-		call := p.queue[0]
-		p.queue = p.queue[1:]
+		call, _ := p.queue.Pop()
 		p.mu.Unlock()
 		if call.Context().Err() != nil {
 			call.Done(nil, context.Cause(call.Context()))

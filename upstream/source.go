@@ -14,6 +14,7 @@ import (
 	"nar-herder/internal/pace"
 	"nar-herder/peer"
 	"nar-herder/upstream/pipeline"
+	"nar-herder/upstream/turns"
 )
 
 // Upstream is one substitute server.
@@ -224,7 +225,7 @@ type probe struct {
 }
 
 func (p *probe) Context() context.Context                             { return p.request.Context() }
-func (p *probe) Place() uint64                                        { return 0 } // it is first
+func (p *probe) Place() turns.Place                                   { return turns.Place{} }
 func (p *probe) Request() *http.Request                               { return p.request }
 func (p *probe) Relate(response *pipeline.Response) pipeline.Relation { return pipeline.Own }
 func (p *probe) Done(_ *pipeline.Response, err error)                 { p.done <- err }

@@ -1,6 +1,7 @@
 package upstream_test
 
 import (
+	"context"
 	"net/http"
 	"net/netip"
 	"sync"
@@ -42,6 +43,58 @@ func TestTurns(t *testing.T) {
 				t.Errorf("the question of another client is answered after %d of %d", n, burst)
 			}
 		})
+		running.Wait()
+		s.Close()
+		time.Sleep(time.Minute)
+	})
+}
+
+// TestTurnsOfMany: clients that come later don't keep a client with many questions from its turns,
+// while the preferred upstream is too slow.
+func TestTurnsOfMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const long, short, many = 2000, 500, 12
+		var sent, all atomic.Int64
+		s := network{
+			"0.example": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				time.Sleep(4 * time.Second)
+				w.WriteHeader(http.StatusNotFound)
+			}),
+			"1.example": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				all.Add(1)
+				if numbers[r.URL.Path[1:1+narinfo.PathHashLen]] >= short {
+					sent.Add(1)
+				}
+				time.Sleep(4 * time.Millisecond) // 1,000 a second, on 4 connections
+				has(long, 1)(w, r)
+			}),
+		}.open(t, nil)
+		ctx, end := context.WithCancel(t.Context())
+		ask := func(n int, asked []narinfo.PathHash) {
+			client := netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), 32)
+			s.Ask(upstream.WithClient(ctx, client), asked, nil, func(narinfo.PathHash, upstream.Answer) {})
+		}
+		var running sync.WaitGroup
+		for range 4 {
+			running.Go(func() { ask(0, hashes(short, long)) })
+		}
+		for n := range many {
+			time.Sleep(500 * time.Millisecond) // as many as can be answered in this time
+			if n == many/2 {
+				sent.Store(0)
+				all.Store(0)
+			}
+			running.Go(func() {
+				for ctx.Err() == nil {
+					ask(1+n, hashes(0, short))
+				}
+			})
+		}
+		time.Sleep(2 * time.Second)
+		if n, all := sent.Load(), all.Load(); n < all/many {
+			t.Errorf("%d requests of %d are those of the first client", n, all)
+		}
+		end()
 		running.Wait()
 		s.Close()
 		time.Sleep(time.Minute)

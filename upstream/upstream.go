@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"nar-herder/internal/logonce"
@@ -78,6 +79,7 @@ type Set struct {
 	upstreams []*Upstream
 	logged    logonce.Filter
 	settler   *settler
+	asked     atomic.Uint64 // items
 }
 
 // New makes a set. It connects to no upstream before [Set.Ask] or [Set.Run].

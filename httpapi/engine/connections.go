@@ -8,10 +8,10 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"nar-herder/httpapi/engine/admission"
 	"nar-herder/internal/eventloop"
-
-	"golang.org/x/sys/unix"
 )
 
 // Serve answers the clients of a listener until it is closed.

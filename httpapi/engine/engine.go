@@ -28,8 +28,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"nar-herder/httpapi/clients"
-	"nar-herder/httpapi/engine/admission"
 	"net"
 	"runtime"
 	"strings"
@@ -39,6 +37,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/clients"
+	"nar-herder/httpapi/engine/admission"
 	"nar-herder/internal/eventloop"
 )
 

@@ -4,13 +4,14 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"nar-herder/httpapi/clients"
-	"nar-herder/httpapi/engine/admission"
 	"net"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"nar-herder/httpapi/clients"
+	"nar-herder/httpapi/engine/admission"
 )
 
 // fullConnection returns a connection with full buffers, of which the client has read a few

@@ -2,10 +2,11 @@ package engine
 
 import (
 	"errors"
-	"nar-herder/httpapi/engine/admission"
 	"net"
 	"os"
 	"time"
+
+	"nar-herder/httpapi/engine/admission"
 )
 
 // quietTime is how long a client must have sent nothing before its connection is

@@ -15,7 +15,7 @@ type continued struct {
 	n    int
 	via  []string
 
-	from *answer
+	first, from *answer // the latter is read
 	// offset is that of the next byte, and end that of the part; negative if unknown.
 	offset, end int64
 	// recent are the last bytes before the offset.
@@ -25,6 +25,7 @@ type continued struct {
 	resumed bool
 	gained  int64
 	failure error // of from
+	cut     bool  // Read has returned it
 }
 
 // Read implements [io.Reader].
@@ -37,6 +38,7 @@ func (b *continued) Read(p []byte) (int, error) {
 			}
 		}
 		if b.failure != nil && !b.resume() {
+			b.cut = true
 			return 0, b.failure
 		}
 		n, err := b.from.Read(p)

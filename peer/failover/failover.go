@@ -82,25 +82,26 @@ func Of[S Server](servers ...S) *Source {
 	return New(func(context.Context, *storage.Item) []Server { return all })
 }
 
-// servers returns the servers for an item's Nth file. Those with a wrong one are last.
+// servers returns the servers for an item's Nth file. Those with a wrong one are last, in the order
+// in which they were rejected, so that they take turns.
 func (s *Source) servers(ctx context.Context, item *storage.Item, n int) []Server {
 	servers := s.order(ctx, item)
 	if s.rejected.Len() == 0 {
 		return servers
 	}
-	return lastIf(servers, func(server Server) bool { return s.isRejected(server, item.FileName(n)) })
-}
-
-func (s *Source) isRejected(server Server, name string) bool {
-	at, ok := s.rejected.Peek(rejection{server, name})
-	return ok && time.Since(at) < rejectedFor
-}
-
-// lastIf returns the servers with those that meet a condition at the end.
-func lastIf(servers []Server, condition func(Server) bool) []Server {
+	name := item.FileName(n)
 	servers = slices.Clone(servers)
-	slices.SortStableFunc(servers, func(a, b Server) int { return number(condition(a)) - number(condition(b)) })
+	slices.SortStableFunc(servers, func(a, b Server) int { return s.rejectedAt(a, name).Compare(s.rejectedAt(b, name)) })
 	return servers
+}
+
+// rejectedAt returns when a server's file was wrong, zero if that is not known.
+func (s *Source) rejectedAt(server Server, name string) time.Time {
+	at, ok := s.rejected.Peek(rejection{server, name})
+	if !ok || time.Since(at) >= rejectedFor {
+		return time.Time{}
+	}
+	return at
 }
 
 func number(b bool) int {
@@ -152,7 +153,8 @@ func (s *Source) OpenFile(ctx context.Context, item *storage.Item, n int, offset
 	err = first(ctx, s.servers(ctx, item, n), func(server Server) (err error) {
 		var from io.ReadCloser
 		if from, size, err = server.OpenFile(ctx, item, n, offset, length, via); err == nil {
-			b.from = s.answerOf(ctx, from, server, item, n)
+			b.first = s.answerOf(ctx, from, server, item, n)
+			b.from = b.first
 		}
 		return err
 	})
@@ -182,7 +184,8 @@ func (s *Source) Resume(ctx context.Context, item *storage.Item, n int, before i
 
 // resume is Resume that compares the bytes from begin to the offset.
 func (s *Source) resume(ctx context.Context, item *storage.Item, n int, before io.ReaderAt, begin, offset int64, via []string) (body *answer, size int64, err error) {
-	servers := lastIf(s.servers(ctx, item, n), Server.HasFailed)
+	servers := slices.Clone(s.servers(ctx, item, n))
+	slices.SortStableFunc(servers, func(a, b Server) int { return number(a.HasFailed()) - number(b.HasFailed()) })
 	err = first(ctx, servers, func(server Server) error {
 		from, whole, err := resumeAt(ctx, server, item, n, before, begin, offset, via)
 		if err == nil {
@@ -238,14 +241,16 @@ func noEnd(err error) error {
 }
 
 // Reject reports that a body of a [Source] is wrong. Its server is asked last for that file for
-// some time. Reject returns the server's name, and whether there is another one to ask.
+// some time. Of several servers, that is the first: if another is at fault, that one is asked for
+// the whole file next. A body that has failed is incomplete, not wrong, and nothing is rejected.
+// Reject returns the server's name, and whether there is another one to ask.
 func Reject(body any) (server string, others bool) {
 	switch b := body.(type) {
 	case *answer:
 		return b.reject()
 	case *continued:
-		if b.failure == nil {
-			return b.from.reject()
+		if !b.cut {
+			return b.first.reject()
 		}
 	}
 	return "", false
@@ -262,7 +267,7 @@ func (s *Source) answerOf(ctx context.Context, body io.ReadCloser, server Server
 		name := item.FileName(n)
 		s.rejected.Add(rejection{server, name}, time.Now())
 		others := slices.ContainsFunc(s.order(context.WithoutCancel(ctx), item), func(other Server) bool {
-			return !s.isRejected(other, name)
+			return s.rejectedAt(other, name).IsZero()
 		})
 		return server.String(), others
 	}}

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"nar-herder/narinfo"
@@ -53,7 +54,7 @@ func (f *fake) OpenFile(_ context.Context, _ *storage.Item, _ int, offset, lengt
 	}
 	var from io.Reader = bytes.NewReader(part)
 	if f.cut >= 0 && f.cut < len(part) {
-		from = io.MultiReader(bytes.NewReader(part[:f.cut]), failing{})
+		from = iotest.DataErrReader(io.MultiReader(bytes.NewReader(part[:f.cut]), failing{}))
 	}
 	return io.NopCloser(from), int64(len(f.file)), nil
 }
@@ -255,6 +256,13 @@ func TestReject(t *testing.T) {
 	if server, others := Reject(body); content != "right" || server != "b" || others {
 		t.Errorf("%q of %s, others %v", content, server, others)
 	}
+	// Both are rejected: they take turns.
+	for _, want := range []string{"wrong", "right", "wrong"} {
+		if body, content = open(); content != want {
+			t.Errorf("%q, want %q", content, want)
+		}
+		Reject(body)
+	}
 	for _, key := range source.rejected.Keys() {
 		source.rejected.Add(key, time.Now().Add(-rejectedFor))
 	}
@@ -263,5 +271,39 @@ func TestReject(t *testing.T) {
 	}
 	if server, others := Reject(io.NopCloser(nil)); server != "" || others {
 		t.Errorf("%q, %v of another body", server, others)
+	}
+}
+
+// TestRejectContinued: bytes of several servers, or of one that has failed, are wrong.
+func TestRejectContinued(t *testing.T) {
+	t.Parallel()
+	item := testItem(t)
+	file := random(300_000, 1)
+	const cut = 200_000
+	for name, test := range map[string]struct {
+		servers []*fake
+		read    int64 // negative for all
+		want    string
+	}{
+		// If the other one is at fault, it is rejected when it has sent the whole file.
+		"the rest is another's":          {[]*fake{{name: "a", file: file, cut: cut, once: true}, good("b", file), good("c", file)}, -1, "a"},
+		"before a failure is noticed":    {[]*fake{{name: "a", file: file, cut: cut, once: true}, {name: "b", err: errCut}}, cut, "a"},
+		"nothing is wrong but the end":   {[]*fake{{name: "a", file: file, cut: cut, once: true}, {name: "b", err: errCut}}, -1, ""},
+		"the rest fails, too":            {[]*fake{{name: "a", file: file, cut: cut, once: true}, {name: "b", file: file, cut: 80_000, once: true}}, -1, ""},
+		"a part, and all has been there": {[]*fake{good("a", file), good("b", file)}, 1000, "a"},
+	} {
+		body, _, err := Of(test.servers...).OpenFile(t.Context(), item, 0, 0, -1, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if test.read < 0 {
+			_, _ = io.Copy(io.Discard, body)
+		} else if _, err := io.CopyN(io.Discard, struct{ io.Reader }{body}, test.read); err != nil {
+			t.Fatal(err)
+		}
+		if server, others := Reject(body); server != test.want || others != (test.want != "") {
+			t.Errorf("%s: %q is rejected, others %v; want %q", name, server, others, test.want)
+		}
+		body.Close()
 	}
 }

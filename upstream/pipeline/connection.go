@@ -147,7 +147,7 @@ func (x *connection) readOne(r *bufio.Reader, from *allowance) error {
 		x.awaitIdle()
 	}
 	x.ended = closing != nil
-	if len(c.queue) > 0 || len(x.inFlight) == 0 {
+	if c.queue.Len() > 0 || len(x.inFlight) == 0 {
 		c.changed.Broadcast()
 	}
 	c.mu.Unlock()
@@ -256,10 +256,10 @@ func (c *Client) end(x *connection, err error) {
 	if x.answered == 0 && x.sent <= 1 && err != ErrSilent { // more may have been too many
 		c.barren++
 	}
-	c.queue = append(again, c.queue...)
+	c.queue.Push(again...)
 	if c.closed || c.barren >= maxTries && c.dials+len(c.connections) == 0 {
-		isFailure = isFailure || len(c.queue) > 0 && !c.closed
-		failed, c.queue = append(failed, c.queue...), nil
+		isFailure = isFailure || c.queue.Len() > 0 && !c.closed
+		failed = append(failed, c.empty()...)
 	}
 	c.grow()
 	c.changed.Broadcast()

@@ -11,9 +11,10 @@ import (
 	"errors"
 	"net"
 	"net/http"
-	"slices"
 	"sync"
 	"time"
+
+	"nar-herder/upstream/turns"
 )
 
 var (
@@ -49,8 +50,8 @@ const (
 type Call interface {
 	// Context ends when the answer isn't needed any more.
 	Context() context.Context
-	// Place orders the requests that wait: lower ones are sent first.
-	Place() uint64
+	// Place is that among the requests that wait.
+	Place() turns.Place
 	// Request is a GET request. It may be sent several times.
 	Request() *http.Request
 	// Relate looks at a response before Done, which may not follow.
@@ -107,7 +108,7 @@ type Client struct {
 
 	mu          sync.Mutex
 	changed     *sync.Cond // of mu: the queue, the limits, or the end of a connection
-	queue       []*entry
+	queue       turns.Queue[*entry]
 	connections map[*connection]bool
 	dials       int // connections that are being made
 	barren      int // connections in a row that ended before their first answer
@@ -141,43 +142,19 @@ func (c *Client) Send(calls ...Call) {
 		}
 		return
 	}
-	entries := make([]*entry, len(calls))
-	for i, call := range calls {
-		entries[i] = &entry{Call: call}
+	for _, call := range calls {
+		c.queue.Push(&entry{Call: call})
 	}
-	c.queue = Enqueue(c.queue, entries)
 	c.grow()
 	c.changed.Broadcast()
 	c.mu.Unlock()
-}
-
-// Enqueue adds calls, which are in the order of their places, to a queue: before those that have
-// higher places.
-func Enqueue[C Call](queue, calls []C) []C {
-	if len(calls) == 0 {
-		return queue
-	}
-	n := len(queue)
-	for n > 0 && queue[n-1].Place() > calls[0].Place() {
-		n--
-	}
-	later := slices.Clone(queue[n:])
-	queue = queue[:n]
-	for _, call := range calls {
-		for len(later) > 0 && later[0].Place() <= call.Place() {
-			queue, later = append(queue, later[0]), later[1:]
-		}
-		queue = append(queue, call)
-	}
-	return append(queue, later...)
 }
 
 // Close closes all connections. Requests without an answer fail with [ErrClosed].
 func (c *Client) Close() {
 	c.mu.Lock()
 	c.closed = true
-	unsent := c.queue
-	c.queue = nil
+	unsent := c.empty()
 	for x := range c.connections {
 		x.conn.Close()
 	}
@@ -204,7 +181,7 @@ func (c *Client) grow() {
 	if c.barren > 0 {
 		most = 1
 	}
-	for idle*share < len(c.queue) && c.dials+len(c.connections) < most {
+	for idle*share < c.queue.Len() && c.dials+len(c.connections) < most {
 		c.dials++
 		idle++
 		go c.connect()
@@ -242,8 +219,7 @@ func (c *Client) connect() {
 		c.mu.Unlock()
 		return
 	}
-	unsent := c.queue
-	c.queue = nil
+	unsent := c.empty()
 	closed := c.closed
 	c.mu.Unlock()
 	if !isRefusal && !closed {
@@ -262,13 +238,10 @@ func (c *Client) take(x *connection) []*entry {
 			x.conn.Close() // so that it is replaced
 			return nil
 		}
-		c.dropUnneeded()
 		room := min(c.depth-len(x.inFlight), c.total-x.sent)
-		share := max(usualShare, len(c.queue)/len(c.connections))
-		if n := min(room, share, len(c.queue)); n > 0 {
-			batch := slices.Clone(c.queue[:n])
-			c.queue = c.queue[n:]
-			x.sent += n
+		share := max(usualShare, c.queue.Len()/len(c.connections))
+		if batch := c.next(min(room, share)); len(batch) > 0 {
+			x.sent += len(batch)
 			if len(x.inFlight) == 0 {
 				x.fresh, x.begun = 0, time.Now()
 				x.wait(c.options.Timeout)
@@ -281,23 +254,40 @@ func (c *Client) take(x *connection) []*entry {
 	return nil
 }
 
-// dropUnneeded removes calls from the beginning of the queue that nobody waits for. The caller
+// next removes up to n calls from the queue, and those before them that nobody waits for. The caller
 // holds c.mu.
-func (c *Client) dropUnneeded() {
-	n := 0
-	for n < len(c.queue) && c.queue[n].Context().Err() != nil {
-		n++
-	}
-	if n == 0 {
-		return
-	}
-	unneeded := c.queue[:n:n]
-	c.queue = c.queue[n:]
-	go func() {
-		for _, e := range unneeded {
-			e.Done(nil, context.Cause(e.Context()))
+func (c *Client) next(n int) (batch []*entry) {
+	var unneeded []*entry
+	for len(batch) < n {
+		e, ok := c.queue.Pop()
+		if !ok {
+			break
 		}
-	}()
+		if e.Context().Err() == nil {
+			batch = append(batch, e)
+		} else {
+			unneeded = append(unneeded, e)
+		}
+	}
+	if len(unneeded) > 0 {
+		go func() {
+			for _, e := range unneeded {
+				e.Done(nil, context.Cause(e.Context()))
+			}
+		}()
+	}
+	return batch
+}
+
+// empty removes all calls from the queue. The caller holds c.mu.
+func (c *Client) empty() (all []*entry) {
+	for {
+		e, ok := c.queue.Pop()
+		if !ok {
+			return all
+		}
+		all = append(all, e)
+	}
 }
 
 // limit notes that the server takes fewer requests at a time, or on one connection. The caller

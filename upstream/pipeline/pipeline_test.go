@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"nar-herder/upstream/pipeline"
+	"nar-herder/upstream/turns"
 )
 
 // call asks for a number. The answer is the number, or 404 for multiples of 5.
@@ -28,7 +28,7 @@ type call struct {
 }
 
 func (c *call) Context() context.Context { return c.ctx }
-func (c *call) Place() uint64            { return uint64(c.n) }
+func (c *call) Place() turns.Place       { return turns.Place{Number: uint64(c.n)} }
 func (c *call) Request() *http.Request   { return c.request }
 
 func (c *call) Relate(response *pipeline.Response) pipeline.Relation {
@@ -284,32 +284,5 @@ func TestServers(t *testing.T) {
 				}
 			})
 		})
-	}
-}
-
-// TestEnqueue: calls are before those with higher places, and after others that came first.
-func TestEnqueue(t *testing.T) {
-	t.Parallel()
-	var queue []*call
-	for _, places := range [][]int{{}, {3, 4, 5}, {5, 6}, {0}, {4, 4, 9}, {1, 10}, {}, {6}} {
-		var calls []*call
-		for _, place := range places {
-			calls = append(calls, &call{n: place})
-		}
-		before := slices.Clone(queue)
-		queue = pipeline.Enqueue(queue, calls)
-		for _, c := range calls {
-			later := queue[slices.Index(queue, c)+1:]
-			if i := slices.IndexFunc(later, func(other *call) bool { return other.n == c.n }); i >= 0 && slices.Contains(before, later[i]) {
-				t.Errorf("a call with the place %d is before one that came first", c.n)
-			}
-		}
-	}
-	var got []int
-	for _, c := range queue {
-		got = append(got, c.n)
-	}
-	if want := []int{0, 1, 3, 4, 4, 4, 5, 5, 6, 6, 9, 10}; !slices.Equal(got, want) {
-		t.Errorf("the order is %v, want %v", got, want)
 	}
 }
