@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"errors"
 	"runtime/debug"
 	"strings"
 
@@ -10,6 +11,7 @@ import (
 	"nar-herder/httpapi/headers"
 	"nar-herder/httpapi/health"
 	"nar-herder/httpapi/metrics"
+	"nar-herder/httpapi/page"
 	"nar-herder/httpapi/respond"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
@@ -192,7 +194,11 @@ var pageRoutes = map[string]route{"": routeHome, "status": routeStatus, "search"
 
 // servePage answers with a page for browsers, or a file that pages use.
 func (s *Server) servePage(ctx *fasthttp.RequestCtx, segments []string) route {
-	if err := s.options.Pages.Serve(s.live, ctx, segments); err != nil {
+	err := s.options.Pages.Serve(s.live, ctx, segments)
+	var shown page.ShownFault
+	if errors.As(err, &shown) {
+		s.faults.Note(ctx, "answer with a page", err)
+	} else if err != nil {
 		s.fault(ctx, "answer with a page", err)
 	}
 	return pageRoutes[segments[0]]

@@ -14,8 +14,9 @@ const (
 
 // Status is the state of an upstream.
 type Status struct {
-	// URL has no user and password.
-	URL string
+	// URL has no user and password. Label is the same for everybody: the URL, or for a directory
+	// file:N, with the number of the upstream.
+	URL, Label string
 	// Up is as of [Upstream.IsUp], and Since when it became so.
 	Up    bool
 	Since time.Time
@@ -97,10 +98,10 @@ func (b *breaker) outages() int {
 	return b.falls
 }
 
-func (b *breaker) status(url string) Status {
+func (b *breaker) status() Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	status := Status{URL: url, Up: !b.down, Since: b.since}
+	status := Status{Up: !b.down, Since: b.since}
 	if b.down {
 		status.Err = b.err
 	}

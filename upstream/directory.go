@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nar-herder/internal/redact"
 	"nar-herder/narinfo"
 	"nar-herder/upstream/pipeline"
 )
@@ -53,15 +54,20 @@ func (d directory) read(name string) (*pipeline.Response, error) {
 	return &pipeline.Response{Status: http.StatusOK, Body: text}, nil
 }
 
+const (
+	errNotThere = redact.Public("the directory can't be opened: is it mounted?")
+	errEmpty    = redact.Public("the directory is empty: is it mounted?")
+)
+
 // check returns an error if the directory is missing or empty, as one that isn't mounted.
 func (d directory) check() error {
 	dir, err := os.Open(string(d))
 	if err != nil {
-		return fmt.Errorf("%w: is it mounted?", err)
+		return fmt.Errorf("%w: %w", errNotThere, err)
 	}
 	defer dir.Close()
 	if _, err := dir.Readdirnames(1); err == io.EOF {
-		return errors.New("the directory is empty: is it mounted?")
+		return errEmpty
 	} else if err != nil {
 		return err
 	}

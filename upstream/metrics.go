@@ -55,15 +55,15 @@ func (s *Set) Describe(descs chan<- *prometheus.Desc) {
 func (s *Set) Collect(metrics chan<- prometheus.Metric) {
 	for _, u := range s.upstreams {
 		for i, name := range outcomeNames {
-			metrics <- prometheus.MustNewConstMetric(requestsMetric, prometheus.CounterValue, float64(u.requests[i].Load()), u.name, name)
+			metrics <- prometheus.MustNewConstMetric(requestsMetric, prometheus.CounterValue, float64(u.requests[i].Load()), u.label, name)
 		}
 		for i, reason := range storage.RefusalReasons {
-			metrics <- prometheus.MustNewConstMetric(refusedMetric, prometheus.CounterValue, float64(u.refused[i].Load()), u.name, reason.Label())
+			metrics <- prometheus.MustNewConstMetric(refusedMetric, prometheus.CounterValue, float64(u.refused[i].Load()), u.label, reason.Label())
 		}
 		up := 0.0
 		if u.IsUp() {
 			up = 1
 		}
-		metrics <- prometheus.MustNewConstMetric(upMetric, prometheus.GaugeValue, up, u.name)
+		metrics <- prometheus.MustNewConstMetric(upMetric, prometheus.GaugeValue, up, u.label)
 	}
 }

@@ -6,12 +6,14 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"nar-herder/internal/logonce"
 	"nar-herder/internal/pace"
+	"nar-herder/internal/redact"
 	"nar-herder/peer"
 	"nar-herder/upstream/pipeline"
 	"nar-herder/upstream/turns"
@@ -19,8 +21,11 @@ import (
 
 // Upstream is one substitute server.
 type Upstream struct {
-	base    *url.URL
-	name    string
+	base *url.URL
+	name string
+	// label is the name for everybody: the URL, or for a directory, as that is private, file:N
+	// for the Nth upstream.
+	label   string
 	options *Options
 	// authorization is the header of a user and password; "" for none.
 	authorization string
@@ -35,10 +40,11 @@ type Upstream struct {
 	logged logonce.Filter
 }
 
-func newUpstream(base *url.URL, o *Options) *Upstream {
-	u := &Upstream{base: base, name: peer.Name(base), options: o}
+func newUpstream(base *url.URL, number int, o *Options) *Upstream {
+	u := &Upstream{base: base, name: peer.Name(base), label: peer.Name(base), options: o}
 	u.breaker.init(o.Now)
 	if base.Scheme == "file" {
+		u.label = "file:" + strconv.Itoa(number)
 		u.files = &pool{process: directory(base.Path).answer, limit: func() int { return directoryReads }}
 		return u
 	}
@@ -215,7 +221,7 @@ func (u *Upstream) probe(ctx context.Context) error {
 }
 
 func errStatus(status int) error {
-	return fmt.Errorf("it answers %d %s", status, http.StatusText(status))
+	return redact.Public(fmt.Sprintf("it answers %d %s", status, http.StatusText(status)))
 }
 
 // probe is a call for a file of a directory.

@@ -94,9 +94,9 @@ func New(options Options) *Set {
 		options.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Set{options: options, settler: newSettler()}
-	for _, base := range options.URLs {
+	for n, base := range options.URLs {
 		if s.Find(peer.Name(base)) == nil {
-			s.upstreams = append(s.upstreams, newUpstream(base, &s.options))
+			s.upstreams = append(s.upstreams, newUpstream(base, n+1, &s.options))
 		}
 	}
 	return s
@@ -137,7 +137,8 @@ func (s *Set) Close() {
 func (s *Set) Status() []Status {
 	all := make([]Status, len(s.upstreams))
 	for i, u := range s.upstreams {
-		all[i] = u.status(u.name)
+		all[i] = u.status()
+		all[i].URL, all[i].Label = u.name, u.label
 	}
 	return all
 }

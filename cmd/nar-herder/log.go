@@ -59,7 +59,7 @@ func newHandler(w io.Writer, level slog.Level, format string, untimed bool) slog
 		return a
 	}}
 	if format == "json" {
-		return slog.NewJSONHandler(w, options)
+		return slog.NewJSONHandler(redact.JSON{W: w}, options)
 	}
 	return slog.NewTextHandler(w, options)
 }

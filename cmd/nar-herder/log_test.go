@@ -1,14 +1,18 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"nar-herder/internal/redact"
 	"nar-herder/internal/testlog"
 )
 
@@ -92,5 +96,44 @@ func TestLogSecrets(t *testing.T) {
 	log.With("a", 1).Warn("x", "address", netip.MustParseAddr("::1"), "url", (*url.URL)(nil), "nil", nil, "ok", true)
 	if got := out.String(); !strings.HasSuffix(got, "level=WARN msg=x a=1 address=::1 url=<nil> nil=<nil> ok=true\n") {
 		t.Errorf("%q", got)
+	}
+}
+
+// TestLogVisible: no control character of another machine is in the log, in either format.
+func TestLogVisible(t *testing.T) {
+	t.Parallel()
+	for _, format := range []string{"text", "json"} {
+		out := new(testlog.Buffer)
+		log := slog.New(newHandler(out, slog.LevelInfo, format, false))
+		log.Info("a\u009b2J\x7f", "b", "c\n\x1b\x7f\u009b\u202e", "d", errors.New("\u009b"))
+		if line := strings.TrimSuffix(out.String(), "\n"); line == "" || redact.Visible(line) != line {
+			t.Errorf("%s: %q", format, out.String())
+		}
+	}
+}
+
+// stuckWriter is an output that nobody reads.
+type stuckWriter struct{ context.Context }
+
+func (w stuckWriter) Write([]byte) (int, error) {
+	<-w.Done()
+	return 0, w.Err()
+}
+
+// TestStuckExit: a server that fails ends, even if nobody reads its log.
+func TestStuckExit(t *testing.T) {
+	t.Parallel()
+	stuck, release := context.WithCancel(t.Context())
+	defer release()
+	args := newPlace(t).args("run-server", "--tls-certificate=/nonexistent/x", "--tls-key=/nonexistent/x", "--tls-port=0")
+	ended := make(chan int, 1)
+	go func() { ended <- run(t.Context(), args, nil, io.Discard, stuckWriter{stuck}) }()
+	select {
+	case status := <-ended:
+		if status != int(statusFailed) {
+			t.Errorf("status %d", status)
+		}
+	case <-time.After(patience):
+		t.Error("it waits for its output")
 	}
 }

@@ -166,7 +166,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if exited >= 0 {
 		return exited
 	}
-	return report(err, settings, stderr)
+	return report(err, settings, s.err)
 }
 
 // report prints the error of a command, and returns the exit status.

@@ -135,6 +135,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, parsed *kong.Contex
 		return err
 	}
 	defer logs.close()
+	s.err = logs.out // so that the error at the end doesn't wait for an output that hangs
 	events := recentlog.New(shownEvents)
 	logs.Logger = slog.New(slog.NewMultiHandler(logs.Handler(), events))
 	log := logs.Logger

@@ -118,7 +118,7 @@ func (s *subsystems) upstreamWarnings() (warnings []string) {
 	all := s.upstreams.Status()
 	for _, status := range all {
 		if !status.Up {
-			warnings = append(warnings, fmt.Sprintf("the upstream %s can't be reached since %s: %v", status.URL, status.Since.UTC().Format(time.RFC3339), redact.Fault(status.Err)))
+			warnings = append(warnings, fmt.Sprintf("the upstream %s can't be reached since %s: %s", status.Label, status.Since.UTC().Format(time.RFC3339), redact.Fault(status.Err)))
 		}
 	}
 	if len(warnings) == len(all) {

@@ -86,6 +86,35 @@ func TestUpstreamsDown(t *testing.T) {
 	}
 }
 
+// TestPrivateUpstreams: what everybody can read names neither the directory of an upstream nor an
+// address that one redirects to. The pages of the control listener do.
+func TestPrivateUpstreams(t *testing.T) {
+	t.Parallel()
+	const inside, directory = "10.255.255.1", "/nonexistent/inside"
+	redirecting := httptest.NewServer(http.RedirectHandler("http://"+inside+"/", http.StatusFound))
+	t.Cleanup(redirecting.Close)
+	p := newPlace(t)
+	control := filepath.Join(p.dir, "control")
+	s := p.serve(t, "--control-host=unix:"+control, "--upstream="+redirecting.URL, "--upstream=file://"+directory)
+	until(t, "both are down", func() bool {
+		return strings.Contains(get(t, s.addresses[0], "/health").body, "no upstream can be reached")
+	})
+	for _, path := range []string{"/health", "/metrics", "/", "/status"} {
+		text := browse(t, s.addresses[0], path).body
+		if strings.Contains(text, inside) || strings.Contains(text, directory) || !strings.Contains(text, "file:2") {
+			t.Errorf("%s: %s", path, text)
+		}
+	}
+	for _, path := range []string{"/", "/status"} {
+		if text := browse(t, control, path).body; !strings.Contains(text, inside) || !strings.Contains(text, "file://"+directory+"</th>") {
+			t.Errorf("%s of the control listener: %s", path, text)
+		}
+	}
+	if log := s.err.String(); !strings.Contains(log, "upstream=file://"+directory) {
+		t.Error(log)
+	}
+}
+
 // wantAllServed asserts that a server serves the items of a directory: each narinfo, each nar that
 // it names, and each nar without compression.
 func wantAllServed(t *testing.T, what, address, directory string) {

@@ -2,6 +2,7 @@
 package accesslog
 
 import (
+	"bytes"
 	"encoding/json"
 	"io"
 	"strconv"
@@ -209,8 +210,9 @@ func (l *Log) appendJSON(line []byte, a *measured.Answer) []byte {
 func appendString(line []byte, text string) []byte {
 	for i := range len(text) {
 		if c := text[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
-			quoted, _ := json.Marshal(strings.ToValidUTF8(text, "\uFFFD")) // strings can always be encoded
-			return append(line, quoted...)
+			var quoted bytes.Buffer
+			_ = json.NewEncoder(redact.JSON{W: &quoted}).Encode(strings.ToValidUTF8(text, "\uFFFD")) // strings can always be encoded
+			return append(line, bytes.TrimSuffix(quoted.Bytes(), []byte("\n"))...)
 		}
 	}
 	line = append(line, '"')

@@ -7,6 +7,7 @@ package page
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"embed"
 	"errors"
@@ -80,6 +81,9 @@ type Page struct {
 	Script string
 	// Status of the answer; 0 for 200.
 	Status int
+	// Fault is the fault of the server that the page is about, which makes its status 500; nil for
+	// none.
+	Fault error
 	// NoRobots asks crawlers to ignore the page: its links lead to all items and their nars.
 	NoRobots bool
 	// Redirect leads to another page instead: a path below the home page with its query, escaped.
@@ -229,7 +233,8 @@ func (s *Site) find(segments []string) *Route {
 }
 
 // render makes the page of a request. A page that is not found has the status 404. With the
-// status 302, body is the relative URL of another page.
+// status 302, body is the relative URL of another page. With an error, body is nil, unless the
+// error is [Page.Fault].
 func (s *Site) render(ctx context.Context, r *Route, request *Request) (body []byte, status int, err error) {
 	made, err := r.Make(ctx, request)
 	if errors.Is(err, ErrNotFound) {
@@ -238,14 +243,17 @@ func (s *Site) render(ctx context.Context, r *Route, request *Request) (body []b
 	if err != nil {
 		return nil, 0, err
 	}
-	if status = made.Status; status == 0 {
-		status = http.StatusOK
+	status = cmp.Or(made.Status, http.StatusOK)
+	if made.Fault != nil {
+		status = http.StatusInternalServerError
 	}
 	view := &View{Page: made, Request: request, site: s, name: r.Name}
 	if made.Redirect != "" {
 		return []byte(view.Root() + made.Redirect), http.StatusFound, nil
 	}
 	var text bytes.Buffer
-	err = made.Template.Execute(&text, view)
-	return text.Bytes(), status, err
+	if err := made.Template.Execute(&text, view); err != nil {
+		return nil, 0, err
+	}
+	return text.Bytes(), status, made.Fault
 }

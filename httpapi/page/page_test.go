@@ -163,6 +163,29 @@ func get(t *testing.T, s *Site, path string, header ...string) *httptest.Respons
 	return w
 }
 
+// TestShownFault: a page about a fault of the server is an answer that caches don't keep, and an
+// error for the log.
+func TestShownFault(t *testing.T) {
+	t.Parallel()
+	s := New(Options{Size: Full})
+	s.Add(Route{Name: "fault", Make: func(context.Context, *Request) (*Page, error) {
+		return &Page{Template: notFound, Fault: errors.New("broken")}, nil
+	}})
+	ctx := &fasthttp.RequestCtx{}
+	ctx.Request.Header.Set("Accept", "text/html")
+	var shown ShownFault
+	if err := s.Serve(t.Context(), ctx, []string{"fault"}); !errors.As(err, &shown) || !strings.Contains(err.Error(), "broken") {
+		t.Errorf("%v", err)
+	}
+	r := &ctx.Response
+	if r.StatusCode() != http.StatusInternalServerError || string(r.Header.Peek("Cache-Control")) != "no-store" || !strings.Contains(string(r.Body()), "<h1>") {
+		t.Errorf("%s", r)
+	}
+	if w := get(t, s, "/fault"); w.Code != http.StatusInternalServerError || !strings.Contains(w.Body.String(), "<h1>") {
+		t.Errorf("for the administrator: %d, %s", w.Code, w.Body)
+	}
+}
+
 // TestTurns makes few public pages at a time. Others wait, and are refused after a time; those of
 // the administrator don't.
 func TestTurns(t *testing.T) {

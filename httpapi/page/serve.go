@@ -47,8 +47,11 @@ func (s *Site) Has(segments []string) bool {
 	return len(segments) == 1 && segments[0] == "" || s.find(segments) != nil || s.assetOf(segments) != nil
 }
 
+// ShownFault is a fault of the server about which a page was the answer.
+type ShownFault struct{ error }
+
 // Serve answers a request for a path that the site has. An error is a fault of the server,
-// and leaves the answer to the caller.
+// and leaves the answer to the caller, unless it is a [ShownFault].
 func (s *Site) Serve(live context.Context, ctx *fasthttp.RequestCtx, segments []string) error {
 	header := &ctx.Response.Header
 	for _, field := range fields {
@@ -87,7 +90,8 @@ func (s *Site) Serve(live context.Context, ctx *fasthttp.RequestCtx, segments []
 		header.Set("Retry-After", retryAfter)
 		respond.Fail(ctx, fasthttp.StatusServiceUnavailable, busy)
 		return nil
-	} else if err != nil {
+	}
+	if err != nil && body == nil {
 		return err
 	}
 	header.Set("Cache-Control", respond.Revalidate)
@@ -98,6 +102,10 @@ func (s *Site) Serve(live context.Context, ctx *fasthttp.RequestCtx, segments []
 	}
 	header.SetContentType(htmlType)
 	ctx.Response.SetBody(body)
+	if err != nil {
+		header.Set("Cache-Control", respond.NoStore)
+		return ShownFault{err}
+	}
 	return nil
 }
 
@@ -137,6 +145,8 @@ func (s *Site) Private(log *slog.Logger) http.Handler {
 		body, status, err := s.answer(request.Context(), r, segments, query, "", true)
 		if err != nil {
 			log.Error("can't make a page", "path", request.URL.Path, "error", err)
+		}
+		if body == nil {
 			http.Error(w, "internal error; see the log of this server", http.StatusInternalServerError)
 			return
 		}

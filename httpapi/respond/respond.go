@@ -47,9 +47,14 @@ type Faults struct {
 // Answer answers 500 for a failure of this server. Clients then retry soon, or use another
 // server, but they would cache a 404 for long.
 func (f *Faults) Answer(ctx *fasthttp.RequestCtx, tried string, err error) {
+	f.Note(ctx, tried, err)
+	Fail(ctx, fasthttp.StatusInternalServerError, "internal error; see the log of this server")
+}
+
+// Note logs and counts a request that has been answered.
+func (f *Faults) Note(ctx *fasthttp.RequestCtx, tried string, err error) {
 	f.Count.Inc()
 	f.Log.Error("can't answer a request", "tried", tried, "path", string(ctx.RequestURI()), "error", err)
-	Fail(ctx, fasthttp.StatusInternalServerError, "internal error; see the log of this server")
 }
 
 // WriteJSON writes a value without a newline, and without escaping < and >.

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"crypto/rand"
 	"errors"
 	"io/fs"
 	"os"
@@ -127,7 +128,7 @@ func inherit(above unix.Stat_t, made int, group fs.FileMode, most uint64) {
 	}
 }
 
-// MkdirAll is [os.MkdirAll] with Inherit for each new directory.
+// MkdirAll is [os.MkdirAll], in which each new directory is shared as by Inherit.
 func MkdirAll(name string, permissions fs.FileMode) error {
 	name = filepath.Clean(name)
 	if info, err := os.Stat(name); err == nil && info.IsDir() {
@@ -138,30 +139,70 @@ func MkdirAll(name string, permissions fs.FileMode) error {
 			return err
 		}
 	}
-	err := os.Mkdir(name, permissions)
-	if errors.Is(err, fs.ErrExist) {
-		return os.MkdirAll(name, permissions) // created concurrently, or not a directory
+	parent, err := openParent(name)
+	if err != nil {
+		return &fs.PathError{Op: "mkdir", Path: name, Err: err}
 	}
-	if err == nil {
-		Inherit(name, GroupEnters)
+	defer unix.Close(parent)
+	switch err := mkdirAt(parent, filepath.Base(name), permissions); {
+	case errors.Is(err, fs.ErrExist):
+		return os.MkdirAll(name, permissions) // created concurrently, or not a directory
+	case err != nil:
+		return &fs.PathError{Op: "mkdir", Path: name, Err: err}
+	}
+	return nil
+}
+
+// MkdirAllIn is MkdirAll for a name below a root. It calls made with the parent of each directory
+// that it has made, unless made is nil.
+func MkdirAllIn(root *os.Root, name string, permissions fs.FileMode, made func(parent string)) error {
+	if _, err := root.Stat(name); !errors.Is(err, fs.ErrNotExist) || name == "." {
+		return err
+	}
+	if err := MkdirAllIn(root, path.Dir(name), permissions, made); err != nil {
+		return err
+	}
+	err := MkdirIn(root, name, permissions)
+	if errors.Is(err, fs.ErrExist) {
+		return nil // created concurrently
+	}
+	if err == nil && made != nil {
+		made(path.Dir(name))
 	}
 	return err
 }
 
-// MkdirAllIn is MkdirAll for a name below a root.
-func MkdirAllIn(root *os.Root, name string, permissions fs.FileMode) error {
-	if _, err := root.Stat(name); !errors.Is(err, fs.ErrNotExist) || name == "." {
+// MkdirIn makes a directory below a root, and shares it as by Inherit.
+func MkdirIn(root *os.Root, name string, permissions fs.FileMode) error {
+	parent, err := root.Open(path.Dir(name))
+	if err != nil {
 		return err
 	}
-	if err := MkdirAllIn(root, path.Dir(name), permissions); err != nil {
+	defer parent.Close()
+	if err := mkdirAt(int(parent.Fd()), path.Base(name), permissions); err != nil {
+		return &fs.PathError{Op: "mkdir", Path: name, Err: err}
+	}
+	return nil
+}
+
+// mkdirAt makes a directory. One that is to be shared gets its name when it is: otherwise, another
+// process could find it before, and couldn't write to it, or make directories in it that are not
+// shared.
+func mkdirAt(parent int, base string, permissions fs.FileMode) error {
+	if _, shares := sharing(parent); !shares {
+		return unix.Mkdirat(parent, base, uint32(permissions))
+	}
+	temporary := ".nar-herder-" + rand.Text()
+	if err := unix.Mkdirat(parent, temporary, uint32(permissions)); err != nil {
 		return err
 	}
-	err := root.Mkdir(name, permissions)
-	if errors.Is(err, fs.ErrExist) {
-		return nil // created concurrently
+	inheritAt(parent, temporary, GroupEnters)
+	err := unix.Renameat2(parent, temporary, parent, base, unix.RENAME_NOREPLACE)
+	if err == unix.EINVAL { // not every file system supports the flag
+		err = unix.Renameat(parent, temporary, parent, base)
 	}
-	if err == nil {
-		InheritIn(root, name, GroupEnters)
+	if err != nil {
+		_ = unix.Unlinkat(parent, temporary, unix.AT_REMOVEDIR)
 	}
 	return err
 }

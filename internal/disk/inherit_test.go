@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -73,6 +74,40 @@ func TestInherit(t *testing.T) {
 				t.Error("a directory was made in a file")
 			}
 		})
+	}
+}
+
+// TestMkdirAllConcurrently: a directory has all its permissions when another process can find it.
+func TestMkdirAllConcurrently(t *testing.T) {
+	t.Parallel()
+	for range 100 {
+		dir := t.TempDir()
+		must(t, os.Chmod(dir, 0o770))
+		root, err := os.OpenRoot(dir)
+		must(t, err)
+		var all sync.WaitGroup
+		for n := range 4 {
+			all.Go(func() {
+				var err error
+				if n%2 == 0 {
+					err = MkdirAll(filepath.Join(dir, "a/b"), 0o700)
+				} else {
+					err = MkdirAllIn(root, "a/b", 0o700, nil)
+				}
+				info, statErr := os.Stat(filepath.Join(dir, "a/b"))
+				if err != nil || statErr != nil || info.Mode().Perm() != 0o770 {
+					t.Errorf("%v, %v, %v", err, statErr, info)
+				}
+			})
+		}
+		all.Wait()
+		must(t, root.Close())
+		names, err := filepath.Glob(filepath.Join(dir, "*"))
+		hidden, hiddenErr := filepath.Glob(filepath.Join(dir, ".*"))
+		must(t, errors.Join(err, hiddenErr))
+		if len(names) != 1 || len(hidden) > 0 || t.Failed() {
+			t.Fatalf("%v, %v", names, hidden)
+		}
 	}
 }
 

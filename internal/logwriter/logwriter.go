@@ -20,7 +20,7 @@ const (
 	hurried = most / 16
 	// patience is how long [Writer.Flush] waits for a write that hangs.
 	patience = 100 * time.Millisecond
-	// endPatience is the same for [Writer.Close].
+	// endPatience is the same for [Writer.Close], and for lines after that.
 	endPatience = 500 * time.Millisecond
 	// calm is how long no line must have been dropped before a trouble is over. An output that
 	// is too slow drops lines again and again.
@@ -41,7 +41,6 @@ type Writer struct {
 
 	urgent chan struct{} // has a value if a write is due at once
 	filled chan struct{} // has a value if there are lines
-	ended  chan struct{} // closed when the goroutine has ended
 	all    atomic.Int64  // lines dropped since the start
 
 	mu      sync.Mutex
@@ -54,7 +53,7 @@ type Writer struct {
 	progress       chan struct{}
 	busySince      time.Time // when the current write began; zero for none
 	closed         bool
-	done           bool  // the goroutine writes no more
+	done           bool  // the goroutine has ended
 	torn           bool  // the output ends within a line
 	dropped        int64 // lines dropped since the trouble began
 	droppedAt      time.Time
@@ -65,7 +64,7 @@ type Writer struct {
 // New makes a writer, which must be closed.
 func New(out io.Writer) *Writer {
 	w := &Writer{
-		urgent: make(chan struct{}, 1), filled: make(chan struct{}, 1), ended: make(chan struct{}),
+		urgent: make(chan struct{}, 1), filled: make(chan struct{}, 1),
 		out: out, progress: make(chan struct{}),
 	}
 	w.later = time.AfterFunc(calm, func() { wake(w.filled) })
@@ -73,24 +72,29 @@ func New(out io.Writer) *Writer {
 	return w
 }
 
-// Write implements [io.Writer] for one or more lines. It doesn't wait, and drops them if too many
-// wait for the output. It never fails.
+// Write implements [io.Writer] for one or more lines. It doesn't wait before Close, and drops them
+// if too many wait for the output. It never fails.
 func (w *Writer) Write(p []byte) (int, error) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	if len(w.pending)+len(p) > most {
 		w.drop(p, errSlow)
+		w.mu.Unlock()
 		return len(p), nil
 	}
 	w.pending = append(w.pending, p...)
 	w.added += int64(len(p))
+	isMuch, closed := len(w.pending) >= hurried, w.closed
 	if w.done {
-		w.writeLocked()
-		return len(p), nil
+		w.done = false
+		go w.run()
 	}
+	w.mu.Unlock()
 	wake(w.filled)
-	if len(w.pending) >= hurried {
+	if isMuch {
 		wake(w.urgent)
+	}
+	if closed {
+		w.flush(endPatience)
 	}
 	return len(p), nil
 }
@@ -130,7 +134,7 @@ func (w *Writer) flush(most time.Duration) {
 	target := w.added
 	timeout := time.NewTimer(most)
 	defer timeout.Stop()
-	for w.written < target && !w.closed {
+	for w.written < target {
 		if !w.busySince.IsZero() && time.Since(w.busySince) >= most {
 			break
 		}
@@ -160,29 +164,16 @@ func (w *Writer) Replace(out io.Writer) {
 }
 
 // Close writes the lines so far, but doesn't wait for an output that hangs. Later lines are
-// written at once.
+// written at once, in the same way.
 func (w *Writer) Close() {
-	w.flush(endPatience)
 	w.mu.Lock()
-	if w.closed {
-		w.mu.Unlock()
-		return
-	}
 	w.closed = true
-	busy := !w.busySince.IsZero()
 	w.mu.Unlock()
 	wake(w.urgent)
-	if busy {
-		return
-	}
-	select {
-	case <-w.ended:
-	case <-time.After(endPatience): // a last write hangs
-	}
+	w.flush(endPatience)
 }
 
 func (w *Writer) run() {
-	defer close(w.ended)
 	for {
 		select {
 		case <-w.filled:
@@ -228,7 +219,6 @@ func (w *Writer) writePending() {
 	w.busySince = time.Now()
 	out := w.out
 	if w.torn {
-		w.torn = false
 		out = tearer{out}
 	}
 	w.mu.Unlock()
@@ -261,21 +251,15 @@ func (t tearer) Write(p []byte) (int, error) {
 	return max(0, n-1), err
 }
 
-// writeLocked writes the pending lines with the mutex held, once the goroutine has ended.
-func (w *Writer) writeLocked() {
-	lines := w.pending
-	w.pending = nil
-	n, err := w.out.Write(lines)
-	w.finish(lines, n, err)
-}
-
 // finish records the result of a write. The mutex is held.
 func (w *Writer) finish(lines []byte, n int, err error) {
 	w.written += int64(len(lines))
 	close(w.progress)
 	w.progress = make(chan struct{})
+	if n > 0 {
+		w.torn = lines[n-1] != '\n'
+	}
 	if w.failure = err; err != nil {
-		w.torn = w.torn || n > 0 && lines[n-1] != '\n'
 		w.drop(lines[n:], err)
 	}
 }

@@ -170,28 +170,6 @@ func TestTorn(t *testing.T) {
 	})
 }
 
-// TestCloseHangsLate: the output hangs only during Close, and lines are logged after that.
-func TestCloseHangsLate(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		out := &output{hangs: make(chan struct{})}
-		w := New(out)
-		w.mu.Lock()
-		w.pending, w.added, w.written = []byte("one\n"), 4, 4 // as if logged after flush
-		w.mu.Unlock()
-		begun := time.Now()
-		w.Close()
-		fmt.Fprintln(w, "two")
-		if took := time.Since(begun); took > 2*endPatience {
-			t.Errorf("waits for %v", took)
-		}
-		close(out.hangs)
-		synctest.Wait()
-		if got := out.String(); got != "one\ntwo\n" || w.Dropped() != 0 {
-			t.Errorf("%q, %d dropped", got, w.Dropped())
-		}
-	})
-}
-
 // TestCloseWhileWriting: Close doesn't lose lines that were logged during a write.
 func TestCloseWhileWriting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -207,6 +185,64 @@ func TestCloseWhileWriting(t *testing.T) {
 			t.Errorf("%q", got)
 		}
 	})
+}
+
+// TestHangsAfterClose: nobody waits for long for an output that hangs after Close.
+func TestHangsAfterClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := new(output)
+		w := New(out)
+		fmt.Fprintln(w, "one")
+		w.Close()
+		out.hangs = make(chan struct{})
+		begun := time.Now()
+		for range 3 {
+			fmt.Fprintln(w, "late")
+		}
+		w.Close()
+		if took := time.Since(begun); took > endPatience {
+			t.Errorf("waits for %v", took)
+		}
+		close(out.hangs)
+		synctest.Wait()
+		if got := out.String(); got != "one\nlate\nlate\nlate\n" || w.Dropped() != 0 {
+			t.Errorf("%q, %d dropped", got, w.Dropped())
+		}
+	})
+}
+
+// TestTornLater: a line of which a part was written is ended, even if nothing can be written for
+// some time after that.
+func TestTornLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := new(output)
+		full := &filling{output: out, room: 6}
+		w := New(full)
+		for range 3 {
+			fmt.Fprint(w, "one\ntwo\n")
+			w.Flush()
+		}
+		full.room = 100
+		fmt.Fprint(w, "three\n")
+		w.Close()
+		if got := out.String(); got != "one\ntw\nthree\n" || w.Dropped() != 5 {
+			t.Errorf("%q, %d dropped", got, w.Dropped())
+		}
+	})
+}
+
+// filling is an output with room for so many bytes.
+type filling struct {
+	*output
+	room int
+}
+
+func (f *filling) Write(p []byte) (int, error) {
+	n, _ := f.output.Write(p[:min(len(p), f.room)])
+	if f.room -= n; n < len(p) {
+		return n, errors.New("full")
+	}
+	return n, nil
 }
 
 // TestTooSlow: an output that always takes some lines, but not all, is one trouble.

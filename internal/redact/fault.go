@@ -1,51 +1,43 @@
 package redact
 
 import (
+	"context"
+	"crypto/tls"
 	"errors"
-	"io/fs"
+	"io"
 	"net"
-	"net/url"
-	"strings"
 	"syscall"
 )
 
-// Fault returns the text of a failed request or read for everybody: without the addresses, name
-// servers and redirections that the errors of package net name, and without names of files. The
-// caller names the server.
-func Fault(err error) string {
-	text := err.Error()
-	var request *url.Error
-	if errors.As(err, &request) {
-		text = strings.ReplaceAll(text, request.Error(), request.Err.Error())
-	}
-	var file *fs.PathError
-	if errors.As(err, &file) {
-		text = strings.ReplaceAll(text, file.Error(), file.Err.Error())
-	}
-	var operation *net.OpError
-	if errors.As(err, &operation) {
-		text = strings.ReplaceAll(text, operation.Error(), cause(operation))
-	}
-	var lookup *net.DNSError
-	if errors.As(err, &lookup) {
-		text = strings.ReplaceAll(text, lookup.Error(), cause(lookup))
-	}
-	return Text(text)
-}
+// Public is an error with a text for everybody, which [Fault] returns.
+type Public string
 
-// cause says why an operation of package net has failed.
-func cause(err net.Error) string {
+func (p Public) Error() string { return string(p) }
+
+// Fault returns the text of a failed request or read for everybody: that of a [Public] error, or of
+// a known cause. Other errors may contain addresses, name servers, redirections, names of files, or
+// text of a server. The caller names the server.
+func Fault(err error) string {
+	var public Public
 	var lookup *net.DNSError
+	var certificate *tls.CertificateVerificationError
+	var failure net.Error
 	var number syscall.Errno
-	switch isLookup := errors.As(err, &lookup); {
-	case isLookup && lookup.IsNotFound:
+	switch {
+	case errors.As(err, &public):
+		return string(public)
+	case errors.As(err, &lookup) && lookup.IsNotFound:
 		return "no such host"
-	case isLookup:
+	case lookup != nil:
 		return "the name of its host can't be resolved now"
-	case err.Timeout():
+	case errors.As(err, &certificate):
+		return "its certificate can't be verified"
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &failure) && failure.Timeout():
 		return "timeout"
 	case errors.As(err, &number):
 		return number.Error()
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "the connection was closed"
 	}
-	return "the connection failed"
+	return "see the log"
 }

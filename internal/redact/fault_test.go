@@ -2,8 +2,11 @@ package redact
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/url"
@@ -22,19 +25,24 @@ func TestFault(t *testing.T) {
 	redirected := func(err error) error { return &url.Error{Op: "Get", URL: "http://inside.example/x?token=y", Err: err} }
 	for want, err := range map[string]error{
 		"connection refused": tcp(os.NewSyscallError("connect", syscall.ECONNREFUSED)),
-		"probe: timeout":     fmt.Errorf("probe: %w", redirected(tcp(os.ErrDeadlineExceeded))),
+		"timeout":            fmt.Errorf("probe: %w", redirected(tcp(os.ErrDeadlineExceeded))),
 		"no such host":       redirected(tcp(&net.DNSError{Err: "no such host", Name: "inside.example", Server: "10.0.0.53:53", IsNotFound: true})),
 		"the name of its host can't be resolved now": &net.DNSError{Err: "read udp 10.1.2.3:4->10.0.0.53:53: refused", Name: "inside.example", Server: "10.0.0.53:53", IsTemporary: true},
-		"the connection failed":                      tcp(&net.AddrError{Err: "mismatch", Addr: "10.1.2.3"}),
-		"no such file or directory: is it mounted?":  fmt.Errorf("%w: is it mounted?", &fs.PathError{Op: "stat", Path: "/srv/inside", Err: syscall.ENOENT}),
-		"it answers 503 Service Unavailable":         errors.New("it answers 503 Service Unavailable"),
-		"context deadline exceeded":                  redirected(context.DeadlineExceeded),
+		"no such file or directory":                  &fs.PathError{Op: "stat", Path: "/srv/inside", Err: syscall.ENOENT},
+		"permission denied":                          fmt.Errorf("open nar/x in file:///srv/inside: %w", syscall.EACCES),
+		"the directory is empty":                     fmt.Errorf("ask /srv/inside: %w: %w", Public("the directory is empty"), &fs.PathError{Op: "stat", Path: "/srv/inside", Err: syscall.ENOENT}),
+		"its certificate can't be verified":          redirected(&tls.CertificateVerificationError{Err: x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{"inside.example"}}, Host: "x.example"}}),
+		"the connection was closed":                  fmt.Errorf("ask 10.1.2.3: %w", io.ErrUnexpectedEOF),
+		"see the log":                                errors.Join(errors.New("it redirects to http://10.1.2.3/"), &net.AddrError{Err: "mismatch", Addr: "10.1.2.3"}),
 	} {
 		if got := Fault(err); got != want {
 			t.Errorf("%v: %q, want %q", err, got, want)
 		}
 	}
 	// Errors of package net itself.
+	if got := Fault(redirected(context.DeadlineExceeded)); got != "timeout" {
+		t.Errorf("a deadline: %q", got)
+	}
 	if _, err := net.DialTimeout("tcp", "127.0.0.1:1", time.Second); err == nil || Fault(err) != "connection refused" {
 		t.Errorf("%v", err)
 	}

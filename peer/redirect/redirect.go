@@ -3,7 +3,6 @@ package redirect
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -21,7 +20,7 @@ const maxRedirects = 3
 
 // ErrPrivate reports a redirect to an address that perhaps only this machine or its network
 // can reach: its answers would be passed on to clients.
-var ErrPrivate = errors.New("redirects are followed to the same server, or over https to public addresses: use --allow-private-redirects to follow all")
+var ErrPrivate = redact.Public("redirects are followed to the same server, or over https to public addresses: use --allow-private-redirects to follow all")
 
 type neverKey struct{}
 

@@ -56,10 +56,6 @@ type Directory struct {
 	// syncing is held by Sync, so that a second Sync waits for the first one's
 	// directories.
 	syncing sync.Mutex
-
-	// making is held while directories are created. Otherwise, a new directory could inherit
-	// from one that has not inherited yet.
-	making sync.Mutex
 }
 
 // Open opens an existing directory as a store. It ignores unreferenced files.
@@ -307,9 +303,7 @@ func (d *Directory) Spool() (string, error) {
 	if err := d.inPlace(); err != nil {
 		return "", err
 	}
-	if err := d.root.Mkdir(spoolFolder, 0o775); err == nil {
-		disk.InheritIn(d.root, spoolFolder, disk.GroupEnters)
-	} else if !errors.Is(err, fs.ErrExist) {
+	if err := disk.MkdirIn(d.root, spoolFolder, 0o775); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", d.explain("create directory", spoolFolder, err)
 	}
 	// StageFile can't move files out of a symbolic link's target.
@@ -348,31 +342,10 @@ func (d *Directory) temporary(name string) (string, error) {
 		return "", fmt.Errorf("store %q: not a name for a nar", name)
 	}
 	parent := path.Dir(name)
-	d.making.Lock()
-	err := d.makeAll(parent)
-	d.making.Unlock()
-	if err != nil {
+	if err := disk.MkdirAllIn(d.root, parent, 0o775, d.touch); err != nil {
 		return "", d.explain("create directory", parent, err)
 	}
 	return path.Join(parent, temporaryPrefix+rand.Text()), nil
-}
-
-// makeAll creates a directory and its parents, and marks the changed ones for Sync.
-func (d *Directory) makeAll(name string) error {
-	if _, err := d.root.Stat(name); err == nil || name == "." {
-		return err
-	}
-	if err := d.makeAll(path.Dir(name)); err != nil {
-		return err
-	}
-	err := d.root.Mkdir(name, 0o775)
-	if err == nil {
-		disk.InheritIn(d.root, name, disk.GroupEnters)
-		d.touch(path.Dir(name))
-	} else if errors.Is(err, fs.ErrExist) {
-		err = nil // created concurrently
-	}
-	return err
 }
 
 // Flush implements [bytestore.Store].

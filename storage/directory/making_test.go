@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestConcurrentDirectories stores several nars at once in a new storage that a group shares: the
-// group may write to all directories.
+// TestConcurrentDirectories stores several nars at once in a new storage that a group shares, as
+// several processes do: the group may write to all directories.
 func TestConcurrentDirectories(t *testing.T) {
 	t.Parallel()
 	for range 100 {
@@ -17,22 +17,22 @@ func TestConcurrentDirectories(t *testing.T) {
 		if err := os.Chmod(dir, 0o775|fs.ModeSetgid); err != nil {
 			t.Fatal(err)
 		}
-		d, err := Open(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
 		var all sync.WaitGroup
 		for range 4 {
+			d, err := Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
 			all.Go(func() {
 				if _, err := d.temporary("nar/lzip/x"); err != nil {
+					t.Error(err)
+				}
+				if err := d.Close(); err != nil {
 					t.Error(err)
 				}
 			})
 		}
 		all.Wait()
-		if err := d.Close(); err != nil {
-			t.Fatal(err)
-		}
 		for _, name := range []string{"nar", "nar/lzip"} {
 			info, err := os.Stat(filepath.Join(dir, name))
 			if err != nil {

@@ -85,10 +85,9 @@ func openTree(name string, dry, adopt bool) (_ *tree, err error) {
 	}
 	err = t.root.RemoveAll(temporaryDirectory)
 	if err == nil {
-		err = t.root.Mkdir(temporaryDirectory, 0o700)
+		err = disk.MkdirIn(t.root, temporaryDirectory, 0o700)
 	}
 	if err == nil {
-		disk.InheritIn(t.root, temporaryDirectory, disk.GroupEnters)
 		t.temporary, err = t.root.Open(temporaryDirectory)
 	}
 	if err != nil {
@@ -284,7 +283,7 @@ func (t *tree) rename(temporary, name string) error {
 	}
 	err := t.root.Rename(temporary, name)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := disk.MkdirAllIn(t.root, path.Dir(name), 0o755); err != nil {
+		if err := disk.MkdirAllIn(t.root, path.Dir(name), 0o755, nil); err != nil {
 			return err
 		}
 		err = t.root.Rename(temporary, name)

@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"os"
 	"time"
+
+	"nar-herder/internal/redact"
 )
 
 // connection is one connection of a client. The client's mutex protects its fields.
@@ -36,10 +38,10 @@ type held struct {
 }
 
 var (
-	errOrder       = errors.New("it answers in another order")
-	errUnsolicited = errors.New("it sends what is not an answer")
-	errMalformed   = errors.New("its answer is not HTTP/1.1")
-	errClosing     = errors.New("it closes the connection")
+	errOrder       = redact.Public("it answers in another order")
+	errUnsolicited = redact.Public("it sends what is not an answer")
+	errMalformed   = redact.Public("its answer is not HTTP/1.1")
+	errClosing     = redact.Public("it closes the connection")
 )
 
 // wait bounds the time until the next byte, or the end of an answer. The caller holds the mutex.

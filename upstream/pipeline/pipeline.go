@@ -14,14 +14,15 @@ import (
 	"sync"
 	"time"
 
+	"nar-herder/internal/redact"
 	"nar-herder/upstream/turns"
 )
 
 var (
 	// ErrSilent reports an answer that did not come in time.
-	ErrSilent = errors.New("it did not answer in time")
+	ErrSilent = redact.Public("it did not answer in time")
 	// ErrTooLong reports an answer beyond the bounds.
-	ErrTooLong = errors.New("its answer is too long")
+	ErrTooLong = redact.Public("its answer is too long")
 	// ErrClosed reports a client that was closed.
 	ErrClosed = errors.New("the server stops")
 )

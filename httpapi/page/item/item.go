@@ -36,11 +36,12 @@ type Options struct {
 }
 
 var (
-	//go:embed item.html unknown.html
+	//go:embed item.html unknown.html damaged.html
 	files embed.FS
 
 	content = page.Parse(files, "item.html")
 	unknown = page.Parse(files, "unknown.html")
+	damaged = page.Parse(files, "damaged.html")
 )
 
 // Add adds the page to a site.
@@ -80,6 +81,15 @@ func (o *Options) page(ctx context.Context, r *page.Request) (*page.Page, error)
 				Hash         string
 				HasUpstreams bool
 			}{path.Hash.String(), o.HasUpstreams},
+		}, nil
+	}
+	if errors.Is(err, index.ErrDamaged) {
+		return &page.Page{
+			Title: "Damaged item", Template: damaged, Fault: err,
+			Data: struct {
+				Hash string
+				Err  error
+			}{path.Hash.String(), err},
 		}, nil
 	}
 	if err != nil {

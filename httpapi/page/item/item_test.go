@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -84,7 +85,7 @@ func (p *server) get(t *testing.T, path string, private bool) (status int, body,
 	request := httptest.NewRequest("GET", path, nil)
 	request.Header.Set("Accept", "text/html")
 	answer := httptest.NewRecorder()
-	site.Private(nil).ServeHTTP(answer, request)
+	site.Private(slog.New(slog.DiscardHandler)).ServeHTTP(answer, request)
 	return answer.Code, answer.Body.String(), answer.Header().Get("Location")
 }
 
@@ -318,6 +319,23 @@ func TestDamagedClosure(t *testing.T) {
 	}
 	_, body, _ = p.get(t, "/item/"+hash(4), true)
 	wants(t, body, `href="`+hash(3)+`"`, "1 missing")
+}
+
+// TestDamaged says that an item is damaged, and to the administrator, what to do.
+func TestDamaged(t *testing.T) {
+	p := newServer(t, nil)
+	p.add(t, text(1, ""), 1)
+	damage(t, p.Index().Path(), 1)
+	for _, private := range []bool{false, true} {
+		status, body, _ := p.get(t, "/item/"+hash(1), private)
+		if status != http.StatusInternalServerError {
+			t.Errorf("private %v: status %d", private, status)
+		}
+		wants(t, body, "<h1>Damaged item</h1>", hash(1))
+		if got := strings.Contains(body, "nar-herder check --repair"); got != private {
+			t.Errorf("private %v: the command is shown: %v", private, got)
+		}
+	}
 }
 
 // damage damages the narinfo at a position in a database.

@@ -128,7 +128,7 @@ func (m *MirrorState) IsKnown() bool { return m.LagSeconds >= 0 }
 
 // Upstream is the state of an upstream.
 type Upstream struct {
-	URL   string
+	Name  string
 	IsUp  bool
 	Since time.Time
 	Error string
@@ -137,14 +137,18 @@ type Upstream struct {
 	Found, Absent, Failed int64
 }
 
-// upstreams returns the states of the upstreams. Only the administrator sees addresses in errors.
+// upstreams returns the states of the upstreams. Only the administrator sees directories, and
+// addresses in errors.
 func (s *Sources) upstreams(f figures.Figures, private bool) (all []Upstream) {
 	if s.Upstreams == nil {
 		return nil
 	}
 	const metric = "narherder_upstream_narinfo_requests_total"
 	for _, status := range s.Upstreams() {
-		u := Upstream{URL: status.URL, IsUp: status.Up, Since: status.Since}
+		u := Upstream{Name: status.Label, IsUp: status.Up, Since: status.Since}
+		if private {
+			u.Name = status.URL
+		}
 		switch {
 		case status.Err == nil:
 		case private:
@@ -152,8 +156,8 @@ func (s *Sources) upstreams(f figures.Figures, private bool) (all []Upstream) {
 		default:
 			u.Error = redact.Fault(status.Err)
 		}
-		u.Found, u.Absent = f.Int(metric, "upstream", u.URL, "outcome", "found"), f.Int(metric, "upstream", u.URL, "outcome", "absent")
-		u.Failed = f.Int(metric, "upstream", u.URL) - u.Found - u.Absent
+		u.Found, u.Absent = f.Int(metric, "upstream", status.Label, "outcome", "found"), f.Int(metric, "upstream", status.Label, "outcome", "absent")
+		u.Failed = f.Int(metric, "upstream", status.Label) - u.Found - u.Absent
 		all = append(all, u)
 	}
 	return all

@@ -75,7 +75,7 @@ func full() *Sources {
 			return mirror.Status{Source: "https://source.example/" + evil, State: mirror.Failing, LagSeconds: 90, Error: evil, Doing: evil}
 		},
 		Upstreams: func() []upstream.Status {
-			return []upstream.Status{{URL: evil, Err: fmt.Errorf("dial: %s: %w", evil, &net.OpError{Op: "dial", Err: &net.DNSError{Name: "inside.example", Server: "10.0.0.53:53"}})}, {URL: "https://up.example", Up: true}}
+			return []upstream.Status{{URL: "file:///srv/nars/" + evil, Label: evil, Err: fmt.Errorf("dial: %s: %w", evil, &net.OpError{Op: "dial", Err: &net.DNSError{Name: "inside.example", Server: "10.0.0.53:53"}})}, {URL: "https://up.example", Label: "https://up.example", Up: true}}
 		},
 		Newest: func(context.Context, int) ([]*index.Item, error) {
 			text := "StorePath: /gnu/store/00000000000000000000000000000001-newest_1.0\nNarHash: sha256:0000000000000000000000000000000000000000000000000000\nNarSize: 1\nReferences: \nURL: nar/x\nCompression: none\n"
@@ -236,7 +236,7 @@ func TestMinimal(t *testing.T) {
 func TestStatus(t *testing.T) {
 	t.Parallel()
 	text := render(t, full(), page.Options{Size: page.Full}, "/status")
-	for _, want := range []string{"Failing: storage", "is it mounted?", "stat /srv/nars", "Warning: upstreams", "being compressed", ">2</td>", "newest_1.0", "event &lt;img", "--storage", "the command line", "dial: &lt;img", "lookup inside.example on 10.0.0.53:53", ">41</td>", ">43</td>", "never"} {
+	for _, want := range []string{"Failing: storage", "is it mounted?", "stat /srv/nars", "Warning: upstreams", "being compressed", ">2</td>", "newest_1.0", "event &lt;img", "--storage", "the command line", "dial: &lt;img", "lookup inside.example on 10.0.0.53:53", ">41</td>", ">43</td>", "never", "file:///srv/nars/&lt;img"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %s", want)
 		}
