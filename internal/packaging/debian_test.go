@@ -167,7 +167,7 @@ func TestPackage(t *testing.T) {
 			"/var/cache/nar-herder 2775 nar-herder:nar-herder\n/var/log/nar-herder 2750 nar-herder:nar-herder")
 	m.want(t, "stat -c %U /proc/$(systemctl show --value -p MainPID nar-herder)", "nar-herder")
 	m.run(t, "systemd-analyze security --threshold=30 nar-herder.service")
-	m.run(t, "systemd-analyze verify --man=no nar-herder.service nar-herder.socket")
+	m.run(t, "systemd-analyze verify --man=no nar-herder.service nar-herder.socket nar-herder-https.socket")
 
 	// A user of the group imports beside the server.
 	m.run(t, "useradd --groups nar-herder builder")
@@ -332,6 +332,17 @@ func TestPackageInImage(t *testing.T) {
 	m.booted(t)
 	m.want(t, state, "active active")
 	m.serves(t)
+}
+
+// TestLintian checks the package with Debian's linter.
+func TestLintian(t *testing.T) {
+	t.Parallel()
+	lintian := required(t, "lintian")
+	cmd := exec.CommandContext(t.Context(), lintian, "--no-cfg", "--allow-root", "--fail-on=error,warning", built(t, "nar-herder_*.deb"))
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
 }
 
 // TestReproducible builds the package and the archive in another directory and environment. It

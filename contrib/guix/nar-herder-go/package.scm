@@ -48,7 +48,8 @@
               (setenv "GOTOOLCHAIN" "local")
               (setenv "CGO_ENABLED" "0")
               (with-directory-excursion "src/nar-herder"
-                (invoke "go" "build" "-trimpath" "-buildvcs=false" "-ldflags=-s -w -buildid="
+                (invoke "go" "build" "-trimpath" "-buildvcs=false"
+                        "-ldflags=-s -w -buildid="
                         "-o" (string-append (assoc-ref outputs "out") "/bin/nar-herder")
                         "./cmd/nar-herder"))))
           (add-after 'install 'install-manuals
