@@ -260,7 +260,7 @@ func TestHomePage(t *testing.T) {
 		server := startWithPages(t, opts)
 		c := dial(t, server.address)
 		page := c.ask("GET", "/", "Accept: text/html")
-		if page.StatusCode != 200 || !strings.Contains(page.body, "It knows 13 store items.") || !strings.Contains(page.body, "&lt;1.2.3&gt;") {
+		if page.StatusCode != 200 || !strings.Contains(page.body, "<dd>13</dd>") || !strings.Contains(page.body, "&lt;1.2.3&gt;") {
 			t.Errorf("%s %s", page.Status, page.body)
 		}
 		if head := c.ask("HEAD", "/", "Accept: text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"); head.StatusCode != 200 || head.ContentLength < 1000 || head.body != "" {
