@@ -276,6 +276,17 @@ func TestHomePage(t *testing.T) {
 		if got := c.ask("GET", "/"); got.StatusCode != 404 || !strings.Contains(got.body, "substitute server") {
 			t.Errorf("without Accept: %s %s", got.Status, got.body)
 		}
+		for _, path := range []string{"/x", "/status/", "/nar", "/" + hashOf(greeting), "/file/x"} {
+			if got := c.ask("GET", path, "Accept: text/html"); got.StatusCode != 404 || !strings.Contains(got.body, "<h1>Not found</h1>") || got.Header.Get("Vary") != "Accept" {
+				t.Errorf("%s: %s %s", path, got.Status, got.body)
+			}
+			if got := c.ask("GET", path); got.StatusCode != 404 || got.body != "there is nothing of that name\n" {
+				t.Errorf("%s without Accept: %s %s", path, got.Status, got.body)
+			}
+		}
+		if got := c.ask("GET", "/"+nobody+".narinfo", "Accept: text/html"); got.StatusCode != 404 || got.body != "there is no narinfo for that hash\n" {
+			t.Errorf("an unknown narinfo in a browser: %s %s", got.Status, got.body)
+		}
 		if got := c.ask("GET", "/status", "Accept: text/html"); got.StatusCode != 200 || !strings.Contains(got.body, "<h1>Status</h1>") {
 			t.Errorf("status: %s", got.Status)
 		}

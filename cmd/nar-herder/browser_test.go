@@ -58,7 +58,7 @@ func TestBrowser(t *testing.T) {
 	input, err := json.Marshal(map[string]any{
 		"base": "http://" + s.addresses[0],
 		"pages": map[string]string{
-			"home": "/", "status": "/status", "search": "/search?q=e", "item": "/item/" + greet, "stranger": "/item/" + strings.Repeat("1", 32), "missing": "/item/" + strings.Repeat("0", 32),
+			"home": "/", "status": "/status", "search": "/search?q=e", "item": "/item/" + greet, "stranger": "/item/" + strings.Repeat("1", 32), "missing": "/item/" + strings.Repeat("0", 32), "missing-page": "/no/such-page",
 		},
 		"typed": "greet", "found": greet,
 		"chromium": chromium, "screenshots": variables[screenshotsVariable],
