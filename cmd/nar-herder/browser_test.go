@@ -16,7 +16,7 @@ const (
 	// screenshotsVariable names a directory for pictures of the pages.
 	screenshotsVariable = environmentPrefix + "SCREENSHOTS"
 	// browsing is how long Chromium may take beside other tests.
-	browsing = 3 * time.Minute
+	browsing = 5 * time.Minute
 )
 
 // strangerNarinfo is a valid narinfo that would break a careless page.
