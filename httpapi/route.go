@@ -185,6 +185,11 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 			return routeInfo
 		}
 	}
+	if s.options.Pages.IsFor(ctx) {
+		engine.LeaveLoop(ctx)
+		s.servePage(ctx, segments)
+		return routeOther
+	}
 	respond.NotFound(ctx, "there is nothing of that name")
 	return routeOther
 }

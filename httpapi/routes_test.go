@@ -260,7 +260,7 @@ func TestHomePage(t *testing.T) {
 		server := startWithPages(t, opts)
 		c := dial(t, server.address)
 		page := c.ask("GET", "/", "Accept: text/html")
-		if page.StatusCode != 200 || !strings.Contains(page.body, "It knows 13 store items.") || !strings.Contains(page.body, "&lt;1.2.3&gt;") {
+		if page.StatusCode != 200 || !strings.Contains(page.body, "<dd>13</dd>") || !strings.Contains(page.body, "&lt;1.2.3&gt;") {
 			t.Errorf("%s %s", page.Status, page.body)
 		}
 		if head := c.ask("HEAD", "/", "Accept: text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"); head.StatusCode != 200 || head.ContentLength < 1000 || head.body != "" {
@@ -275,6 +275,17 @@ func TestHomePage(t *testing.T) {
 		}
 		if got := c.ask("GET", "/"); got.StatusCode != 404 || !strings.Contains(got.body, "substitute server") {
 			t.Errorf("without Accept: %s %s", got.Status, got.body)
+		}
+		for _, path := range []string{"/x", "/status/", "/nar", "/" + hashOf(greeting), "/file/x"} {
+			if got := c.ask("GET", path, "Accept: text/html"); got.StatusCode != 404 || !strings.Contains(got.body, "<h1>Not found</h1>") || got.Header.Get("Vary") != "Accept" {
+				t.Errorf("%s: %s %s", path, got.Status, got.body)
+			}
+			if got := c.ask("GET", path); got.StatusCode != 404 || got.body != "there is nothing of that name\n" {
+				t.Errorf("%s without Accept: %s %s", path, got.Status, got.body)
+			}
+		}
+		if got := c.ask("GET", "/"+nobody+".narinfo", "Accept: text/html"); got.StatusCode != 404 || got.body != "there is no narinfo for that hash\n" {
+			t.Errorf("an unknown narinfo in a browser: %s %s", got.Status, got.body)
 		}
 		if got := c.ask("GET", "/status", "Accept: text/html"); got.StatusCode != 200 || !strings.Contains(got.body, "<h1>Status</h1>") {
 			t.Errorf("status: %s", got.Status)

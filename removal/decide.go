@@ -198,6 +198,7 @@ func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int6
 		evicted, gone, err := deletion.Evict(ctx, r.storage, items(evict), since, r.guard(evict, asked))
 		freed += gone.Usage
 		r.metrics.count(gone)
+		r.latest.Add(r.now(), evicted...)
 		r.logRemovals("removed a nar that another instance has", evict, evicted)
 		if errors.Is(err, errLate) {
 			r.log.Warn("keeping nars for now: the answers of another instance, that it has them, are too old")

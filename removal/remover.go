@@ -125,6 +125,7 @@ type Remover struct {
 	limit   atomic.Int64
 	peers   map[string]*peer.Peer
 	metrics metrics
+	latest  deletion.Latest
 
 	// The position of the pass over all items.
 	passAt      time.Time
@@ -216,6 +217,9 @@ func (r *Remover) Run(ctx context.Context) {
 		}
 	}
 }
+
+// Latest returns the items that lost their nars last, the newest first.
+func (r *Remover) Latest() []deletion.Evicted { return r.latest.Items() }
 
 // ReliesOn returns the statement of the instances that this one depends on.
 func (r *Remover) ReliesOn() peer.Statement { return r.dependence.Statement() }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -45,6 +46,17 @@ func TestLimit(t *testing.T) {
 	a.wantState(gone)
 	if now := a.onDisk(); now != usage-5*per {
 		t.Errorf("%d are left of %d, each has %d", now, usage, per)
+	}
+	var latest []string
+	for _, one := range r.Latest() {
+		latest = append(latest, one.Path.BaseName())
+		if one.Bytes != 10_000 || !one.At.Equal(c.now()) {
+			t.Errorf("removed: %+v", one)
+		}
+	}
+	slices.Sort(latest)
+	if want := []string{spec{n: 1}.base(), spec{n: 4}.base(), spec{n: 7}.base(), spec{n: 12}.base(), spec{n: 19}.base()}; !slices.Equal(latest, want) {
+		t.Errorf("removed: %q, want %q", latest, want)
 	}
 	for name, want := range map[string]float64{
 		"narherder_removal_nars_total": 5, "narherder_removal_withdrawn_total": 0, "narherder_removal_bytes_total": float64(5 * per),

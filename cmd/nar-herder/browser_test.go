@@ -16,7 +16,7 @@ const (
 	// screenshotsVariable names a directory for pictures of the pages.
 	screenshotsVariable = environmentPrefix + "SCREENSHOTS"
 	// browsing is how long Chromium may take beside other tests.
-	browsing = 3 * time.Minute
+	browsing = 5 * time.Minute
 )
 
 // strangerNarinfo is a valid narinfo that would break a careless page.
@@ -58,7 +58,7 @@ func TestBrowser(t *testing.T) {
 	input, err := json.Marshal(map[string]any{
 		"base": "http://" + s.addresses[0],
 		"pages": map[string]string{
-			"home": "/", "status": "/status", "search": "/search?q=e", "item": "/item/" + greet, "stranger": "/item/" + strings.Repeat("1", 32), "missing": "/item/" + strings.Repeat("0", 32),
+			"home": "/", "status": "/status", "search": "/search?q=e", "item": "/item/" + greet, "stranger": "/item/" + strings.Repeat("1", 32), "missing": "/item/" + strings.Repeat("0", 32), "missing-page": "/no/such-page",
 		},
 		"typed": "greet", "found": greet,
 		"chromium": chromium, "screenshots": variables[screenshotsVariable],

@@ -55,6 +55,7 @@ func (s *subsystems) addPages(config *serverConfig, log *slog.Logger) {
 	sources := &overview.Sources{
 		Keys: config.keys.published, Figures: reader.Figures, History: s.history, Health: s.server.Health().States, Census: s.census.Counts,
 		Newest: s.store.index.Newest, Events: config.events.Events, Options: shownOptions(config.effect), Started: time.Now(),
+		Workers: &overview.Workers{Index: s.store.index, Cache: s.cache, Fetcher: s.fetcher, Scrubber: s.scrubber, Remover: s.remover, Evictor: s.evictor},
 	}
 	if s.follower != nil {
 		sources.Mirror = func() mirror.Status { return s.follower.Status() }

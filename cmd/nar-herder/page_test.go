@@ -22,7 +22,8 @@ func TestPages(t *testing.T) {
 	s := &secrets{t: t}
 	password := s.word("password")
 	p := newPlace(t)
-	p.imports(t, published(greeting))
+	p.imports(t, published(greeting), published(entropy))
+	succeed(t, p.args("remove", "/gnu/store/"+entropy)...)
 	key := filepath.Join(p.dir, "key.pub")
 	succeed(t, "keygen", filepath.Join(p.dir, "key.sec"), key)
 	server := p.serve(t, "--control-host=unix:"+filepath.Join(p.dir, "control"), "--signing-key="+key, "--public-url=https://guix.example.org/sub/",
@@ -47,6 +48,9 @@ func TestPages(t *testing.T) {
 			if !strings.Contains(home.body, want) {
 				t.Errorf("%s: the home page has no %s", address, want)
 			}
+		}
+		if got := strings.Contains(status.body, "withdrawn, to be deleted next") && strings.Contains(status.body, entropy[33:]); got != (address == control) {
+			t.Errorf("%s: the status page names what is being removed: %v", address, got)
 		}
 		if got := strings.Contains(status.body, p.dir); got != (address == control) {
 			t.Errorf("%s: the status page names files: %v", address, got)

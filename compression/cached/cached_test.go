@@ -59,6 +59,48 @@ func (s *countingSource) Open(ctx context.Context, item *storage.Item) (io.ReadC
 	return s.Source.Open(ctx, item)
 }
 
+// stoppedSource opens nothing until the gate is closed.
+type stoppedSource struct {
+	Source
+	gate chan struct{}
+}
+
+func (s *stoppedSource) Open(ctx context.Context, item *storage.Item) (io.ReadCloser, string, error) {
+	<-s.gate
+	return s.Source.Open(ctx, item)
+}
+
+// TestMaking: the nars that are being made are listed, without those that wait.
+func TestMaking(t *testing.T) {
+	t.Parallel()
+	source := &stoppedSource{gate: make(chan struct{})}
+	b := newBench(t, t.TempDir(), func(o *Options) { o.Source = source })
+	source.Source = storageSource{b.storage, nil}
+	if making := b.Making(t.Context(), 10); making != nil {
+		t.Errorf("before: %+v", making)
+	}
+	b.run()
+	opened := sync.OnceFunc(func() { close(source.gate) })
+	t.Cleanup(opened) // before the cache stops
+	b.use(hello, 3)
+	until(t, "the first is being made", func() bool { return len(b.Making(t.Context(), 10)) == 1 })
+	b.use(entropy, 3)
+	b.use(gofmt, 3)
+	until(t, "another is being made", func() bool { return len(b.Making(t.Context(), 10)) == b.options.Workers })
+	making := b.Making(t.Context(), 10)
+	if first := making[0]; first.Path.Hash != hashOf(t, hello) || first.Type != "zstd" || first.Since.After(making[1].Since) || first.Since.IsZero() {
+		t.Errorf("%+v", making)
+	}
+	if making := b.Making(t.Context(), 1); len(making) != 1 || making[0].Path.Hash != hashOf(t, hello) {
+		t.Errorf("the first: %+v", making)
+	}
+	opened()
+	for _, hash := range []string{hello, entropy, gofmt} {
+		until(t, hash+" is made", func() bool { return b.names(hash, "zstd") })
+	}
+	until(t, "none is listed", func() bool { return b.Making(t.Context(), 10) == nil })
+}
+
 // TestManyClients: fifty requests for one item at once cause one job.
 func TestManyClients(t *testing.T) {
 	t.Parallel()

@@ -48,6 +48,7 @@ func (c *Cache) work(ctx context.Context) {
 // do makes one file, and logs the outcome.
 func (c *Cache) do(ctx context.Context, t task) {
 	begun := time.Now()
+	defer c.queue.begin(t, begun)()
 	t.kind.metrics.running.Inc()
 	defer t.kind.metrics.running.Dec()
 	made, err := c.make(ctx, t)

@@ -22,7 +22,8 @@ type queue struct {
 	tasks chan task
 
 	mu       sync.Mutex
-	known    map[task]struct{} // waiting or running
+	known    map[task]struct{}  // waiting or running
+	running  map[task]time.Time // since when
 	failures *lru.LRU[task, failure]
 	useless  *lru.LRU[task, time.Time] // tasks with nothing to do, and until when they are ignored
 }
@@ -51,7 +52,7 @@ func newQueue() *queue {
 	if err := errors.Join(err1, err2); err != nil {
 		panic(err) // NewLRU fails only for a size below one
 	}
-	return &queue{tasks: make(chan task, maxQueued), known: make(map[task]struct{}), failures: failures, useless: useless}
+	return &queue{tasks: make(chan task, maxQueued), known: make(map[task]struct{}), running: make(map[task]time.Time), failures: failures, useless: useless}
 }
 
 // add queues the task, unless it is known, has failed recently, or had nothing to do. It returns
@@ -74,6 +75,18 @@ func (q *queue) add(t task) bool {
 		return true
 	default:
 		return false
+	}
+}
+
+// begin records that a task runs, until end is called.
+func (q *queue) begin(t task, now time.Time) (end func()) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.running[t] = now
+	return func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		delete(q.running, t)
 	}
 }
 

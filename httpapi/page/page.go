@@ -65,6 +65,8 @@ type Request struct {
 	URL string
 	// IsURLGuessed says that the URL is not that of the options.
 	IsURLGuessed bool
+
+	depth int // number of segments of the path after the first
 }
 
 // Handler makes a page. Its error may be [ErrNotFound].
@@ -173,8 +175,8 @@ func (v *View) Site() Options { return v.site.options }
 // Root is the relative URL of the home page. Links begin with it, as the server may be
 // below a path of a proxy.
 func (v *View) Root() string {
-	if v.Rest != "" {
-		return strings.Repeat("../", 1+strings.Count(v.Rest, "/"))
+	if v.depth > 0 {
+		return strings.Repeat("../", v.depth)
 	}
 	return "./"
 }

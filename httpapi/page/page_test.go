@@ -252,8 +252,11 @@ func TestSite(t *testing.T) {
 	if page := get(t, s, "/item/x").Body.String(); !strings.Contains(page, `href="../page/style.css?v=`) || !strings.Contains(page, `<a href="../item/x">`) || !strings.Contains(page, `<a href="../">`) {
 		t.Errorf("links of a page below another: %s", page)
 	}
-	if page := get(t, s, "/?q=missing").Body.String(); !strings.Contains(page, "<h1>Not found</h1>") {
-		t.Errorf("not found: %s", page)
+	for path, home := range map[string]string{"/?q=missing": "./", "/x": "./", "/search/": "../", "/item/x/": "../../", "/x/y/z": "../../"} {
+		page := get(t, s, path).Body.String()
+		if !strings.Contains(page, "<h1>Not found</h1>") || !strings.Contains(page, `<a href="`+home+`">Go to the home page`) || strings.Contains(page, "aria-current") != (path == "/?q=missing") {
+			t.Errorf("%s: %s", path, page)
+		}
 	}
 	// Inline scripts, styles and handlers would be blocked by the policy.
 	document, err := html.Parse(strings.NewReader(page))

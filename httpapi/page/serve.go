@@ -1,6 +1,7 @@
 package page
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,11 +48,20 @@ func (s *Site) Has(segments []string) bool {
 	return len(segments) == 1 && segments[0] == "" || s.find(segments) != nil || s.assetOf(segments) != nil
 }
 
+// IsFor reports whether the site answers a request for a path that nobody has: with a page, for
+// browsers.
+func (s *Site) IsFor(ctx *fasthttp.RequestCtx) bool {
+	return len(s.routes) > 0 && WantsHTML(ctx.Request.Header.PeekAll("Accept")...)
+}
+
+// missing is the page of paths that the site doesn't have.
+var missing = &Route{Name: "missing", Make: func(context.Context, *Request) (*Page, error) { return nil, ErrNotFound }}
+
 // ShownFault is a fault of the server about which a page was the answer.
 type ShownFault struct{ error }
 
-// Serve answers a request for a path that the site has. An error is a fault of the server,
-// and leaves the answer to the caller, unless it is a [ShownFault].
+// Serve answers a request for a path that the site has, or that nobody has. An error is a fault of
+// the server, and leaves the answer to the caller, unless it is a [ShownFault].
 func (s *Site) Serve(live context.Context, ctx *fasthttp.RequestCtx, segments []string) error {
 	header := &ctx.Response.Header
 	for _, field := range fields {
@@ -69,8 +79,8 @@ func (s *Site) Serve(live context.Context, ctx *fasthttp.RequestCtx, segments []
 		return nil
 	}
 	header.Set("Vary", "Accept")
-	r := s.find(segments)
-	if r == nil || !WantsHTML(ctx.Request.Header.PeekAll("Accept")...) {
+	r := cmp.Or(s.find(segments), missing)
+	if !s.IsFor(ctx) {
 		respond.NotFound(ctx, refusal(segments))
 		return nil
 	}
@@ -132,8 +142,8 @@ func (s *Site) Private(log *slog.Logger) http.Handler {
 		for _, value := range request.Header.Values("Accept") {
 			accept = append(accept, []byte(value))
 		}
-		r := s.find(segments)
-		if r == nil || !WantsHTML(accept...) {
+		r := cmp.Or(s.find(segments), missing)
+		if len(s.routes) == 0 || !WantsHTML(accept...) {
 			http.Error(w, refusal(segments), http.StatusNotFound)
 			return
 		}
@@ -172,7 +182,7 @@ func (s *Site) answer(ctx context.Context, r *Route, segments []string, query ur
 			return nil, 0, ctx.Err()
 		}
 	}
-	request := &Request{Query: query, Private: private, ShowsMetrics: private || !s.options.HideMetrics}
+	request := &Request{Query: query, Private: private, ShowsMetrics: private || !s.options.HideMetrics, depth: len(segments) - 1}
 	if r.TakesRest {
 		request.Rest = strings.Join(segments[1:], "/")
 	}

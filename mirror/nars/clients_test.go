@@ -130,6 +130,62 @@ func TestClients(t *testing.T) {
 	}
 }
 
+// TestFetching: the nars that are being fetched are listed with their progress, those for clients
+// first.
+func TestFetching(t *testing.T) {
+	t.Parallel()
+	items := many(t, 4, 1<<20)
+	items[2] = spec{n: 2, size: 1 << 20, unsized: true}.make(t)
+	from := newSource(t, items...)
+	var gates []*gate
+	for _, item := range items {
+		content := item.files[item.names[0]]
+		g := newGate(content, len(content)/2)
+		gates = append(gates, g)
+		from.first(item.names[0], g.answer)
+	}
+	m := newMirror(t, items...)
+	f := m.patient(from, Options{All: true, AtOnce: len(items)}) // one waits for the download of the client
+	if all := f.Fetching(10); len(all) != 0 {
+		t.Errorf("before: %+v", all)
+	}
+	var client sync.WaitGroup
+	client.Go(func() {
+		if body, _, err := f.OpenFile(t.Context(), m.item(items[3]), 0, 0, -1, nil); err != nil {
+			t.Error(err)
+		} else {
+			body.Close()
+		}
+	})
+	until(t, "the client's is being fetched", func() bool { return len(f.Fetching(10)) == 1 })
+	run(t, f)
+	until(t, "a part of all has arrived", func() bool {
+		all := f.Fetching(10)
+		for _, one := range all {
+			if one.Have == 0 {
+				return false
+			}
+		}
+		return len(all) == 4
+	})
+	for at, one := range f.Fetching(10) {
+		item := items[[]int{3, 0, 1, 2}[at]]
+		size := int64(len(item.files[item.names[0]]))
+		if one.Path.Hash != item.hash() || one.File != item.names[0] || one.OnDemand != (at == 0) || one.Size != size || one.Have > size/2 {
+			t.Errorf("%d: %+v, of %d bytes", at, one, size)
+		}
+	}
+	if few := f.Fetching(1); len(few) != 1 || !few[0].OnDemand {
+		t.Errorf("the first: %+v", few)
+	}
+	for _, g := range gates {
+		close(g.open)
+	}
+	client.Wait()
+	m.wantStored(items...)
+	until(t, "none is listed", func() bool { return len(f.Fetching(10)) == 0 })
+}
+
 // TestAllLeave: a nar is stored even if all clients leave.
 func TestAllLeave(t *testing.T) {
 	t.Parallel()

@@ -74,6 +74,7 @@ type Evictor struct {
 	log     *slog.Logger
 	now     func() time.Time
 	metrics metrics
+	latest  deletion.Latest
 	logged  logonce.Filter
 	rest    time.Duration // restShare, except in tests
 
@@ -144,6 +145,9 @@ func (e *Evictor) Evict(ctx context.Context, bytes int64) (storage.Freed, error)
 	}
 	return freed, err
 }
+
+// Latest returns the items that lost their nars last, the newest first.
+func (e *Evictor) Latest() []deletion.Evicted { return e.latest.Items() }
 
 // Evicted returns how many bytes of the disk were freed so far.
 func (e *Evictor) Evicted() int64 { return e.metrics.bytes.Load() }
@@ -371,6 +375,7 @@ func (e *Evictor) tryBatch(ctx context.Context, batch []index.LeastUsed) (freed 
 		}
 		return nil
 	})
+	e.latest.Add(e.now(), evicted...)
 	for _, item := range evicted {
 		e.log.Debug("evicted the nars of an item", "item", item.Narinfo.StorePath.BaseName(), "bytes", item.StoredBytes(), "last_used", at[item.Hash])
 	}

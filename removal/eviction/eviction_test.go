@@ -59,6 +59,9 @@ func TestOrder(t *testing.T) {
 		t.Errorf("%d were evicted", n)
 	}
 	c.wantState(1, 11, "ssrssssssss")
+	if latest := e.Latest(); len(latest) != 1 || latest[0].Path.Hash != (nar{n: 3}).hash() {
+		t.Errorf("evicted: %+v", latest)
+	}
 	// After it was listed, an item is used.
 	c.used(4, ago(1))
 	c.uses.Used(nar{n: 5}.hash(), "")

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -722,5 +723,24 @@ func TestOfUpstream(t *testing.T) {
 	}
 	if text, err := s.Storage.Text(t.Context(), n.hash()); err != nil || !bytes.Equal(text, n.info.Text) {
 		t.Errorf("%q, %v", text, err)
+	}
+}
+
+// TestVerifying: the item that is being verified is known, and none between passes.
+func TestVerifying(t *testing.T) {
+	t.Parallel()
+	s := newTested(t, 4, storage.Options{}, nil)
+	var seen []narinfo.PathHash
+	s.Scrubber = scrub.New(s.Storage, scrub.Options{Interval: interval, Now: s.clock.Now, Decode: func(ctx context.Context, kind string, r io.Reader, size int64) (io.ReadCloser, error) {
+		seen = append(seen, s.Verifying().Hash)
+		return decode(ctx, kind, r, size)
+	}})
+	s.Hurry()
+	if s.Verifying() != nil {
+		t.Error("an item is verified before the pass")
+	}
+	s.pass(t)
+	if want := []narinfo.PathHash{s.nars[0].hash(), s.nars[1].hash(), s.nars[2].hash(), s.nars[3].hash()}; !slices.Equal(seen, want) || s.Verifying() != nil {
+		t.Errorf("items %v, and %v after the pass", seen, s.Verifying())
 	}
 }

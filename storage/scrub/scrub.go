@@ -104,6 +104,7 @@ type Scrubber struct {
 
 	metrics metrics
 	state   atomic.Pointer[state]
+	current atomic.Pointer[storage.Item] // nil for none
 }
 
 // retry is an item that was not repaired.
@@ -274,6 +275,8 @@ func (s *Scrubber) item(ctx context.Context, row *index.Item, totals index.Total
 			return err
 		}
 	}
+	s.current.Store(item)
+	defer s.current.Store(nil)
 	began := s.now()
 	wrong, unreadable := false, false
 	unread := 0 // files, such as those that the owner of the storage has removed
@@ -320,6 +323,9 @@ func (s *Scrubber) item(ctx context.Context, row *index.Item, totals index.Total
 	}
 	return nil
 }
+
+// Verifying returns the item that is being verified, or nil.
+func (s *Scrubber) Verifying() *storage.Item { return s.current.Load() }
 
 // isWaiting reports whether an item was not repaired and is not due yet.
 func (s *Scrubber) isWaiting(hash narinfo.PathHash) bool {

@@ -109,7 +109,7 @@ func TestPlot(t *testing.T) {
 	if p.Top != "5" || p.Begin != "−60 min" || p.Summary != "now 0, mean 1.3, at most 3" || p.IsEmpty {
 		t.Errorf("%+v", p)
 	}
-	if want := "M66.4 83.2L128.8 49.6M253.6 100.0h1"; p.Line != want {
+	if want := "M66.4 83.2L128.8 49.6M253.6 100.0h-3"; p.Line != want {
 		t.Errorf("line %s, want %s", p.Line, want)
 	}
 	for name, values := range map[string][]float64{"none": nil, "unknown": {nan, nan}} {

@@ -108,7 +108,7 @@ func path(values []float64, most float64) (line, area string) {
 			}
 		}
 		if i == begin+1 {
-			l.WriteString("h1") // a dot
+			l.WriteString("h-3") // a dot
 		}
 		a.WriteString("L" + x(i-1) + " " + strconv.Itoa(bottom) + "Z")
 	}

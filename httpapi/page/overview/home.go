@@ -120,8 +120,8 @@ type StoragePicture struct {
 	Whole int64
 }
 
-// pictureWidth is that of the storage's picture.
-const pictureWidth = 600
+// pictureWidth is that of the storage's picture, and leastShown that of the least usage.
+const pictureWidth, leastShown = 600, 3
 
 // storagePicture returns nil for a server without a storage that it may write to.
 func storagePicture(f figures.Figures) *StoragePicture {
@@ -147,6 +147,9 @@ func storagePicture(f figures.Figures) *StoragePicture {
 	at := func(n int64) int { return int(math.Round(pictureWidth * float64(n) / float64(end))) }
 	p.Used = at(max(0, p.Usage-p.Withdrawn))
 	p.Pending = at(p.Usage) - p.Used
+	if p.Usage > 0 && p.Used+p.Pending < leastShown {
+		p.Used = leastShown - p.Pending
+	}
 	if p.Limit >= 0 && p.Usage > p.Limit {
 		p.LimitAt = at(p.Limit)
 	}

@@ -32,9 +32,10 @@ type Sources struct {
 	// Newest returns the items that were added last.
 	Newest func(ctx context.Context, n int) ([]*index.Item, error)
 	// Events are the newest lines of the log, and Options the options in effect. Only the
-	// administrator sees them.
+	// administrator sees these and what the Workers work on.
 	Events  func() []recentlog.Event
 	Options []Option
+	Workers *Workers
 	Started time.Time
 }
 

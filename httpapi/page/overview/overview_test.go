@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http/httptest"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -35,7 +36,8 @@ const evil = `<img src=x onerror="alert('1')">&`
 const key = "(public-key \n (ecc \n  (curve Ed25519)\n  (q #AB#)\n  )\n )\n"
 
 // full returns sources of a server that has everything, whose texts are evil.
-func full() *Sources {
+func full(t *testing.T) *Sources {
+	t.Helper()
 	registry := prometheus.NewRegistry()
 	for name, value := range map[string]float64{
 		"narherder_items": 1234567, "narherder_stored_nars": 1000, "narherder_stored_bytes": 5 << 30, "narherder_cached_nars_running": 2,
@@ -85,8 +87,22 @@ func full() *Sources {
 		Events: func() []recentlog.Event {
 			return []recentlog.Event{{Message: "event " + evil, Attributes: "private=" + evil, Level: slog.LevelWarn}}
 		},
-		Options: []Option{{"storage", "/srv/nars", "the command line"}, {"title", evil, evil}},
+		Options: []Option{{"storage", "/srv/nars", "the command line"}, {"title", evil, evil}}, Workers: &Workers{Index: emptyIndex(t)},
 	}
+}
+
+func emptyIndex(t *testing.T) *index.Index {
+	t.Helper()
+	x, err := index.Open(t.Context(), filepath.Join(t.TempDir(), "index.db"), index.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := x.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return x
 }
 
 // render returns a page as it is shown with the options.
@@ -119,7 +135,7 @@ func public(t *testing.T, sources *Sources, r page.Request, path string) string 
 func TestStructure(t *testing.T) {
 	t.Parallel()
 	for _, path := range []string{"/", "/status"} {
-		for name, sources := range map[string]*Sources{"full": full(), "empty": empty()} {
+		for name, sources := range map[string]*Sources{"full": full(t), "empty": empty(t)} {
 			text := render(t, sources, page.Options{Size: page.Full, URL: "https://x.example", Title: evil, Contact: evil}, path)
 			document, err := html.Parse(strings.NewReader(text))
 			if err != nil {
@@ -194,19 +210,20 @@ func firstElement(node *html.Node) string {
 }
 
 // empty returns sources of a server that has only just started, without anything.
-func empty() *Sources {
+func empty(t *testing.T) *Sources {
+	t.Helper()
 	return &Sources{
 		Figures: func() figures.Figures { return nil }, History: history.New(func() history.Sample { return history.Sample{} }),
 		Health: func(context.Context) []health.State { return nil }, Census: func() census.Counts { return census.Counts{} },
-		Newest: func(context.Context, int) ([]*index.Item, error) { return nil, nil }, Events: func() []recentlog.Event { return nil },
+		Newest: func(context.Context, int) ([]*index.Item, error) { return nil, nil }, Events: func() []recentlog.Event { return nil }, Workers: &Workers{Index: emptyIndex(t)},
 	}
 }
 
 func TestHome(t *testing.T) {
 	t.Parallel()
-	text := html.UnescapeString(render(t, full(), page.Options{Size: page.Full, URL: "https://guix.example.org/sub", Title: "Ours"}, "/"))
+	text := html.UnescapeString(render(t, full(t), page.Options{Size: page.Full, URL: "https://guix.example.org/sub", Title: "Ours"}, "/"))
 	for _, want := range []string{
-		"It knows 1,234,567 store items", `wget -O signing-key.pub "https://guix.example.org/sub/signing-key.pub"`, "guix archive --authorize < signing-key-2.pub",
+		"<dd>1,234,567</dd>", `wget -O signing-key.pub "https://guix.example.org/sub/signing-key.pub"`, "guix archive --authorize < signing-key-2.pub",
 		`guix build --substitute-urls="https://guix.example.org/sub" hello`, `(cons "https://guix.example.org/sub" %default-substitute-urls)`,
 		"\"(public-key (ecc (curve Ed25519)\n         (q #AB#)))\"", `\"<img src=x onerror=\"alert('1')\">&\\\")"`, `--substitute-urls="https://guix.example.org/sub https://bordeaux`,
 		"6.0 GiB of 8.0 GiB are used (75 %)", "1.0 GiB of that are withdrawn", "9.0 GiB are free", `<rect class="used" x="0" y="0" width="375"`, `<rect class="pending" x="375" y="0" width="75"`,
@@ -220,14 +237,14 @@ func TestHome(t *testing.T) {
 	if commands := regexp.MustCompile(`(?m)(^|<code>)(wget|guix [bw]|--sub).*$`).FindAllString(text, -1); len(commands) != 5 || slices.ContainsFunc(commands, func(c string) bool { return !strings.Contains(c, "https://guix.example.org/sub") }) {
 		t.Errorf("%q", commands)
 	}
-	if text := render(t, empty(), page.Options{Size: page.Full}, "/"); !strings.Contains(text, "KEY-OF-THE-SIGNER") || strings.Contains(text, "authorized-keys") || !strings.Contains(text, "Nothing yet") {
+	if text := render(t, empty(t), page.Options{Size: page.Full}, "/"); !strings.Contains(text, "KEY-OF-THE-SIGNER") || strings.Contains(text, "authorized-keys") || !strings.Contains(text, "Nothing yet") {
 		t.Errorf("without keys and items: %s", text)
 	}
 }
 
 func TestMinimal(t *testing.T) {
 	t.Parallel()
-	text := render(t, full(), page.Options{Size: page.Minimal, URL: "https://x.example"}, "/")
+	text := render(t, full(t), page.Options{Size: page.Minimal, URL: "https://x.example"}, "/")
 	if strings.Contains(text, "status") || strings.Contains(text, "search") || strings.Contains(text, "<figure") || !strings.Contains(text, "guix build") {
 		t.Error(text)
 	}
@@ -235,7 +252,7 @@ func TestMinimal(t *testing.T) {
 
 func TestStatus(t *testing.T) {
 	t.Parallel()
-	text := render(t, full(), page.Options{Size: page.Full}, "/status")
+	text := render(t, full(t), page.Options{Size: page.Full}, "/status")
 	for _, want := range []string{"Failing: storage", "is it mounted?", "stat /srv/nars", "Warning: upstreams", "being compressed", ">2</td>", "newest_1.0", "event &lt;img", "--storage", "the command line", "dial: &lt;img", "lookup inside.example on 10.0.0.53:53", ">41</td>", ">43</td>", "never", "file:///srv/nars/&lt;img"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %s", want)
@@ -251,14 +268,14 @@ func TestStatus(t *testing.T) {
 func TestPublic(t *testing.T) {
 	t.Parallel()
 	for _, path := range []string{"/", "/status"} {
-		text := public(t, full(), page.Request{ShowsMetrics: true}, path)
+		text := public(t, full(t), page.Request{ShowsMetrics: true}, path)
 		if strings.Contains(text, "/srv/nars") || strings.Contains(text, "event ") || strings.Contains(text, "private=") || strings.Contains(text, "inside.example") || strings.Contains(text, "10.0.0.53") || strings.Contains(text, "command line") {
 			t.Errorf("%s: %s", path, text)
 		}
 		if !strings.Contains(text, "is it mounted?") {
 			t.Errorf("%s has no problems: %s", path, text)
 		}
-		text = public(t, full(), page.Request{}, path)
+		text = public(t, full(t), page.Request{}, path)
 		for _, hidden := range []string{"mounted", "1234567", "source.example", "up.example", "lzip", "Plots:[{", "being compressed"} {
 			if strings.Contains(text, hidden) {
 				t.Errorf("%s shows %s although metrics are hidden: %s", path, hidden, text)
@@ -269,7 +286,7 @@ func TestPublic(t *testing.T) {
 
 func TestFault(t *testing.T) {
 	t.Parallel()
-	sources := full()
+	sources := full(t)
 	sources.Newest = func(context.Context, int) ([]*index.Item, error) { return nil, errors.New("the disk is broken") }
 	if _, err := sources.status(t.Context(), &page.Request{}); err == nil {
 		t.Error("no error")
@@ -285,6 +302,7 @@ func TestStoragePicture(t *testing.T) {
 		"below the limit":     {25, 5, 100, 7, StoragePicture{Used: 120, Pending: 30, LimitAt: -1, Share: "25 %", Whole: 100}},
 		"above the limit":     {200, 0, 100, -1, StoragePicture{Used: 600, LimitAt: 300, Share: "200 %", Whole: 100}},
 		"without a limit":     {30, 0, -1, 70, StoragePicture{Used: 180, LimitAt: -1, Share: "30 %", Whole: 100}},
+		"nearly empty":        {1, 0, 1 << 40, 5, StoragePicture{Used: leastShown, LimitAt: -1, Share: "0.0 %", Whole: 1 << 40}},
 		"bucket":              {30, 0, -1, -1, StoragePicture{LimitAt: -1}},
 		"empty":               {0, 0, 100, 5, StoragePicture{LimitAt: -1, Share: "0 %", Whole: 100}},
 		"limit of 0":          {5, 0, 0, 5, StoragePicture{Used: 600, LimitAt: 0, Share: "–"}},

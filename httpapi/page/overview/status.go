@@ -25,14 +25,14 @@ type statusData struct {
 
 // Newest is an item that was added lately.
 type Newest struct {
-	Hash, Name string
-	At         time.Time
+	Hash, Name, Added string
 }
 
 // Group is what the server does of one kind.
 type Group struct {
 	Title string
 	Rows  []Row
+	Lists []List // only for the administrator
 }
 
 // Row is a figure.
@@ -42,7 +42,7 @@ type Row struct{ Name, Value string }
 const newestShown = 10
 
 func (s *Sources) status(ctx context.Context, r *page.Request) (*page.Page, error) {
-	data := statusData{}
+	data, now := statusData{}, time.Now()
 	items, err := s.Newest(ctx, newestShown)
 	if err != nil {
 		return nil, err
@@ -52,12 +52,19 @@ func (s *Sources) status(ctx context.Context, r *page.Request) (*page.Page, erro
 		if err != nil {
 			continue
 		}
-		data.Newest = append(data.Newest, Newest{item.Hash.String(), n.StorePath.Name, item.AddedAt})
+		data.Newest = append(data.Newest, Newest{item.Hash.String(), n.StorePath.Name, ago(item.AddedAt, now)})
 	}
 	if r.ShowsMetrics {
 		f := s.Figures()
-		data.Problems, data.Mirror, data.Upstreams, data.Groups = s.problems(ctx, r.Private), s.mirrorState(), s.upstreams(f, r.Private), rows(f, time.Now())
-		data.Uptime = time.Since(s.Started)
+		data.Problems, data.Mirror, data.Upstreams = s.problems(ctx, r.Private), s.mirrorState(), s.upstreams(f, r.Private)
+		var workers *Workers
+		if r.Private {
+			workers = s.Workers
+		}
+		if data.Groups, err = makeGroups(ctx, f, workers, now); err != nil {
+			return nil, err
+		}
+		data.Uptime = now.Sub(s.Started)
 	}
 	if r.Private {
 		data.Events, data.Options = s.Events(), s.Options
@@ -90,14 +97,16 @@ func since(v float64, now time.Time) string {
 	if v <= 0 {
 		return "never"
 	}
-	return page.Duration(max(0, now.Sub(time.UnixMilli(int64(v*1000))))) + " ago"
+	return ago(time.UnixMilli(int64(v*1000)), now)
 }
 
 // groups are the figures on the status page. A figure of a metric that a server doesn't have
-// is left out, and so is a group whose first metric it doesn't have.
+// is left out, and so are all of a group without its first one. A group with neither figures nor
+// lists is left out.
 var groups = []struct {
 	title   string
 	figures []figure
+	lists   func(w *Workers, ctx context.Context, now time.Time) ([]List, error) // nil for none
 }{
 	{"Compressing nars for the cache", []figure{
 		{"being compressed", "narherder_cached_nars_running", number, nil},
@@ -106,19 +115,19 @@ var groups = []struct {
 		{"made", "narherder_cached_nars_made_total", number, nil},
 		{"withdrawn", "narherder_cached_nars_withdrawn_total", number, nil},
 		{"size of the cached nars", "narherder_cached_bytes", size, nil},
-	}},
+	}, (*Workers).compressing},
 	{"Fetching nars", []figure{
 		{"being fetched", "narherder_mirror_nars_in_flight", number, nil},
 		{"missing", "narherder_mirror_nars_missing", number, nil},
 		{"fetched", "narherder_mirror_nars_fetched_total", number, nil},
 		{"bytes fetched", "narherder_mirror_nars_fetched_bytes_total", size, nil},
 		{"failed attempts", "narherder_mirror_nars_failures_total", number, nil},
-	}},
+	}, (*Workers).fetching},
 	{"Looking up items at upstreams", []figure{
 		{"in flight", "narherder_lookups_in_flight", number, nil},
 		{"to be written", "narherder_lookups_unwritten", number, nil},
 		{"done", "narherder_lookups_total", number, nil},
-	}},
+	}, nil},
 	{"Verifying stored nars (scrub)", []figure{
 		{"items never verified", "narherder_scrub_never_verified_items", number, nil},
 		{"longest unverified", "narherder_scrub_oldest_verification_timestamp_seconds", since, nil},
@@ -126,7 +135,7 @@ var groups = []struct {
 		{"findings", "narherder_scrub_findings_total", number, nil},
 		{"repaired", "narherder_scrub_repaired_total", number, nil},
 		{"items not repaired", "narherder_scrub_unrepaired_items", number, nil},
-	}},
+	}, (*Workers).verifying},
 	{"Removing and withdrawing", []figure{
 		{"size of the storage", "narherder_storage_usage_bytes", size, nil},
 		{"limit of the storage", "narherder_storage_limit_bytes", limit, nil},
@@ -137,12 +146,12 @@ var groups = []struct {
 		{"nars removed", "narherder_removal_nars_total", number, nil},
 		{"items withdrawn", "narherder_removal_withdrawn_total", number, nil},
 		{"bytes freed", "narherder_removal_bytes_total", size, nil},
-	}},
+	}, (*Workers).removing},
 	{"Evicting nars of upstreams", []figure{
 		{"nars evicted", "narherder_eviction_nars_total", number, nil},
 		{"bytes freed", "narherder_eviction_bytes_total", size, nil},
 		{"items forgotten", "narherder_eviction_forgotten_items_total", number, nil},
-	}},
+	}, (*Workers).evicting},
 	{"Serving clients", []figure{
 		{"open connections", "narherder_http_connections", number, nil},
 		{"limit of connections", "narherder_http_connections_limit", number, nil},
@@ -151,39 +160,43 @@ var groups = []struct {
 		{"narinfos in memory", "narherder_answer_cache_entries", number, nil},
 		{"instances that follow changes", "narherder_change_streams", number, nil},
 		{"requests that failed", "narherder_faults_total", number, nil},
-	}},
+	}, nil},
 	{"Local cache of the storage", []figure{
 		{"size", "narherder_storage_cache_bytes", size, nil},
 		{"limit", "narherder_storage_cache_limit_bytes", size, nil},
 		{"hits", "narherder_storage_cache_hits_total", number, nil},
 		{"misses", "narherder_storage_cache_misses_total", number, nil},
-	}},
+	}, nil},
 	{"Database", []figure{
 		{"free on its file system", "narherder_database_free_bytes", size, nil},
 		{"items without a stored nar", "narherder_items_without_nars", number, nil},
 		{"reads of damaged narinfos", "narherder_index_damaged_texts_total", number, nil},
 		{"dumps that failed", "narherder_dump_failures_total", number, nil},
-	}},
+	}, nil},
 }
 
-// rows returns the figures that a server has.
-func rows(f figures.Figures, now time.Time) (all []Group) {
+// makeGroups returns the figures that a server has, and what its workers, unless nil, work on.
+func makeGroups(ctx context.Context, f figures.Figures, workers *Workers, now time.Time) (all []Group, err error) {
 	for _, g := range groups {
-		if !f.Has(g.figures[0].metric) {
-			continue
-		}
 		group := Group{Title: g.title}
+		if workers != nil && g.lists != nil {
+			if group.Lists, err = g.lists(workers, ctx, now); err != nil {
+				return nil, err
+			}
+		}
 		for _, row := range g.figures {
-			if !f.Has(row.metric) {
+			if !f.Has(g.figures[0].metric) || !f.Has(row.metric) {
 				continue
 			}
 			if value := f.Sum(row.metric, row.pairs...); !math.IsNaN(value) {
 				group.Rows = append(group.Rows, Row{row.name, row.format(value, now)})
 			}
 		}
-		all = append(all, group)
+		if len(group.Rows)+len(group.Lists) > 0 {
+			all = append(all, group)
+		}
 	}
-	return all
+	return all, nil
 }
 
 // Metrics returns the names of the metrics that the pages show. A server must have all but those

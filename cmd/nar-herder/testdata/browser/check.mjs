@@ -160,9 +160,9 @@ for (const javaScriptEnabled of [true, false]) {
       const page = await open(context, how);
       for (const [name, path] of Object.entries(pages)) {
         page.at = `${name}, ${how}`;
-        page.expectsErrors = name === 'missing'; // Chromium reports the status 404
+        page.expectsErrors = name.startsWith('missing'); // Chromium reports the status 404
         const answer = await page.goto(base + path);
-        if (answer.status() !== (name === 'missing' ? 404 : 200)) fault(page.at, `status ${answer.status()}`);
+        if (answer.status() !== (page.expectsErrors ? 404 : 200)) fault(page.at, `status ${answer.status()}`);
         await checkLayout(page);
         if (screenshots) await page.screenshot({ path: `${screenshots}/${name}-${how.replaceAll(', ', '-').replaceAll(' ', '')}.png`, fullPage: name !== 'stranger' });
         if (javaScriptEnabled) await checkAccessibility(page);
