@@ -15,13 +15,13 @@ func (b *bench) tls() error {
 	if err != nil {
 		return err
 	}
-	err = b.compareNarinfos("narinfos over TLS", t, ours, theirs, 0, 0, 0)
+	err = b.compareNarinfos("narinfos over TLS", t, ours, theirs, 1.2, 0.75, 2)
 	ours.stop()
 	theirs.stop()
 	if err != nil {
 		return err
 	}
-	return b.nars(" over TLS", true, 0, 0)
+	return b.nars(" over TLS", true, 0.8, 0.8)
 }
 
 // both starts nar-herder for a database and a storage, and nginx for the files in a directory. With
