@@ -2,15 +2,10 @@ package upstream_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -26,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"nar-herder/internal/mirrortest"
+	"nar-herder/internal/selfsigned"
 	"nar-herder/internal/testlog"
 	"nar-herder/narinfo"
 	"nar-herder/narinfo/signing"
@@ -211,27 +207,6 @@ func TestLoop(t *testing.T) {
 	}
 }
 
-// certificate makes a certificate, and a pool that trusts it.
-func certificate(t *testing.T, until time.Time) (tls.Certificate, *x509.CertPool) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: until,
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"0.example"}, IsCA: true, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	parsed, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(parsed)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, roots
-}
-
 // TestCertificate: the reason for a refused certificate is given.
 func TestCertificate(t *testing.T) {
 	t.Parallel()
@@ -246,12 +221,16 @@ func TestCertificate(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cert, roots := certificate(t, time.Now().Add(test.until))
+			cert, err := selfsigned.New(time.Now().Add(-time.Hour), time.Now().Add(test.until), "127.0.0.1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			roots := cert.Pool()
 			if !test.known {
 				roots = x509.NewCertPool()
 			}
 			server := httptest.NewUnstartedServer(has(9, 1))
-			server.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
+			server.TLS = &tls.Config{Certificates: []tls.Certificate{cert.Certificate}}
 			server.Config.ErrorLog = quiet
 			server.StartTLS()
 			t.Cleanup(server.Close)
@@ -279,7 +258,10 @@ func TestUpgrade(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cert, roots := certificate(t, time.Now().Add(time.Hour))
+			cert, err := selfsigned.New(time.Now().Add(-time.Hour), time.Now().Add(time.Hour), "127.0.0.1", "0.example")
+			if err != nil {
+				t.Fatal(err)
+			}
 			var asked atomic.Int64
 			insecure := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				asked.Add(1)
@@ -287,11 +269,11 @@ func TestUpgrade(t *testing.T) {
 			}))
 			t.Cleanup(insecure.Close)
 			secure := httptest.NewUnstartedServer(has(200, 1))
-			secure.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
+			secure.TLS = &tls.Config{Certificates: []tls.Certificate{cert.Certificate}}
 			secure.Config.ErrorLog = quiet
 			secure.StartTLS()
 			t.Cleanup(secure.Close)
-			s := open(t, options(t, "http://0.example").WithTLS(&tls.Config{RootCAs: roots}).WithDial(func(ctx context.Context, network, address string) (net.Conn, error) {
+			s := open(t, options(t, "http://0.example").WithTLS(&tls.Config{RootCAs: cert.Pool()}).WithDial(func(ctx context.Context, network, address string) (net.Conn, error) {
 				host, port, _ := net.SplitHostPort(address)
 				switch to := secure.Listener.Addr(); {
 				case host != "0.example":

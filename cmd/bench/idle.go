@@ -15,7 +15,7 @@ import (
 // idle measures the cost of idle and slow connections for other clients.
 func (b *bench) idle() error {
 	const idle, slow = 2000, 50
-	t, ours, theirs, err := b.narinfoServers()
+	t, ours, theirs, err := b.narinfoServers(false)
 	if err != nil {
 		return err
 	}

@@ -55,6 +55,7 @@ var cases = []struct {
 }{
 	{"narinfo", "narinfos of 1 to 3 KB, one request at a time and 64 pipelined", (*bench).narinfo},
 	{"nar", "a nar of 1 GiB, and nars of 200 KB", (*bench).nar},
+	{"tls", "narinfos and nars over HTTPS", (*bench).tls},
 	{"index", "an index of a million narinfos: import, size, start, and look-ups in random order", (*bench).largeIndex},
 	{"import", "import of nars, each verified, against decompressing them", (*bench).importVerified},
 	{"codecs", "speed and size of compressions against the programs lzip, zstd and gzip, and jobs of the cache", (*bench).codecs},

@@ -12,7 +12,11 @@ import (
 )
 
 // nar measures large and medium nars.
-func (b *bench) nar() error {
+func (b *bench) nar() error { return b.nars("", false, 1.5, 1) }
+
+// nars is nar with the end of the rows' names, with TLS if they should be secure, and with bars for
+// the speed of the large nar and the rate of the others.
+func (b *bench) nars(over string, secure bool, largeBar, mediumBar float64) error {
 	const large, medium, count = 1 << 30, 200 << 10, 200
 	work, err := os.MkdirTemp(b.work, "nars-")
 	if err != nil {
@@ -59,23 +63,19 @@ func (b *bench) nar() error {
 	if _, err := b.importTree(database, storage, source); err != nil {
 		return err
 	}
-	ours, err := b.narHerder(database, storage)
+	ours, theirs, err := b.both(database, storage, storage, secure)
 	if err != nil {
 		return err
 	}
 	defer ours.stop()
-	theirs, err := b.nginx(storage)
-	if err != nil {
-		return err
-	}
 	defer theirs.stop()
 
 	var ourSpeed, theirSpeed []float64
 	for round := range b.rounds + 1 {
 		for _, s := range []*server{ours, theirs} {
 			begun := time.Now()
-			out, err := exec.CommandContext(b.ctx, "curl", "-sS", "--max-time", "120", "--noproxy", "*", "-o", "/dev/null", "-w", "%{http_code} %{size_download} %{time_total}",
-				"http://"+s.address+paths[0]).Output()
+			out, err := exec.CommandContext(b.ctx, "curl", "-sS", "--insecure", "--max-time", "120", "--noproxy", "*", "-o", "/dev/null", "-w", "%{http_code} %{size_download} %{time_total}",
+				s.url(paths[0])).Output()
 			took := time.Since(begun).Seconds()
 			if err != nil {
 				return fmt.Errorf("curl: %w", err)
@@ -94,7 +94,7 @@ func (b *bench) nar() error {
 			}
 		}
 	}
-	b.add("a nar of 1 GiB", "MB/s ", ourSpeed, theirSpeed, 1.5, false)
+	b.add("a nar of 1 GiB"+over, "MB/s ", ourSpeed, theirSpeed, largeBar, false)
 	l, err := b.newLoad(paths[1:], 1)
 	if err != nil {
 		return err
@@ -103,6 +103,7 @@ func (b *bench) nar() error {
 	if err != nil {
 		return err
 	}
-	b.add("nars of 200 KB", "requests/s ", p.ourRate, p.theirRate, 1, false)
+	b.add("nars of 200 KB"+over, "requests/s ", p.ourRate, p.theirRate, mediumBar, false)
+	b.add("nars of 200 KB"+over+", processor time", "µs/request ", p.ourCPU, p.theirCPU, 0, true)
 	return nil
 }

@@ -32,8 +32,8 @@ func shuffled(hashes []string, seed uint64, path func(string) string) []string {
 	return paths
 }
 
-// narinfoServers starts both servers on the same narinfos.
-func (b *bench) narinfoServers() (t *tree, ours, theirs *server, err error) {
+// narinfoServers starts both servers on the same narinfos, with TLS if they should be secure.
+func (b *bench) narinfoServers(secure bool) (t *tree, ours, theirs *server, err error) {
 	if t, err = b.writeTree(b.narinfos, false); err != nil {
 		return nil, nil, nil, err
 	}
@@ -45,18 +45,12 @@ func (b *bench) narinfoServers() (t *tree, ours, theirs *server, err error) {
 	if _, err := b.importTree(database, "", t.dir); err != nil {
 		return nil, nil, nil, err
 	}
-	if ours, err = b.narHerder(database, work); err != nil {
-		return nil, nil, nil, err
-	}
-	if theirs, err = b.nginx(t.dir); err != nil {
-		ours.stop()
-		return nil, nil, nil, err
-	}
-	return t, ours, theirs, nil
+	ours, theirs, err = b.both(database, work, t.dir, secure)
+	return t, ours, theirs, err
 }
 
 func (b *bench) narinfo() error {
-	t, ours, theirs, err := b.narinfoServers()
+	t, ours, theirs, err := b.narinfoServers(false)
 	if err != nil {
 		return err
 	}

@@ -104,7 +104,7 @@ func (l *load) run(b *bench, s *server, duration time.Duration) (measurement, er
 	ctx, cancel := context.WithTimeout(b.ctx, duration+time.Minute)
 	defer cancel()
 	command := exec.CommandContext(ctx, "wrk", "-t1", "-c"+strconv.Itoa(connections),
-		"-d"+strconv.Itoa(max(1, int(duration.Seconds())))+"s", "--timeout=10s", "-s", l.script, "http://"+s.address+"/", strconv.Itoa(rand.IntN(l.batches)))
+		"-d"+strconv.Itoa(max(1, int(duration.Seconds())))+"s", "--timeout=10s", "-s", l.script, s.url("/"), strconv.Itoa(rand.IntN(l.batches)))
 	var stderr bytes.Buffer
 	command.Stderr = &stderr
 	out, err := command.Output()

@@ -2,16 +2,10 @@ package main
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -27,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/internal/selfsigned"
 	"nar-herder/narinfo"
 )
 
@@ -329,17 +324,13 @@ func TestCacheCertificate(t *testing.T) {
 	for name, until := range map[string]time.Duration{"valid": time.Hour, "expired": -time.Minute} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-			noError(t, err)
-			template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(until),
-				IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true}
-			der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+			certificate, err := selfsigned.New(time.Now().Add(-time.Hour), time.Now().Add(until), "127.0.0.1")
 			noError(t, err)
 			p := newPlace(t)
 			authorities := filepath.Join(p.dir, "ca.pem")
-			noError(t, os.WriteFile(authorities, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644))
+			noError(t, os.WriteFile(authorities, certificate.ChainPEM, 0o644))
 			secure := httptest.NewUnstartedServer(http.FileServer(http.Dir(corpus)))
-			secure.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+			secure.TLS = &tls.Config{Certificates: []tls.Certificate{certificate.Certificate}}
 			secure.Config.ErrorLog = log.New(io.Discard, "", 0)
 			secure.StartTLS()
 			t.Cleanup(secure.Close)

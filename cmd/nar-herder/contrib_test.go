@@ -2,15 +2,9 @@ package main
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -20,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"nar-herder/internal/selfsigned"
 )
 
 // contrib returns the text of a file below contrib, with replacements. Each must occur.
@@ -140,30 +136,6 @@ func TestUserAndDirectories(t *testing.T) {
 // substitutesHost is the name of the server in contrib/nginx.
 const substitutesHost = "substitutes.example.org"
 
-// certificate writes a self-signed certificate of that name and its key.
-func certificate(t *testing.T, file, keyFile string) *x509.CertPool {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{substitutesHost}, NotAfter: time.Now().AddDate(0, 0, 30)}
-	signed, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	encoded := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: signed})
-	write(t, file, string(encoded))
-	write(t, keyFile, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})))
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(encoded)
-	return pool
-}
-
 // TestNginxConfigurations runs nginx with each file of contrib/nginx in front of the server.
 func TestNginxConfigurations(t *testing.T) {
 	t.Parallel()
@@ -180,7 +152,10 @@ func TestNginxConfigurations(t *testing.T) {
 			s := p.serveProcess(t, options...)
 			host, dir := ownHost(), t.TempDir()
 			letsEncrypt := filepath.Join(dir, "letsencrypt")
-			pool := certificate(t, filepath.Join(letsEncrypt, substitutesHost, "fullchain.pem"), filepath.Join(letsEncrypt, substitutesHost, "privkey.pem"))
+			certificate, err := selfsigned.New(time.Now().Add(-time.Hour), time.Now().AddDate(0, 0, 30), substitutesHost)
+			noError(t, err)
+			write(t, filepath.Join(letsEncrypt, substitutesHost, "fullchain.pem"), string(certificate.ChainPEM))
+			write(t, filepath.Join(letsEncrypt, substitutesHost, "privkey.pem"), string(certificate.KeyPEM))
 			pairs := []string{
 				"server 127.0.0.1:8734;", "server " + s.addresses[0] + ";",
 				"listen 80;", "listen " + host + ":8735;", "    listen [::]:80;\n", "",
@@ -201,7 +176,7 @@ func TestNginxConfigurations(t *testing.T) {
 				if secure {
 					port = ":8736"
 				}
-				transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, DisableCompression: true}
+				transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: certificate.Pool()}, DisableCompression: true}
 				transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 					return dialer.DialContext(ctx, "tcp", host+port)
 				}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
@@ -92,9 +93,8 @@ func metricServers(t *testing.T) (addresses []string) {
 	b := newPlace(t)
 	b.storage = s3server.New(t).URL("nars")
 	b.imports(t, source)
-	certificateFile, keyFile := filepath.Join(b.dir, "tls.crt"), filepath.Join(b.dir, "tls.key")
-	certificate(t, certificateFile, keyFile)
-	front := b.serve(t, "--log-level=INFO", "--tls-port=0", "--tls-certificate="+certificateFile, "--tls-key="+keyFile, "--storage-cache="+filepath.Join(b.dir, "cache"), "--storage-cache-size=100MiB")
+	certificate := newPair(t, time.Now().Add(90*24*time.Hour))
+	front := b.serve(t, certificate.options("--log-level=INFO", "--storage-cache="+filepath.Join(b.dir, "cache"), "--storage-cache-size=100MiB")...)
 	addresses = []string{first, mirror.addresses[0], cache.addresses[0], front.addresses[0]}
 	for i, wanted := range []string{
 		"\nnarherder_scrub_oldest_verification_timestamp_seconds ", "\nnarherder_mirror_last_success_timestamp_seconds ",

@@ -2,16 +2,9 @@ package main
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -24,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"nar-herder/internal/selfsigned"
 )
 
 // pair is a certificate for 127.0.0.1 and its key, in files.
@@ -33,7 +28,7 @@ func newPair(t testing.TB, until time.Time) pair {
 	t.Helper()
 	dir := t.TempDir()
 	p := pair{filepath.Join(dir, "chain.pem"), filepath.Join(dir, "key.pem")}
-	p.renew(t, 1, until)
+	p.renew(t, until)
 	return p
 }
 
@@ -42,33 +37,22 @@ func (p pair) options(more ...string) []string {
 	return append([]string{"--tls-certificate=" + p.certificate, "--tls-key=" + p.key, "--tls-port=0"}, more...)
 }
 
-// renew replaces both files.
-func (p pair) renew(t testing.TB, serial int64, until time.Time) {
+// renew replaces both files, and returns the serial number of the new certificate.
+func (p pair) renew(t testing.TB, until time.Time) (serial int64) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	made, err := selfsigned.New(time.Now().Add(-time.Hour), until, "127.0.0.1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "test"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, NotBefore: time.Now().Add(-time.Hour), NotAfter: until,
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-	}
-	signed, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
+	if err := made.Write(p.certificate+".new", p.key+".new"); err != nil {
 		t.Fatal(err)
 	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, block := range map[string]*pem.Block{p.certificate: {Type: "CERTIFICATE", Bytes: signed}, p.key: {Type: "PRIVATE KEY", Bytes: private}} {
-		if err := os.WriteFile(name+".new", pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
+	for _, name := range []string{p.certificate, p.key} {
 		if err := os.Rename(name+".new", name); err != nil {
 			t.Fatal(err)
 		}
 	}
+	return made.Leaf.SerialNumber.Int64()
 }
 
 var listeningTLS = regexp.MustCompile(`msg=listening address=(\S+) tls=true`)
@@ -211,12 +195,12 @@ func TestTLSRenewal(t *testing.T) {
 		})
 	}
 	before := expiry()
-	for serial := range int64(5) {
-		files.renew(t, 2+serial, time.Now().Add(90*24*time.Hour))
+	for range 5 {
+		serial := files.renew(t, time.Now().Add(90*24*time.Hour))
 		if err := s.Process.Signal(syscall.SIGHUP); err != nil {
 			t.Fatal(err)
 		}
-		until(t, "the new certificate is used after SIGHUP", has(2+serial))
+		until(t, "the new certificate is used after SIGHUP", has(serial))
 	}
 	stop.Store(true)
 	clients.Wait()
@@ -224,13 +208,13 @@ func TestTLSRenewal(t *testing.T) {
 		t.Errorf("expires at %s", after)
 	}
 
-	files.renew(t, 10, time.Now().Add(90*24*time.Hour))
-	until(t, "the new certificate is used without SIGHUP", has(10))
+	serial := files.renew(t, time.Now().Add(90*24*time.Hour))
+	until(t, "the new certificate is used without SIGHUP", has(serial))
 	right := read(t, files.key)
 	other := newPair(t, time.Now().Add(24*time.Hour))
 	write(t, files.key, read(t, other.key))
 	until(t, "the health warns about a wrong key", warns)
-	if !has(10)() || !strings.Contains(s.err.String(), "is not the key of") {
+	if !has(serial)() || !strings.Contains(s.err.String(), "is not the key of") {
 		t.Errorf("with a wrong key: %s", s.err.String())
 	}
 	if got := get(t, s.addresses[0], "/health"); got.StatusCode != http.StatusOK || strings.Contains(got.body, files.key) {
@@ -239,8 +223,8 @@ func TestTLSRenewal(t *testing.T) {
 	write(t, files.key, right)
 	until(t, "the health is good again", func() bool { return !warns() })
 
-	files.renew(t, 11, time.Now().Add(time.Minute))
-	until(t, "the expiring certificate is used", has(11))
+	serial = files.renew(t, time.Now().Add(time.Minute))
+	until(t, "the expiring certificate is used", has(serial))
 	until(t, "the health warns about the expiry", warns)
 	if !strings.Contains(s.err.String(), `level=WARN msg="the TLS certificate expires at`) {
 		t.Error("the log doesn't warn")

@@ -3,19 +3,11 @@ package engine
 import (
 	"bufio"
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
-	"nar-herder/httpapi/clients"
-	"nar-herder/httpapi/engine/admission"
-	"nar-herder/httpapi/measured"
 	"net"
 	"net/http"
 	"strconv"
@@ -25,21 +17,21 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"nar-herder/httpapi/clients"
+	"nar-herder/httpapi/engine/admission"
+	"nar-herder/httpapi/measured"
+	"nar-herder/internal/selfsigned"
 )
 
 // testConfig returns the configuration of a server with a certificate of its own.
 func testConfig(t testing.TB) *tls.Config {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	certificate, err := selfsigned.New(time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
-	signed, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{signed}, PrivateKey: key}}}
+	return &tls.Config{Certificates: []tls.Certificate{certificate.Certificate}}
 }
 
 // clientConfig accepts any certificate.

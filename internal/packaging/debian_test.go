@@ -4,16 +4,8 @@ package packaging
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"database/sql"
-	"encoding/pem"
-	"errors"
 	"fmt"
-	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,6 +16,8 @@ import (
 	"time"
 
 	_ "modernc.org/sqlite"
+
+	"nar-herder/internal/selfsigned"
 )
 
 const (
@@ -225,18 +219,12 @@ func (m *machine) logs(t *testing.T) {
 
 // https is a step of TestPackage.
 func (m *machine) https(t *testing.T) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	certificate, err := selfsigned.New(time.Now().Add(-time.Hour), time.Now().Add(1000*time.Hour), "substitutes.example.org")
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, DNSNames: []string{"substitutes.example.org"}, NotAfter: time.Now().Add(1000 * time.Hour)}
-	signed, err1 := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	private, err2 := x509.MarshalPKCS8PrivateKey(key)
-	if err := errors.Join(err1, err2); err != nil {
-		t.Fatal(err)
-	}
-	m.write(t, "/etc/ssl/nar-herder.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: signed})))
-	m.write(t, "/etc/ssl/nar-herder.key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})))
+	m.write(t, "/etc/ssl/nar-herder.pem", string(certificate.ChainPEM))
+	m.write(t, "/etc/ssl/nar-herder.key", string(certificate.KeyPEM))
 	m.run(t, "chgrp nar-herder /etc/ssl/nar-herder.key && chmod 640 /etc/ssl/nar-herder.key")
 	m.run(t, `sed -i '1i tls-certificate = "/etc/ssl/nar-herder.pem"\ntls-key = "/etc/ssl/nar-herder.key"' /etc/nar-herder.toml`)
 	m.want(t, "systemctl is-enabled nar-herder-https.socket", "disabled")

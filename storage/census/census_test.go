@@ -77,7 +77,7 @@ func TestCount(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := New(x, slog.New(slog.DiscardHandler))
-	c.rate = 1e9
+	c.rest = 0
 	var counts Counts
 	position, err := c.count(t.Context(), &counts, -1)
 	if err != nil {

@@ -26,8 +26,9 @@ const (
 	mostUnread = 100
 )
 
-// Run reads or builds the index, and keeps it current, until the context ends. It rests for four
-// times as long as it works.
+// Run reads or builds the index, and keeps it current, until the context ends. It rests for
+// limits.rest times as long as it works, so that narinfos keep nine tenths of their rate on two
+// processors.
 func (s *Index) Run(ctx context.Context) {
 	s.swept = time.Now()
 	pause, began := time.Duration(0), time.Now()

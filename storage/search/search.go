@@ -73,7 +73,7 @@ type limits struct {
 	rest int
 }
 
-var defaultLimits = limits{least: 50_000, most: 100_000, blockText: 32 << 10, blockPostings: 128 << 10, rest: 4}
+var defaultLimits = limits{least: 50_000, most: 100_000, blockText: 32 << 10, blockPostings: 128 << 10, rest: 12}
 
 // New returns the search index of a database, which is empty until [Index.Run] has read or built
 // it. A nil log discards messages.
