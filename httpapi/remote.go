@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
+	"time"
 
 	"github.com/valyala/fasthttp"
 
@@ -152,7 +154,7 @@ func (s *Server) easiest(item *storage.Item) int {
 
 // unreached answers if other instances could not be reached.
 func (s *Server) unreached(ctx *fasthttp.RequestCtx, item *storage.Item, err error) {
-	if !errors.Is(err, context.Canceled) {
+	if !errors.Is(err, context.Canceled) && s.remoteLogged.IsDue(err.Error(), time.Now()) {
 		s.log.Warn("can't fetch a nar from another instance for a client", "item", item.Narinfo.StorePath.String(), "error", err)
 	}
 	s.metrics.Unreached.Inc()
@@ -162,7 +164,7 @@ func (s *Server) unreached(ctx *fasthttp.RequestCtx, item *storage.Item, err err
 // cutRemote logs and counts an answer that was cut because another instance sent an
 // incomplete or damaged nar.
 func (s *Server) cutRemote(item *storage.Item, err error) {
-	s.log.Warn("another instance sent an incomplete or damaged nar; the client's connection was cut",
+	s.remoteLogged.Log(s.log, slog.LevelWarn, time.Now(), "another instance sent an incomplete or damaged nar; the client's connection was cut",
 		"item", item.Narinfo.StorePath.String(), "error", err)
 	s.metrics.Unreached.Inc()
 }

@@ -71,7 +71,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	defer func() {
 		if fault := recover(); fault != nil {
 			s.log.Error("panic while answering a request; please report it",
-				"path", string(ctx.RequestURI()), "fault", fault, "stack", string(debug.Stack()))
+				"path", string(ctx.RequestURI()), "error", fault, "stack", string(debug.Stack()))
 			ctx.Response.Reset()
 			respond.Fail(ctx, fasthttp.StatusInternalServerError, "internal error")
 			s.metrics.Faults.Inc()

@@ -34,6 +34,7 @@ import (
 	"nar-herder/httpapi/respond"
 	"nar-herder/httpapi/verify"
 	"nar-herder/internal/eventloop"
+	"nar-herder/internal/logonce"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -233,6 +234,8 @@ type Server struct {
 	faults  respond.Faults
 	health  *health.Health
 	checker *verify.Checker
+	// remoteLogged remembers logged failures of other instances.
+	remoteLogged logonce.Filter
 
 	cacheControls cachecontrol.Values
 

@@ -67,7 +67,7 @@ func (m *Mirror) payRefused(ctx context.Context, at cursor.Cursor) bool {
 	at.Since = time.Time{} // the dump of an original is older than the changes that were followed
 	err := m.resync(ctx, at, "the authorized keys have changed, and narinfos were refused before")
 	if err != nil && ctx.Err() == nil {
-		m.Log.Warn("can't get the narinfos that were refused with other keys: retrying later", "source", m.Source.String(), "after", debtRetry, "error", err)
+		m.Log.Warn("can't get the narinfos that were refused with other keys: retrying later", "source", m.Source.String(), "retry_in", debtRetry, "error", err)
 	}
 	return err == nil
 }

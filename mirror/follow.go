@@ -340,7 +340,7 @@ func (m *Mirror) take(b *batch, c peer.Change) {
 func (m *Mirror) unreadableChange(c peer.Change, err error) {
 	m.status.skipped()
 	if m.unreadableLogged++; m.unreadableLogged <= maxLogged {
-		m.Log.Error("skipped a change of the source that can't be followed", "source", m.Source.String(), "change", c.ID, "datetime", c.Datetime, "error", err)
+		m.Log.Warn("skipped a change of the source that can't be followed", "source", m.Source.String(), "change", c.ID, "datetime", c.Datetime, "error", err)
 	}
 }
 

@@ -195,7 +195,7 @@ func (m *Mirror) step(ctx context.Context) (time.Duration, error) {
 			return 0, errors.Join(err, pagesErr) // it is perhaps just starting
 		}
 		m.noStreamUntil = m.Now().Add(busyStreamFor)
-		m.Log.Info("the source allows no more streams of its changes: requesting pages", "source", m.Source.String(), "interval", pageInterval, "for", busyStreamFor)
+		m.Log.Info("the source allows no more streams of its changes: requesting pages", "source", m.Source.String(), "interval", pageInterval, "retry_in", busyStreamFor)
 		return pageInterval, nil
 	}
 	return 0, err
@@ -274,7 +274,7 @@ func (m *Mirror) unlessAccepted(ctx context.Context, why string) error {
 			return fmt.Errorf("the setting %s in the database: %w", acceptSetting, err)
 		}
 		if age := m.Now().Sub(at); 0 <= age && age < acceptedFor {
-			m.Log.Warn("the source was accepted, so that it is followed", "source", m.Source.String(), "although", why)
+			m.Log.Warn("the source was accepted, so that it is followed", "source", m.Source.String(), "reason", why)
 			return nil
 		}
 	}

@@ -34,7 +34,7 @@ func (m *Mirror) resync(ctx context.Context, at cursor.Cursor, why string) error
 	if err := m.rejected(ctx); err != nil {
 		return err
 	}
-	m.resyncLogged.Log(m.Log, slog.LevelInfo, m.Now(), "starting from the dump of the mirrored instance", "source", m.Source.String(), "why", why)
+	m.resyncLogged.Log(m.Log, slog.LevelInfo, m.Now(), "starting from the dump of the mirrored instance", "source", m.Source.String(), "reason", why)
 	m.isTidy = false
 	m.status.syncing("downloading the dump: " + why)
 	d, err := m.dumps.Fetch(ctx)
@@ -188,7 +188,7 @@ func (m *Mirror) mergeItems(ctx context.Context, d *sourcedump.Dump, present bit
 			bad++
 		} else if err != nil {
 			if bad++; bad <= sourcedump.MaxLoggedBad {
-				m.Log.Error("skipped a narinfo in the source's dump that makes no sense", "source", m.Source.String(), "error", err)
+				m.Log.Warn("skipped a narinfo in the source's dump: it is invalid", "source", m.Source.String(), "error", err)
 			}
 			m.status.skipped()
 		}
@@ -305,7 +305,7 @@ func (m *Mirror) payOwed(ctx context.Context, at cursor.Cursor) bool {
 		err = m.resync(ctx, at, "the last dump lacked damaged items and did not name them all")
 	}
 	if err != nil && ctx.Err() == nil {
-		m.Log.Warn("can't find out what the mirrored instance has removed: retrying later", "source", m.Source.String(), "after", owedEvery, "error", err)
+		m.Log.Warn("can't find out what the mirrored instance has removed: retrying later", "source", m.Source.String(), "retry_in", owedEvery, "error", err)
 	}
 	return err == nil
 }

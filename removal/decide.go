@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"log/slog"
 	"net/url"
 	"slices"
 	"sync"
@@ -241,7 +242,7 @@ func items(going []decided) []*storage.Item {
 func (r *Remover) logRemovals(message string, decided []decided, gone []*storage.Item) {
 	for _, d := range decided {
 		if slices.Contains(gone, d.item) {
-			r.log.Info(message, "item", d.item.Narinfo.StorePath.BaseName(), "bytes", d.item.StoredBytes(), "criterion", d.by.String())
+			r.log.Info(message, "item", d.item.Narinfo.StorePath.String(), "bytes", d.item.StoredBytes(), "criterion", d.by.String())
 		}
 	}
 }
@@ -342,7 +343,7 @@ func (r *Remover) ask(ctx context.Context, asking []candidate) (stored map[strin
 			sure = false
 			r.metrics.failed.Add(1)
 			if ctx.Err() == nil {
-				r.log.Error("can't tell whether nars may be removed, so they stay", "error", err, "again", r.peers[name].Pause().Round(time.Second).String())
+				r.unanswered.Log(r.log, slog.LevelWarn, r.now(), "can't tell whether nars may be removed, so they stay", "error", err, "retry_in", r.peers[name].Pause().Round(time.Second))
 			}
 			continue
 		}
@@ -357,10 +358,13 @@ func (r *Remover) ask(ctx context.Context, asking []candidate) (stored map[strin
 		for i, verdict := range verdicts {
 			there[items[i].Hash] = verdict.Stored
 			if !verdict.Stored {
-				r.log.Debug("keeping a nar that another instance may not have", "item", items[i].Narinfo.StorePath.BaseName(), "instance", name, "reason", verdict.Reason)
+				r.log.Debug("keeping a nar that another instance may not have", "item", items[i].Narinfo.StorePath.String(), "server", name, "reason", verdict.Reason)
 			}
 		}
 		stored[name] = there
+	}
+	if sure && len(wanted) > 0 {
+		r.unanswered.Over(r.log, "the instances that may have nars answer again")
 	}
 	return stored, sure
 }

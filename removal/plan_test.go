@@ -58,7 +58,7 @@ func TestPlan(t *testing.T) {
 		if p := planned[at]; p.Bytes != 10_000 || p.Criterion == "" || p.Withdraw != (p.Criterion == "unused-for=10d") || p.StorePath.BaseName() != (spec{n: n}).base() {
 			t.Errorf("%+v", p)
 		}
-		if strings.Count(a.log.String(), "criterion=") != len(planned) || !strings.Contains(a.log.String(), "item="+(spec{n: n}).base()+" bytes=10000 criterion=") {
+		if strings.Count(a.log.String(), "criterion=") != len(planned) || !strings.Contains(a.log.String(), "item=/gnu/store/"+(spec{n: n}).base()+" bytes=10000 criterion=") {
 			t.Errorf("item %d is not logged: %s", n, a.log)
 		}
 	}

@@ -160,6 +160,8 @@ type Remover struct {
 
 	reasons  logonce.Filter // reasons for staying above the limit
 	failures logonce.Filter // of rounds
+	// These remember logged failures of parts of a round.
+	unlisted, unchecked, unanswered logonce.Filter
 
 	mu      sync.Mutex
 	usage   int64
@@ -238,7 +240,9 @@ func (r *Remover) nameStorage(ctx context.Context) {
 	_, err := r.storage.Identity(ctx)
 	if r.named = err == nil; err != nil && ctx.Err() == nil && !r.loggedUnnamed {
 		r.loggedUnnamed = true
-		r.log.Warn("can't give the storage a name yet, so other instances can't depend on its nars; trying again", "error", err)
+		r.log.Warn("can't give the storage a name yet, so other instances can't depend on its nars: will retry", "error", err)
+	} else if err == nil && r.loggedUnnamed {
+		r.log.Info("the storage has a name now")
 	}
 }
 
@@ -258,11 +262,15 @@ func (r *Remover) Round(ctx context.Context) error {
 		left = err
 		r.setStuck(left)
 	} else if err != nil && ctx.Err() == nil {
-		r.log.Error("can't list the files of removed items; trying again", "error", err)
+		r.unlisted.Log(r.log, slog.LevelWarn, r.now(), "can't list the files of removed items: will retry", "error", err)
+	} else if err == nil {
+		r.unlisted.Over(r.log, "the files of removed items are listed again")
 	}
 	if r.options.Decode != nil {
-		if err := replacing.Resolve(ctx, r.storage, r.options.Decode); err != nil && ctx.Err() == nil {
-			r.log.Error("nars that an import failed to replace can't be checked, and are not served; that is tried again", "error", err)
+		if err := replacing.Resolve(ctx, r.storage, r.options.Decode); err == nil {
+			r.unchecked.Over(r.log, "nars that an import failed to replace can be checked again")
+		} else if ctx.Err() == nil {
+			r.unchecked.Log(r.log, slog.LevelWarn, r.now(), "nars that an import failed to replace can't be checked, and are not served: will retry", "error", err)
 		}
 	}
 	g, reason, err := r.measure(ctx)
@@ -311,7 +319,7 @@ func (r *Remover) Round(ctx context.Context) error {
 	r.counted -= after.bytes - before.bytes
 	if after.removed > before.removed {
 		r.log.Info("made room in the storage", "nars", after.removed-before.removed,
-			"bytes", after.bytes-before.bytes, "took", r.now().Sub(begun).Round(time.Millisecond).String())
+			"bytes", after.bytes-before.bytes, "duration", r.now().Sub(begun).Round(time.Millisecond))
 	}
 	if after.withdrawn > before.withdrawn {
 		r.noteWithdrawn(ctx, after.withdrawn-before.withdrawn, after.withdrawnBytes-before.withdrawnBytes)
@@ -342,7 +350,7 @@ func (r *Remover) evict(ctx context.Context, g *goal) (stuck, err error) {
 	g.freed(freed.Usage)
 	r.counted -= freed.Usage
 	if freed.Items > 0 {
-		r.log.Info("evicted nars that can be fetched again from upstreams", "items", freed.Items, "bytes", freed.Usage, "took", r.now().Sub(begun).Round(time.Millisecond).String())
+		r.log.Info("evicted nars that can be fetched again from upstreams", "items", freed.Items, "bytes", freed.Usage, "duration", r.now().Sub(begun).Round(time.Millisecond))
 	}
 	if errors.Is(err, storage.ErrNotDeleted) && ctx.Err() == nil {
 		return err, nil
@@ -361,7 +369,7 @@ func (r *Remover) setStuck(err error) {
 	r.stuck = err != nil
 	r.mu.Unlock()
 	if err != nil && !was {
-		r.log.Error("can't delete files; trying again, and removing others as long as that makes room", "error", err)
+		r.log.Error("can't delete files: retrying, and removing others as long as that makes room", "error", err)
 	} else if err == nil && was {
 		r.log.Info("files can be deleted again")
 	}

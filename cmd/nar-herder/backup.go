@@ -31,7 +31,10 @@ func (c *backupCommand) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
-	if err := store.index.Backup(ctx, c.File, c.Replace, time.Now()); err != nil {
+	wait := newWait(s.err, "backing up")
+	err = store.index.Backup(ctx, c.File, c.Replace, time.Now())
+	wait.end()
+	if err != nil {
 		return err
 	}
 	info, err := os.Stat(c.File)

@@ -22,7 +22,7 @@ func (c *convertCommand) Run(ctx context.Context, s *streams) (err error) {
 	options := convert.Options{
 		Log: slog.New(newLogHandler(s.err, slog.LevelWarn)),
 		Progress: func(p convert.Progress) {
-			progress.all = p.All
+			progress.expect(p.All)
 			progress.reach(p.Done)
 		},
 	}

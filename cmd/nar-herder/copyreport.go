@@ -87,7 +87,8 @@ type copyProgress struct {
 
 	mu              sync.Mutex
 	start, next     time.Time
-	shown           bool // a line is on the terminal
+	timer           *time.Timer // nil on a terminal; calls tick
+	shown           bool        // a line is on the terminal
 	files, allFiles int64
 	allBytes        int64 // of all files; unknown if not positive
 	skipped, read   int64 // bytes
@@ -102,7 +103,22 @@ func newCopyProgress(out io.Writer, compare bool) *copyProgress {
 	if file, ok := out.(*os.File); ok {
 		p.terminal = term.IsTerminal(int(file.Fd()))
 	}
+	if !p.terminal {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.timer = time.AfterFunc(progressEvery, p.tick)
+	}
 	return p
+}
+
+// tick writes a line although nothing moves.
+func (p *copyProgress) tick() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.timer != nil {
+		p.show(time.Now())
+		p.timer.Reset(progressEvery)
+	}
 }
 
 // expect sets the totals, as far as the index knows.
@@ -181,4 +197,12 @@ func (p *copyProgress) clear() {
 	}
 }
 
-func (p *copyProgress) end() { p.clear() }
+func (p *copyProgress) end() {
+	p.clear()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.timer != nil {
+		p.timer.Stop()
+		p.timer = nil
+	}
+}

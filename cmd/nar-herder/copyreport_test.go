@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"nar-herder/internal/testlog"
 	"nar-herder/storage/transfer"
 )
 
@@ -51,6 +52,22 @@ func TestCopyProgress(t *testing.T) {
 		p.clear()
 		if got := out.String(); !strings.HasPrefix(got, "\r\x1b[Kcopying: 2 files") || !strings.HasSuffix(got, "/s\r\x1b[K") || strings.Contains(got, "\n") {
 			t.Errorf("%q", got)
+		}
+	})
+}
+
+// TestCopyWaits: a copy writes a line each minute while the storages don't answer.
+func TestCopyWaits(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		out := new(testlog.Buffer)
+		p := newCopyProgress(out, false)
+		time.Sleep(2*progressEvery + time.Second)
+		synctest.Wait()
+		p.end()
+		time.Sleep(2 * progressEvery)
+		if got := out.String(); strings.Count(got, "copying: 0 files, 0 B, 0 B/s\n") != 2 {
+			t.Errorf("%s", got)
 		}
 	})
 }

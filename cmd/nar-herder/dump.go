@@ -70,7 +70,9 @@ func (c *dumpCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err := store.lockDump(c.DatabaseDump); err != nil {
 		return err
 	}
+	wait := newWait(s.err, "making the dump")
 	made, err := maker.Make(ctx)
+	wait.end()
 	if ctx.Err() != nil {
 		return errors.Join(errors.New("interrupted: the previous dump stays"), maker.Tidy())
 	}

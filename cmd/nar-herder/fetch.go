@@ -195,7 +195,7 @@ func (c *fetchCommand) fetch(ctx context.Context, store *opened, from []upstream
 	return fetch.Run(ctx, paths, fetch.Options{
 		Storage: store.Storage, Narinfos: set, Nars: fetcher,
 		Closure: c.Closure, Tags: tags(c.Tag), Pin: c.Pin,
-		Expect: report.progress.expect, Report: report.add,
+		Expect: func(items int) { report.progress.expect(int64(items)) }, Report: report.add,
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 
 	"github.com/coreos/go-systemd/v22/journal"
 
@@ -53,7 +54,8 @@ func newHandler(w io.Writer, level slog.Level, format string, untimed bool) slog
 			a.Value = slog.StringValue(a.Value.String()) // JSON would have nanoseconds
 		case slog.KindAny:
 			if _, ok := a.Value.Any().(slog.Level); !ok {
-				a.Value = slog.StringValue(redact.Text(fmt.Sprintf("%+v", a.Value.Any())))
+				text := strings.ReplaceAll(fmt.Sprintf("%+v", a.Value.Any()), "\n", "; ") // joined errors
+				a.Value = slog.StringValue(redact.Text(text))
 			}
 		}
 		return a

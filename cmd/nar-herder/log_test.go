@@ -57,6 +57,20 @@ func TestLog(t *testing.T) {
 	}
 }
 
+// TestLogOneLine: joined errors are one line.
+func TestLogOneLine(t *testing.T) {
+	t.Parallel()
+	for format, want := range map[string]string{"text": `error="first; second"`, "json": `"error":"first; second"`} {
+		out := new(testlog.Buffer)
+		log, writer := newLogger(out, slog.LevelWarn, format)
+		log.Warn("trouble", "error", errors.Join(errors.New("first"), errors.New("second")))
+		writer.Close()
+		if got := out.String(); !strings.Contains(got, want) {
+			t.Errorf("%s: %q", format, got)
+		}
+	}
+}
+
 func TestLogLevel(t *testing.T) {
 	t.Parallel()
 	out := new(testlog.Buffer)

@@ -195,6 +195,9 @@ func TestMonitoring(t *testing.T) {
 		if overview.Advice(part) == "" {
 			t.Errorf("the status page has no advice for %s", part)
 		}
+		if !strings.Contains(read(t, root, "docs/monitoring.md"), "`"+part+"`") {
+			t.Errorf("docs/monitoring.md doesn't explain the part %s", part)
+		}
 	}
 	t.Run("document", func(t *testing.T) {
 		page := filepath.Join(root, "docs", "monitoring.md")

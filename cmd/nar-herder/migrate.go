@@ -21,7 +21,9 @@ func (c *migrateCommand) Run(ctx context.Context, s *streams) error {
 	if err := index.CheckLog(c.Database); err != nil {
 		return err
 	}
+	wait := newWait(s.err, "migrating")
 	done, err := index.Migrate(ctx, c.Database)
+	wait.end()
 	if err != nil {
 		return err
 	}

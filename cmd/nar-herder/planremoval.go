@@ -52,6 +52,8 @@ func (c *planRemovalCommand) Run(ctx context.Context, s *streams) (err error) {
 	out := bufio.NewWriter(s.out)
 	var removed, withdrawn int
 	var bytes int64
+	wait := newWait(s.err, "planning the removal")
+	defer wait.end()
 	reason, err := removal.New(store.Storage, options).Plan(ctx, func(p removal.Planned) {
 		verb := "remove"
 		if p.Withdraw {

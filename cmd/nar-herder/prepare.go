@@ -57,7 +57,7 @@ func (c *serverCommand) convertInPlace(ctx context.Context, s *sockets, log *slo
 		all.Store(p.All)
 		if now := time.Now(); now.After(next) {
 			next = now.Add(convertInterval)
-			log.Info("converting the database of the original", "narinfos", p.Done, "of", p.All)
+			log.Info("converting the database of the original", "narinfos", p.Done, "all", p.All)
 		}
 	}}
 	closeStorage, err := openForConversion(ctx, &options, c.Storage)
@@ -136,7 +136,7 @@ func (c *serverCommand) migrate(ctx context.Context, s *sockets, log *slog.Logge
 		done, err := index.Migrate(ctx, c.Database)
 		if err == nil {
 			log.Info("migrated the database", "database", c.Database, "from", done.From, "to", done.To, "kept", done.Copy,
-				"took", time.Since(start).Round(time.Millisecond).String())
+				"duration", time.Since(start).Round(time.Millisecond))
 		}
 		return err
 	})

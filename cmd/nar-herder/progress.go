@@ -16,14 +16,14 @@ import (
 type progress struct {
 	out      io.Writer
 	doing    string // "importing"
-	what     string // "narinfos"
+	what     string // "narinfos", or "" if nothing is counted
 	all      int64  // unknown if not positive
 	bar      *progressbar.ProgressBar
 	start    time.Time
 	terminal bool
 
 	mu    sync.Mutex
-	timer *time.Timer // nil on a terminal; calls tick
+	timer *time.Timer // nil with a bar; calls tick
 	ended bool
 	next  time.Time
 	items int64
@@ -36,10 +36,14 @@ const (
 	rateEvery     = time.Second     // on a terminal
 )
 
+// newWait shows how long a command has taken whose work isn't counted: a line each minute, on a
+// terminal as well.
+func newWait(out io.Writer, doing string) *progress { return newProgress(out, doing, "", 0) }
+
 func newProgress(out io.Writer, doing, what string, all int64) *progress {
 	p := &progress{out: out, doing: doing, what: what, all: all, start: time.Now()}
 	p.next = p.start.Add(progressEvery)
-	if file, ok := out.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
+	if file, ok := out.(*os.File); ok && what != "" && term.IsTerminal(int(file.Fd())) {
 		p.terminal = true
 		p.next = p.start.Add(progressAfter)
 		return p
@@ -84,10 +88,10 @@ func (p *progress) moved(bytes int64) {
 }
 
 // expect sets the number of items that there are.
-func (p *progress) expect(items int) {
+func (p *progress) expect(items int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.all = int64(items)
+	p.all = items
 	if p.bar != nil {
 		p.bar.ChangeMax64(p.all)
 	}
@@ -137,6 +141,10 @@ func (p *progress) show() {
 		return
 	}
 	p.next = now.Add(progressEvery)
+	if p.what == "" {
+		fmt.Fprintf(p.out, "%s: %s so far\n", p.doing, now.Sub(p.start).Round(time.Second))
+		return
+	}
 	of := ""
 	if p.all > 0 {
 		of = fmt.Sprintf(" of %d", p.all)

@@ -66,7 +66,7 @@ func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.
 	}
 	for _, u := range dependencies {
 		if !containsURL(urls, u) {
-			log.Info("requesting nars from this instance too: earlier removals depend on it", "instance", peer.Name(u))
+			log.Info("requesting nars from this instance too: earlier removals depend on it", "server", peer.Name(u))
 			urls = append(urls, u)
 		}
 	}

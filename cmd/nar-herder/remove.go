@@ -95,6 +95,8 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 	out := bufio.NewWriter(s.out)
 	gone := make(map[narinfo.PathHash]struct{}, len(list.hashes))
 	remover := &named.Remover{Storage: store.Storage, Now: c.Now, Force: c.Force, DryRun: c.DryRun}
+	wait := newWait(s.err, "removing")
+	defer wait.end()
 	doErr := remover.Do(ctx, list.hashes, func(r storage.Removal) {
 		if r.Err != nil {
 			failed(itemName(r), explainRemoval(r.Err))

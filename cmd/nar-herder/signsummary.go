@@ -29,7 +29,7 @@ func newSignSummary(s *streams, dryRun bool) *signSummary {
 }
 
 // begin sets the number of narinfos for the progress.
-func (t *signSummary) begin(total int64) { t.progress.all = total }
+func (t *signSummary) begin(total int64) { t.progress.expect(total) }
 
 // fail reports what was named and can't be signed.
 func (t *signSummary) fail(what string, err error) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"nar-herder/internal/logonce"
 	"nar-herder/storage/index"
 )
 
@@ -29,6 +30,7 @@ type unstoredCount struct {
 // Run counts until the context ends.
 func (u *unstoredCount) Run(ctx context.Context) {
 	counted := index.Totals{Items: -1}
+	var failures logonce.Filter
 	for rest := time.Duration(0); ; {
 		select {
 		case <-ctx.Done():
@@ -44,8 +46,10 @@ func (u *unstoredCount) Run(ctx context.Context) {
 				counted = totals
 			}
 		}
-		if err != nil && ctx.Err() == nil {
-			u.log.Warn("can't count the items without nars", "error", err)
+		if err == nil {
+			failures.Over(u.log, "items without nars are counted again")
+		} else if ctx.Err() == nil {
+			failures.Log(u.log, slog.LevelWarn, time.Now(), "can't count the items without nars: will retry", "error", err)
 		}
 		rest = max(unstoredEvery, unstoredRest*time.Since(begun))
 	}

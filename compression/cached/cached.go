@@ -20,6 +20,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/internal/disk"
+	"nar-herder/internal/logonce"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
@@ -71,6 +72,9 @@ type Cache struct {
 	options Options
 	ttls    narinfo.TTLPolicy
 	log     *slog.Logger
+	// unmade and unremoved remember logged failures.
+	unmade, unremoved logonce.Filter
+
 	kinds   map[string]*kind
 	queue   *queue
 	changed func(narinfo.PathHash) // set by Run
@@ -244,7 +248,7 @@ func (c *Cache) Open(ctx context.Context, item *storage.Item, file index.CachedF
 		return nil, bytestore.Info{}, err
 	}
 	if k.lose(item.Narinfo.StorePath) {
-		c.log.Warn("a cached nar is missing or incomplete; it will be made again on request", "type", k.Name, "item", item.Narinfo.StorePath.BaseName())
+		c.log.Warn("a cached nar is missing or incomplete: it will be made again on request", "type", k.Name, "item", item.Narinfo.StorePath.String())
 	}
 	return nil, bytestore.Info{}, storage.ErrNotStored
 }
@@ -382,13 +386,19 @@ func (c *Cache) Run(ctx context.Context, changed func(narinfo.PathHash)) {
 		select {
 		case <-ctx.Done():
 		case <-ticker.C:
+			failed := false
 			for _, k := range c.kinds {
 				if err := c.forgetLost(ctx, k); err != nil && ctx.Err() == nil {
-					c.log.Error("can't remove the rows of missing cached nars; retrying", "type", k.Name, "error", err)
+					failed = true
+					c.unremoved.Log(c.log, slog.LevelWarn, time.Now(), "can't remove the rows of missing cached nars: will retry", "type", k.Name, "error", err)
 				}
 				if err := c.retire(ctx, k, time.Now()); err != nil && ctx.Err() == nil {
-					c.log.Error("can't remove due cached nars", "type", k.Name, "error", err)
+					failed = true
+					c.unremoved.Log(c.log, slog.LevelWarn, time.Now(), "can't remove due cached nars: will retry", "type", k.Name, "error", err)
 				}
+			}
+			if !failed && ctx.Err() == nil {
+				c.unremoved.Over(c.log, "cached nars can be removed again")
 			}
 		}
 	}

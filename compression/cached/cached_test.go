@@ -184,7 +184,7 @@ func TestBadSource(t *testing.T) {
 			if b.names(hello, "zstd") || b.total("narherder_cached_nars_failing") != 1 || b.total("narherder_cached_nars_failed_total") != 1 {
 				t.Errorf("after the failure: %v failing", b.total("narherder_cached_nars_failing"))
 			}
-			if log := b.log.String(); !strings.Contains(log, hello) || !strings.Contains(log, "again=") {
+			if log := b.log.String(); !strings.Contains(log, hello) || !strings.Contains(log, "retry_in=") {
 				t.Errorf("log: %s", log)
 			}
 			left, err := os.ReadDir(filepath.Join(dir, "zstd"))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"runtime/debug"
 	"time"
@@ -60,17 +61,19 @@ func (c *Cache) do(ctx context.Context, t task) {
 	case err != nil:
 		t.kind.metrics.failed.Inc()
 		again := c.queue.done(t, true)
-		c.log.Error("can't make a cached nar", "type", t.kind.Name, "item", t.hash.String(), "error", err, "again", again.Format(time.RFC3339))
+		if c.unmade.IsDue(t.kind.Name+err.Error(), time.Now()) {
+			c.log.Warn("can't make a cached nar: will retry", "type", t.kind.Name, "item", t.hash.String(), "error", err, "retry_in", time.Until(again).Round(time.Second))
+		}
 		if errors.Is(err, errNoRoom) {
 			if err := c.makeRoom(ctx, t.kind, made); err != nil {
-				c.log.Error("can't make room for cached nars", "type", t.kind.Name, "error", err)
+				c.unmade.Log(c.log, slog.LevelWarn, time.Now(), "can't make room for cached nars", "type", t.kind.Name, "error", err)
 			}
 		}
 	default:
 		t.kind.metrics.made.Inc()
 		t.kind.metrics.seconds.Add(time.Since(begun).Seconds())
 		c.queue.done(t, false)
-		c.log.Info("made a cached nar", "type", t.kind.Name, "item", t.hash.String(), "bytes", made, "took", time.Since(begun).Round(time.Millisecond).String())
+		c.log.Info("made a cached nar", "type", t.kind.Name, "item", t.hash.String(), "bytes", made, "duration", time.Since(begun).Round(time.Millisecond))
 	}
 }
 

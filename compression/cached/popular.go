@@ -23,7 +23,7 @@ func (c *Cache) enqueuePopular(ctx context.Context, k *kind) {
 	for cursor := int64(0); ctx.Err() == nil; {
 		hashes, err := c.index.Popular(ctx, k.Name, int64(c.options.MinUses), &cursor)
 		if err != nil {
-			c.log.Error("can't find popular nars of earlier runs", "type", k.Name, "error", err)
+			c.log.Warn("can't find popular nars of earlier runs", "type", k.Name, "error", err)
 			return
 		}
 		if len(hashes) == 0 {

@@ -21,7 +21,7 @@ func (c *Cache) scanAll(ctx context.Context, k *kind) {
 			first = false
 		} else if ctx.Err() == nil {
 			wait = scanRetry
-			c.log.Error("can't compare the directory of cached nars with the index", "type", k.Name, "error", err)
+			c.log.Warn("can't compare the directory of cached nars with the index", "type", k.Name, "error", err)
 		}
 		select {
 		case <-time.After(wait):
@@ -95,7 +95,7 @@ func (c *Cache) scan(ctx context.Context, k *kind, first bool) error {
 		}
 	}
 	if lost > 0 {
-		c.log.Warn("cached nars were missing; they will be made again on request", "type", k.Name, "nars", lost)
+		c.log.Warn("cached nars were missing: they will be made again on request", "type", k.Name, "nars", lost)
 	}
 	return nil
 }

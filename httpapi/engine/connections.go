@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"syscall"
 	"time"
@@ -31,7 +32,7 @@ func (e *Engine) Serve(l net.Listener) error {
 		})
 		if err != nil {
 			if !errors.Is(err, admission.ErrRefused) {
-				e.log.Error("can't serve a connection", "error", err)
+				e.unserved.Log(e.log, slog.LevelWarn, time.Now(), "can't serve a connection, which was closed", "error", err)
 			}
 			_ = accepted.Close()
 			continue
@@ -60,14 +61,19 @@ func (e *Engine) accept(l net.Listener) (accepted net.Conn, err error) {
 // waitOut retries while file descriptors or memory are short, so that the server survives
 // that. It closes a connection for its file descriptor, or else waits.
 func (e *Engine) waitOut(try func() error) error {
+	waited := false
 	for delay := 5 * time.Millisecond; ; delay = min(2*delay, time.Second) {
 		err := try()
 		lacking := lacksDescriptors(err) || errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
 		if !lacking && !errors.Is(err, syscall.ECONNABORTED) {
+			if waited && err == nil {
+				e.unaccepted.Over(e.log, "connections are accepted again")
+			}
 			return err
 		}
 		if lacking && !(lacksDescriptors(err) && e.open.MakeRoom()) {
-			e.log.Error("can't accept a connection; raise the limit of open files if this continues", "error", err, "retry", delay)
+			e.unaccepted.Log(e.log, slog.LevelError, time.Now(), "can't accept a connection: raise the limit of open files if this continues", "error", err, "retry_in", delay)
+			waited = true
 			time.Sleep(delay)
 		}
 	}

@@ -40,6 +40,7 @@ import (
 	"nar-herder/httpapi/clients"
 	"nar-herder/httpapi/engine/admission"
 	"nar-herder/internal/eventloop"
+	"nar-herder/internal/logonce"
 )
 
 const (
@@ -75,6 +76,8 @@ type Engine struct {
 	ProgressTimeout, QuietTime, Grace time.Duration
 
 	log *slog.Logger
+	// unaccepted and unserved remember logged failures.
+	unaccepted, unserved logonce.Filter
 
 	// open are the connections.
 	open *admission.Connections

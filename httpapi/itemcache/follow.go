@@ -35,7 +35,7 @@ func Follow(ctx context.Context, changes Changes, log *slog.Logger, forget func(
 		news, complete, err := changes.Poll()
 		if err != nil {
 			if !broken {
-				log.Error("can't tell which answers are out of date; keeping none in memory until this works again", "error", err)
+				log.Warn("can't tell which answers are out of date; keeping none in memory until this works again", "error", err)
 			}
 			broken = true
 			for _, cache := range caches {

@@ -199,7 +199,7 @@ func (k *Keeper) attributes() []any {
 	for _, address := range leaf.IPAddresses {
 		names = append(names, address.String())
 	}
-	return []any{"certificate", k.certificateFile, "names", strings.Join(names, " "), "issuer", leaf.Issuer.String(), "expires", leaf.NotAfter.UTC().Format(time.RFC3339)}
+	return []any{"file", k.certificateFile, "names", strings.Join(names, " "), "issuer", leaf.Issuer.String(), "expires", leaf.NotAfter.UTC().Format(time.RFC3339)}
 }
 
 // warn logs once a day what is wrong with the certificate in use.

@@ -4,12 +4,14 @@ package metrics
 import (
 	"context"
 	"log/slog"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/httpapi/health"
+	"nar-herder/internal/logonce"
 	"nar-herder/storage/index"
 )
 
@@ -18,6 +20,8 @@ type Totals struct {
 	Read func(context.Context) (index.Totals, error)
 	Live context.Context
 	Log  *slog.Logger
+
+	logged logonce.Filter
 }
 
 // Get returns the totals.
@@ -44,9 +48,10 @@ func (t *Totals) Describe(descs chan<- *prometheus.Desc) {
 func (t *Totals) Collect(values chan<- prometheus.Metric) {
 	totals, err := t.Get()
 	if err != nil {
-		t.Log.Error("can't read the totals for the metrics", "error", err)
+		t.logged.Log(t.Log, slog.LevelWarn, time.Now(), "can't read the totals for the metrics", "error", err)
 		return
 	}
+	t.logged.Over(t.Log, "the totals are read for the metrics again")
 	values <- prometheus.MustNewConstMetric(itemsDesc, prometheus.GaugeValue, float64(totals.Items))
 	values <- prometheus.MustNewConstMetric(storedNarsDesc, prometheus.GaugeValue, float64(totals.StoredNars))
 	values <- prometheus.MustNewConstMetric(storedSizeDesc, prometheus.GaugeValue, float64(totals.StoredSize))

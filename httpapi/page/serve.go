@@ -14,6 +14,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/httpapi/respond"
+	"nar-herder/internal/logonce"
 )
 
 const (
@@ -121,6 +122,7 @@ func (s *Site) Serve(live context.Context, ctx *fasthttp.RequestCtx, segments []
 
 // Private returns a handler that serves the pages to the administrator.
 func (s *Site) Private(log *slog.Logger) http.Handler {
+	var logged logonce.Filter
 	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 		for _, field := range fields {
 			w.Header().Set(field[0], field[1])
@@ -154,7 +156,9 @@ func (s *Site) Private(log *slog.Logger) http.Handler {
 		}
 		body, status, err := s.answer(request.Context(), r, segments, query, "", true)
 		if err != nil {
-			log.Error("can't make a page", "path", request.URL.Path, "error", err)
+			if logged.IsDue(err.Error(), time.Now()) {
+				log.Error("can't make a page", "path", request.URL.Path, "error", err)
+			}
 		}
 		if body == nil {
 			http.Error(w, "internal error; see the log of this server", http.StatusInternalServerError)

@@ -103,7 +103,9 @@ func (b *changesSince) Read(p []byte) (int, error) {
 		b.paged = true
 		changes, more, err := b.s.options.Changes.ChangesFrom(b.ctx, &b.place, PageSize)
 		if err != nil {
-			b.s.options.Faults.Log.Error("can't read changes for another instance", "error", err)
+			if faults := b.s.options.Faults; faults.IsDue("read changes", err) {
+				faults.Log.Error("can't read changes for another instance", "error", err)
+			}
 			return 0, err
 		}
 		if len(changes) == 0 && more {
@@ -283,7 +285,9 @@ func (b *changeStream) Read(p []byte) (int, error) {
 		b.news = b.s.news.wait()
 		page, err := b.s.options.Changes.ChangesAfter(b.ctx, b.position, PageSize)
 		if err != nil {
-			b.s.options.Faults.Log.Error("can't read changes for another instance", "error", err)
+			if faults := b.s.options.Faults; faults.IsDue("read changes", err) {
+				faults.Log.Error("can't read changes for another instance", "error", err)
+			}
 			return 0, err
 		}
 		if isLost(b.position, page) {

@@ -162,7 +162,9 @@ func (s *API) ServeStored(request *fasthttp.RequestCtx, list string) {
 	})
 	if faults.count > 0 {
 		s.options.Faults.Count.Add(float64(faults.count))
-		s.options.Faults.Log.Error("can't look up nars for another instance", "items", faults.count, "first", faults.item, "error", faults.err)
+		if s.options.Faults.IsDue("look up nars", faults.err) {
+			s.options.Faults.Log.Error("can't look up nars for another instance", "items", faults.count, "item", faults.item, "error", faults.err)
+		}
 	}
 	var body bytes.Buffer
 	if err := json.NewEncoder(&body).Encode(reply); err != nil {

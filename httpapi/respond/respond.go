@@ -5,9 +5,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"log/slog"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/valyala/fasthttp"
+
+	"nar-herder/internal/logonce"
 )
 
 const (
@@ -38,10 +41,18 @@ func NotFound(ctx *fasthttp.RequestCtx, message string) {
 	Fail(ctx, fasthttp.StatusNotFound, message)
 }
 
-// Faults logs and counts requests that can't be answered.
+// Faults counts requests that can't be answered, and logs why.
 type Faults struct {
 	Log   *slog.Logger
 	Count prometheus.Counter
+
+	logged logonce.Filter
+}
+
+// IsDue reports whether an error should be logged: each once an hour, since many requests may fail
+// for the same reason.
+func (f *Faults) IsDue(tried string, err error) bool {
+	return f.logged.IsDue(tried+": "+err.Error(), time.Now())
 }
 
 // Answer answers 500 for a failure of this server. Clients then retry soon, or use another
@@ -54,7 +65,9 @@ func (f *Faults) Answer(ctx *fasthttp.RequestCtx, tried string, err error) {
 // Note logs and counts a request that has been answered.
 func (f *Faults) Note(ctx *fasthttp.RequestCtx, tried string, err error) {
 	f.Count.Inc()
-	f.Log.Error("can't answer a request", "tried", tried, "path", string(ctx.RequestURI()), "error", err)
+	if f.IsDue(tried, err) {
+		f.Log.Error("can't answer a request", "tried", tried, "path", string(ctx.RequestURI()), "error", err)
+	}
 }
 
 // WriteJSON writes a value without a newline, and without escaping < and >.

@@ -18,6 +18,7 @@ import (
 
 	"nar-herder/compression/decoders"
 	"nar-herder/httpapi/content"
+	"nar-herder/internal/logonce"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 )
@@ -46,6 +47,8 @@ type Checker struct {
 	good  *lru.Cache[comparedPart, time.Time]
 	bad   *lru.Cache[comparedPart, time.Time]
 	Slots chan struct{} // held by comparisons of large files
+
+	logged logonce.Filter
 
 	mu      sync.Mutex
 	running map[comparedPart]*comparison

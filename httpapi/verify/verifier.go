@@ -5,7 +5,9 @@ import (
 	"errors"
 	"hash"
 	"io"
+	"log/slog"
 	"sync"
+	"time"
 
 	"nar-herder/compression/decoders"
 	"nar-herder/storage"
@@ -39,18 +41,18 @@ func (c *Checker) Verify(r io.ReadCloser, size int64, want [sha256.Size]byte, it
 		}
 		if errors.Is(err, decoders.ErrNotRestarted) {
 			if c.Options.Live.Err() == nil {
-				c.Options.Log.Error("a slow client's nar could not be decompressed to its end, and the connection was cut",
+				c.logged.Log(c.Options.Log, slog.LevelWarn, time.Now(), "a slow client's nar could not be decompressed to its end, and the connection was cut",
 					"item", item.Narinfo.StorePath.String(), "error", err)
 			}
 			return
 		}
 		if errors.As(err, new(readError)) {
-			c.Options.Log.Error("a stored nar can't be read; the client got an error, or its connection was cut",
+			c.logged.Log(c.Options.Log, slog.LevelError, time.Now(), "a stored nar can't be read; the client got an error, or its connection was cut",
 				"item", item.Narinfo.StorePath.String(), "error", err)
 			return
 		}
 		c.Options.Corrupt.Inc()
-		c.Options.Log.Error("a stored nar is damaged; the client got an error, or its connection was cut. Remove the item and import it again",
+		c.logged.Log(c.Options.Log, slog.LevelError, time.Now(), "a stored nar is damaged; the client got an error, or its connection was cut: remove the item and import it again",
 			"item", item.Narinfo.StorePath.String(), "error", err)
 	}}
 }

@@ -255,7 +255,7 @@ func (a *announcer) advance() {
 			l.due = now.Add(probeInterval)
 		case l.step < probes+announcements:
 			l.owned, l.sent, l.due = true, now, now.Add(announceInterval)
-			a.Log.Info("advertising this server on the local network", "name", a.service.name, "type", a.service.kind,
+			a.Log.Info("advertising this server on the local network", "name", a.service.name, "service", a.service.kind,
 				"interface", l.Interface.Name, "addresses", fmt.Sprint(l.addresses()), "port", a.service.port)
 		default:
 			l.sent, l.due = now, time.Time{}

@@ -169,7 +169,7 @@ func (b *build) take(builder *index.Builder, made *prepared) error {
 		}
 		b.bad++
 	} else if b.bad++; b.bad <= sourcedump.MaxLoggedBad {
-		b.log.Error("skipped a narinfo that the source publishes: it is invalid", "source", b.source, "error", made.err)
+		b.log.Warn("skipped a narinfo that the source publishes: it is invalid", "source", b.source, "error", made.err)
 	}
 	if sourcedump.TooManyBad(b.bad, b.count) {
 		return fmt.Errorf("%w: over %d of %d, the last: %w", errManyBad, b.bad-1, b.count, made.err)

@@ -103,8 +103,8 @@ func (m *Maker) Make(ctx context.Context) (Generation, error) {
 		}
 		return Generation{}, m.advise(err)
 	}
-	m.log.Info("made a dump", "path", m.options.Path, "items", g.Items, "change", g.LastChange, "bytes", g.Size(),
-		"took", m.now().Sub(begun).Round(time.Millisecond))
+	m.log.Info("made a dump", "file", m.options.Path, "items", g.Items, "change", g.LastChange, "bytes", g.Size(),
+		"duration", m.now().Sub(begun).Round(time.Millisecond))
 	if err := m.trim(ctx, begun); err != nil && ctx.Err() == nil {
 		m.log.Warn("old changes stay in the log until the next dump", "error", err)
 	}
@@ -288,7 +288,7 @@ func (m *Maker) bound(ctx context.Context) error {
 		return err
 	}
 	m.log.Warn("the log of changes was too long, so the oldest have left it, and no dump has them: a mirror that has not followed them can't resume before 'nar-herder dump' has made one",
-		"changes", deleted, "up to", upTo)
+		"changes", deleted, "change", upTo)
 	return err
 }
 

@@ -1,15 +1,23 @@
 package dump
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"nar-herder/internal/logonce"
+)
 
 // metrics are about the newest dump of any process.
 type metrics struct {
 	maker    *Maker
 	failures prometheus.Counter
+	logged   logonce.Filter
 }
 
 func newMetrics(m *Maker) *metrics {
-	return &metrics{m, prometheus.NewCounter(prometheus.CounterOpts{
+	return &metrics{maker: m, failures: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "narherder_dump_failures_total", Help: "Failed attempts to make a dump.",
 	})}
 }
@@ -33,9 +41,10 @@ func (m *Maker) Collect(values chan<- prometheus.Metric) {
 	m.metrics.failures.Collect(values)
 	generations, err := m.published.Generations()
 	if err != nil {
-		m.log.Error("can't read the manifest of dumps for the metrics", "error", err)
+		m.metrics.logged.Log(m.log, slog.LevelWarn, time.Now(), "can't read the manifest of dumps for the metrics", "error", err)
 		return
 	}
+	m.metrics.logged.Over(m.log, "the manifest of dumps is read for the metrics again")
 	var newest Generation
 	if len(generations) > 0 {
 		newest = generations[0]

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
+	"nar-herder/internal/logonce"
 	"nar-herder/internal/pace"
 )
 
@@ -75,11 +77,14 @@ func (m *Maker) Warnings() (warnings []string) {
 
 // boundLog bounds the log of changes until the context ends.
 func (m *Maker) boundLog(ctx context.Context) {
+	var failures logonce.Filter
 	ticker := time.NewTicker(boundEvery)
 	defer ticker.Stop()
 	for {
-		if err := m.bound(ctx); err != nil && ctx.Err() == nil {
-			m.log.Error("can't shorten the log of changes: retrying", "error", err, "again", boundEvery.String())
+		if err := m.bound(ctx); err == nil {
+			failures.Over(m.log, "the log of changes is shortened again")
+		} else if ctx.Err() == nil {
+			failures.Log(m.log, slog.LevelWarn, m.now(), "can't shorten the log of changes: retrying", "error", err, "retry_in", boundEvery)
 		}
 		select {
 		case <-ctx.Done():

@@ -188,7 +188,7 @@ func (f *Fetcher) receive(ctx context.Context, d *download, body io.ReadCloser) 
 		case cuts >= maxCuts, errors.Is(cause, errLocal), errors.Is(cause, storage.ErrNotStored):
 			return cause
 		}
-		f.log.Debug("the download of a nar was cut: resuming it", "file", d.item.FileName(d.n), "at", have, "error", cause)
+		f.log.Debug("the download of a nar was cut: resuming it", "file", d.item.FileName(d.n), "bytes", have, "error", cause)
 		if err := pace.Sleep(ctx, pause); err != nil {
 			return context.Cause(ctx)
 		}

@@ -97,7 +97,7 @@ func (f *Fetcher) joinOrBegin(ctx context.Context, item *storage.Item, n int, of
 		// If it can't be stored, the source still serves the client.
 		if d, err = f.begin(ctx, now, i, true, via); err != nil {
 			if f.logged.IsDue(room.ErrNone.Error(), f.now()) {
-				f.log.Info("a nar that a client requested is passed on and not stored", "file", now.FileName(i), "reason", err)
+				f.log.Info("a nar that a client requested is passed on and not stored", "file", now.FileName(i), "error", err)
 			}
 			return direct()
 		}

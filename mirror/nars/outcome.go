@@ -131,15 +131,17 @@ func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 		reasonFull:   "the disk or storage is full: fetching no nars for now",
 		reasonLocal:  "can't fetch a nar into the storage",
 	}[why]
-	attributes := []any{"file", name, "error", err, "again", again.Format(time.RFC3339)}
+	attributes := []any{"file", name, "error", err, "retry_in", again.Sub(now).Round(time.Second)}
 	due := &f.troubles
 	if why == reasonAbsent || isOfItem(err) {
 		due = &f.logged // other nars can be fetched
 	}
+	key := text
+	if why == reasonWrong {
+		key += name // the source may send many
+	}
 	switch {
-	case why == reasonWrong:
-		f.log.Error(text, attributes...)
-	case due.IsDue(text, now):
+	case due.IsDue(key, now):
 		f.log.Warn(text, attributes...)
 	default:
 		f.log.Debug(text, attributes...)

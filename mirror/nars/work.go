@@ -3,9 +3,11 @@ package nars
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"sync"
 	"time"
 
+	"nar-herder/internal/logonce"
 	"nar-herder/mirror/nars/lacking"
 	"nar-herder/mirror/nars/room"
 	"nar-herder/narinfo"
@@ -59,11 +61,14 @@ func (f *Fetcher) Run(ctx context.Context) {
 	defer close(jobs)
 	pass := lacking.New(lacking.Options{All: f.options.All, Index: f.storage.Index(), Queue: f.queue, Room: f.room, Spool: f.spool, Missing: &f.missing,
 		Pause: f.timing.fullPause, Every: f.timing.passEvery, Log: f.log})
+	var passes logonce.Filter
 	for ctx.Err() == nil {
 		hash, pause, err := f.next(ctx, pass)
 		if err != nil && ctx.Err() == nil {
 			pause = f.timing.fullPause
-			f.log.Error("can't find out which nars are missing: retrying", "error", err, "again", pause.String())
+			passes.Log(f.log, slog.LevelWarn, f.now(), "can't find out which nars are missing: will retry", "error", err, "retry_in", pause)
+		} else if err == nil {
+			passes.Over(f.log, "missing nars are looked for again")
 		}
 		if pause > 0 {
 			timer := time.NewTimer(pause)
@@ -113,7 +118,7 @@ func (f *Fetcher) fetchItem(ctx context.Context, hash narinfo.PathHash) {
 	}
 	if err != nil {
 		if ctx.Err() == nil {
-			f.log.Error("can't look up an item whose nars are to be fetched", "item", hash.String(), "error", err)
+			f.logged.Log(f.log, slog.LevelWarn, f.now(), "can't look up an item of which nars are missing", "item", hash.String(), "error", err)
 		}
 		return
 	}
@@ -163,7 +168,7 @@ func (f *Fetcher) dropAbsent(ctx context.Context, item *storage.Item, absent uin
 	case ctx.Err() != nil:
 		return false
 	case err != nil:
-		f.log.Error("can't record which nars the source does not have", "item", item.Narinfo.StorePath.String(), "error", err)
+		f.logged.Log(f.log, slog.LevelWarn, f.now(), "can't record which nars the source does not have", "item", item.Narinfo.StorePath.String(), "error", err)
 		return false
 	case !isDropped:
 		return false

@@ -377,7 +377,7 @@ func (e *Evictor) tryBatch(ctx context.Context, batch []index.LeastUsed) (freed 
 	})
 	e.latest.Add(e.now(), evicted...)
 	for _, item := range evicted {
-		e.log.Debug("evicted the nars of an item", "item", item.Narinfo.StorePath.BaseName(), "bytes", item.StoredBytes(), "last_used", at[item.Hash])
+		e.log.Debug("evicted the nars of an item", "item", item.Narinfo.StorePath.String(), "bytes", item.StoredBytes(), "last_used", at[item.Hash])
 	}
 	return freed, err
 }
@@ -399,7 +399,7 @@ func (e *Evictor) unread(items []*storage.Item) (unread []*storage.Item, done fu
 		if err := e.storage.MayDrop(item); err == nil {
 			hashes = append(hashes, item.Hash)
 		} else if e.logged.IsDue("undeletable", e.now()) {
-			e.log.Error("the nars of an item can't be evicted, and others are instead", "item", item.Narinfo.StorePath.BaseName(), "error", err)
+			e.log.Warn("the nars of an item can't be evicted, and others are instead", "item", item.Narinfo.StorePath.String(), "error", err)
 		}
 	}
 	hashes, done = e.storage.Unread(hashes)

@@ -34,7 +34,7 @@ func (e *Evictor) Run(ctx context.Context) {
 	defer ticker.Stop()
 	for {
 		if err := e.Forget(ctx); err != nil && ctx.Err() == nil {
-			e.log.Error("can't remove items of upstreams that no client has requested for long; trying again", "error", err)
+			e.log.Warn("can't remove items of upstreams that no client has requested for long: will retry", "error", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -91,10 +91,9 @@ func (c *Census) Run(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			if now := c.clock(); logged.IsDue(err.Error(), now) {
-				c.log.Warn("can't count the nars by compression for the home page; will retry", "error", err)
-			}
+			logged.Log(c.log, slog.LevelWarn, c.clock(), "can't count the nars by compression for the home page: will retry", "error", err)
 		default:
+			logged.Over(c.log, "the nars are counted by compression again")
 			if counts.At.IsZero() {
 				counts.At = c.clock()
 			}

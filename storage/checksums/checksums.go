@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"nar-herder/internal/logonce"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
@@ -39,6 +40,9 @@ type Opener func(context.Context) (io.ReadCloser, bytestore.Info, error)
 type Keeper struct {
 	index *index.Index
 	log   *slog.Logger
+
+	// unread and unwritten remember logged failures.
+	unread, unwritten logonce.Filter
 
 	queue chan job
 	mu    sync.Mutex
@@ -98,7 +102,7 @@ func (k *Keeper) Run(ctx context.Context, changed func(narinfo.PathHash)) {
 			if err != nil {
 				k.failed(wanted.key)
 				if ctx.Err() == nil && !errors.Is(err, storage.ErrNotStored) {
-					k.log.Warn("can't compute the checksum of a file: its entity tag depends on its time: will retry after 10 min",
+					k.unread.Log(k.log, slog.LevelWarn, time.Now(), "can't compute the checksum of a file, so its entity tag depends on its time: will retry after 10 min",
 						"item", wanted.hash.String(), "file", wanted.file, "error", err)
 				}
 				continue
@@ -154,8 +158,10 @@ func (k *Keeper) write(ctx context.Context, computed []index.Checksum, changed f
 		}
 		return nil
 	})
-	if err != nil && ctx.Err() == nil {
-		k.log.Warn("can't write the checksums of files: will compute them again", "files", len(computed), "error", err)
+	if err == nil {
+		k.unwritten.Over(k.log, "checksums of files are written again")
+	} else if ctx.Err() == nil {
+		k.unwritten.Log(k.log, slog.LevelWarn, time.Now(), "can't write the checksums of files: will compute them again", "files", len(computed), "error", err)
 	}
 	for _, sum := range computed {
 		k.done(key{sum.Hash, sum.File})

@@ -13,6 +13,7 @@ import (
 
 	"nar-herder/internal/disk"
 	"nar-herder/internal/gauge"
+	"nar-herder/internal/logonce"
 	"nar-herder/storage/index"
 )
 
@@ -36,6 +37,8 @@ type Watch struct {
 	failing bool
 	unkept  bool
 	small   bool
+	// closed and unnoted remember what else it has logged.
+	closed, unnoted logonce.Filter
 }
 
 // New returns a watch of the index's file system. look returns its free space; nil means
@@ -109,8 +112,10 @@ func (w *Watch) Run(ctx context.Context) {
 }
 
 func (w *Watch) step(ctx context.Context) {
-	if err := w.index.Resume(ctx); err != nil && ctx.Err() == nil {
-		w.log.Warn("the database can't be opened for writing: will retry", "error", err)
+	if err := w.index.Resume(ctx); err == nil {
+		w.closed.Over(w.log, "the database is open for writing again")
+	} else if ctx.Err() == nil {
+		w.closed.Log(w.log, slog.LevelWarn, time.Now(), "the database can't be opened for writing: will retry", "error", err)
 	}
 	var err error
 	if !w.index.IsFull() {
@@ -120,13 +125,15 @@ func (w *Watch) step(ctx context.Context) {
 		switch err := w.Note(ctx); {
 		case err == nil:
 			w.Note = nil
-			w.log.Info("recorded the options in the database, which had no room for them before")
+			w.log.Info("recorded the options in the database, which could not be done before")
 		case !errors.Is(err, index.ErrFull) && ctx.Err() == nil:
-			w.log.Warn("can't record the options in the database: will retry", "error", err)
+			w.unnoted.Log(w.log, slog.LevelWarn, time.Now(), "can't record the options in the database: will retry", "error", err)
 		}
 	}
 	if err != nil && !w.unkept {
 		w.log.Error("can't create the reserve of the database: removals will fail if its file system is full", "error", err)
+	} else if err == nil && w.unkept {
+		w.log.Info("the reserve of the database exists again")
 	}
 	w.unkept = err != nil
 	is, isSmall, free, err := w.check()
@@ -136,6 +143,9 @@ func (w *Watch) step(ctx context.Context) {
 		}
 		w.failing = true
 		return
+	}
+	if w.failing {
+		w.log.Info("the free space of the file system of the database is known again")
 	}
 	w.failing = false
 	if isSmall && !w.small {

@@ -76,7 +76,7 @@ func TestWatch(t *testing.T) {
 			{room{2 * giga, nil}, "has room again", ""},
 			{room{giga / 2, nil}, "nearly full", "nearly full"},
 			{room{0, errors.New("stale handle")}, "stale handle", "see the log"},
-			{room{giga / 2, nil}, "", "nearly full"},
+			{room{giga / 2, nil}, "is known again", "nearly full"},
 			{room{50 * giga, nil}, "has room again", ""},
 		} {
 			before := len(log.String())

@@ -57,7 +57,7 @@ func (x *Index) VerifiedBefore(ctx context.Context, before time.Time, cursor *Ve
 	return found, more, nil
 }
 
-// Verification sums up when stored items were last verified.
+// Verification sums up when stored items were last verified, without withdrawn ones.
 type Verification struct {
 	// Never counts the items with a file that was never verified.
 	Never int64
@@ -70,9 +70,10 @@ type Verification struct {
 // Verification returns the sums. It reads a few bytes of each item that was never verified.
 func (x *Index) Verification(ctx context.Context) (sums Verification, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
-		row, err := c.first(`SELECT (SELECT count(*) FROM items WHERE stored_files != 0 AND verified_at <= 0),
-			(SELECT min(verified_at) FROM items WHERE stored_files != 0 AND verified_at > 0),
-			(SELECT max(verified_at) FROM items WHERE stored_files != 0)`)
+		row, err := c.first(`WITH withdrawn AS (SELECT id FROM narinfos WHERE withdrawn_at IS NOT NULL)
+			SELECT (SELECT count(*) FROM items WHERE stored_files != 0 AND verified_at <= 0 AND id NOT IN withdrawn),
+			(SELECT min(verified_at) FROM items WHERE stored_files != 0 AND verified_at > 0 AND id NOT IN withdrawn),
+			(SELECT max(verified_at) FROM items WHERE stored_files != 0 AND id NOT IN withdrawn)`)
 		if err != nil {
 			return err
 		}

@@ -114,7 +114,14 @@ func TestVerifiedBefore(t *testing.T) {
 		}
 	}
 	sums, err := x.Verification(t.Context())
-	if err != nil || sums.Never != 1 || !sums.Oldest.Equal(at(2)) {
+	if err != nil || sums.Never != 1 || !sums.Oldest.Equal(at(10)) || !sums.Newest.Equal(at(90)) {
 		t.Errorf("Verification is %+v, %v", sums, err)
+	}
+	update(t, x, func(tx *Tx) error {
+		_, err := tx.Withdraw(testPath(6).Hash, at(3))
+		return err
+	})
+	if sums, err := x.Verification(t.Context()); err != nil || sums.Never != 0 {
+		t.Errorf("Verification is %+v, %v, after the item that was never verified was withdrawn", sums, err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"nar-herder/internal/gauge"
+	"nar-herder/internal/logonce"
 	"nar-herder/storage/index"
 )
 
@@ -33,6 +34,8 @@ const timeout = 3 * time.Second
 type Metrics struct {
 	index *index.Index
 	log   *slog.Logger
+	// logged remembers logged failures.
+	logged logonce.Filter
 
 	added, withdrawn atomic.Int64
 }
@@ -94,7 +97,9 @@ func (m *Metrics) Collect(values chan<- prometheus.Metric) {
 	counter(withdrawnDesc, m.withdrawn.Load())
 	counter(removedDesc, m.index.Removed())
 	if err := m.read(values); err != nil {
-		m.log.Error("can't read the index for the metrics", "error", err)
+		m.logged.Log(m.log, slog.LevelWarn, time.Now(), "can't read the index for the metrics", "error", err)
+	} else {
+		m.logged.Over(m.log, "the index is read for the metrics again")
 	}
 }
 

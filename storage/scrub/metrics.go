@@ -20,7 +20,7 @@ type metrics struct {
 	all              []prometheus.Collector
 }
 
-func newMetrics() metrics {
+func newMetrics(interval time.Duration) metrics {
 	m := metrics{
 		read:     prometheus.NewCounter(prometheus.CounterOpts{Name: "narherder_scrub_read_bytes_total", Help: "Bytes of stored nars that the scrub has read."}),
 		repaired: prometheus.NewCounter(prometheus.CounterOpts{Name: "narherder_scrub_repaired_total", Help: "Findings of the scrub that it has repaired."}),
@@ -41,9 +41,10 @@ func newMetrics() metrics {
 	}
 	m.all = []prometheus.Collector{
 		m.read, m.repaired, m.findings,
+		number("narherder_scrub_interval_seconds", "How often the scrub verifies all stored nars.", interval.Seconds),
 		number("narherder_scrub_rate_limit_bytes_per_second", "Most bytes of stored nars that the scrub reads per second.", func() float64 { return float64(m.rate.Load()) }),
 		number("narherder_scrub_unrepaired_items", "Items with findings of the scrub that are not repaired, including those that are hidden from clients.", func() float64 { return float64(m.unrepaired.Load()) }),
-		number("narherder_scrub_never_verified_items", "Items with a stored nar that was never verified.", func() float64 { return float64(sums().Never) }),
+		number("narherder_scrub_never_verified_items", "Items with a stored nar that was never verified, without withdrawn ones.", func() float64 { return float64(sums().Never) }),
 		gauge.Time("narherder_scrub_oldest_verification_timestamp_seconds", "When the longest unverified of the stored nars was verified, without those that never were; missing before the first.", func() time.Time { return sums().Oldest }),
 		gauge.Time("narherder_scrub_newest_verification_timestamp_seconds", "When a stored nar was last verified; missing before the first.", func() time.Time { return sums().Newest }),
 	}

@@ -132,7 +132,7 @@ func New(s *storage.Storage, options Options) *Scrubber {
 	}
 	scrubber := &Scrubber{
 		storage: s, index: s.Index(), checker: check.New(s), options: options, log: options.Log, now: options.Now,
-		least: leastRate, textPause: textPause, limiter: new(pace.Limiter), retries: make(map[narinfo.PathHash]retry), metrics: newMetrics(),
+		least: leastRate, textPause: textPause, limiter: new(pace.Limiter), retries: make(map[narinfo.PathHash]retry), metrics: newMetrics(options.Interval),
 	}
 	scrubber.repairer = scrubber.checker.Repairer(check.RepairOptions{
 		Decode: scrubber.decode, Sources: options.Sources, Rate: leastRate, Withhold: true,

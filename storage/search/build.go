@@ -3,10 +3,10 @@ package search
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"time"
 
+	"nar-herder/internal/logonce"
 	"nar-herder/internal/pace"
 )
 
@@ -33,6 +33,7 @@ func (s *Index) Run(ctx context.Context) {
 	s.swept = time.Now()
 	pause, began := time.Duration(0), time.Now()
 	loaded := false
+	var unread logonce.Filter // logged failures
 	for pace.Sleep(ctx, pause) == nil {
 		var err error
 		if !loaded {
@@ -45,10 +46,13 @@ func (s *Index) Run(ctx context.Context) {
 		}
 		if err != nil && ctx.Err() == nil {
 			pause = retryInterval
-			s.faults.Log(s.log, slog.LevelWarn, time.Now(), "can't read the names of items for the search index: will retry", "error", err)
+			unread.Log(s.log, slog.LevelWarn, time.Now(), "can't read the names of items for the search index: will retry", "error", err)
+		}
+		if err == nil {
+			unread.Over(s.log, "the names of items are read for the search index again")
 		}
 		if took := time.Since(began); !wasComplete && s.complete.Load() && took > longBuild {
-			s.log.Info("the search index is complete", "items", s.State().Indexed, "took", took.Round(time.Second).String())
+			s.log.Info("the search index is complete", "items", s.State().Indexed, "duration", took.Round(time.Second))
 		}
 	}
 }
@@ -109,7 +113,7 @@ func (s *Index) tryWrite(ctx context.Context, keep func(position int64) bool) bo
 	err := s.write(ctx, keep)
 	switch {
 	case err == nil:
-		s.faults.Forget()
+		s.faults.Over(s.log, "the search index is written again")
 		return true
 	case errors.Is(err, errDamaged):
 		s.damaged.Store(true)
@@ -168,7 +172,7 @@ func (s *Index) sweep(ctx context.Context) error {
 			return err
 		}
 		if len(names) > 0 && names[0].Position == position {
-			s.log.Info("the search index lacks items: building another one", "first", fmt.Sprint(names[0].Hash))
+			s.log.Info("the search index lacks items: building another one", "item", names[0].Hash.String())
 			s.reset()
 			return nil
 		}

@@ -173,7 +173,7 @@ func (s *Index) load(ctx context.Context) error {
 		_ = t.file.Close() // it was only read
 	}
 	if errors.Is(err, errDamaged) {
-		s.log.Info("can't use the search index: building another one", "file", s.path, "reason", err)
+		s.log.Info("can't use the search index: building another one", "file", s.path, "error", err)
 		s.remove()
 		return nil
 	}

@@ -143,7 +143,7 @@ func (t *Tiered) fetch(e *entry, f *fill) {
 	defer t.leave(e)
 	err := t.fetchInto(e, f)
 	if err == nil {
-		t.troubles.Over(t.log, "the cache of the storage works again", "cache", t.directory)
+		t.troubles.Over(t.log, "the cache of the storage works again", "directory", t.directory)
 	}
 	t.mu.Lock()
 	f.over = true

@@ -86,7 +86,7 @@ func (t *Tiered) scan() {
 	})
 	if err != nil {
 		if t.ctx.Err() == nil {
-			t.log.Error("the cache can't be read: it is not used until the next start", "cache", t.directory, "error", err)
+			t.log.Error("the cache can't be read: it is not used until the next start", "directory", t.directory, "error", err)
 		}
 		return
 	}
@@ -105,7 +105,7 @@ func (t *Tiered) scan() {
 	t.ready = t.ctx.Err() == nil
 	t.mu.Unlock()
 	t.makeRoom(0) // MaxSize may have been larger before
-	t.log.Info("the cache is ready", "cache", t.directory, "copies", len(order), "bytes", taken, "took", time.Since(begin))
+	t.log.Info("the cache is ready", "directory", t.directory, "copies", len(order), "bytes", taken, "duration", time.Since(begin).Round(time.Millisecond))
 }
 
 // scanFile adds a file to the copies.

@@ -158,7 +158,7 @@ func (t *Tiered) takeLock() error {
 	switch err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err {
 	case nil:
 	case unix.ENOSYS, unix.ENOLCK, unix.EOPNOTSUPP, unix.EINVAL:
-		t.log.Warn("the file system of the cache has no locks: make sure that no other server uses it", "cache", t.directory)
+		t.log.Warn("the file system of the cache has no locks: make sure that no other server uses it", "directory", t.directory)
 	case unix.EWOULDBLOCK:
 		file.Close()
 		return fmt.Errorf("cache %s is in use by another server: name another directory for this one", t.directory)
@@ -255,6 +255,6 @@ func (t *Tiered) trouble(err error) {
 	t.mu.Unlock()
 	t.metrics.troubles.Add(1)
 	if t.troubles.IsDue("", now) { // whatever fails
-		t.log.Warn("the cache of the storage has failed: nothing is fetched into it for a minute", "cache", t.directory, "error", err)
+		t.log.Warn("the cache of the storage has failed: nothing is fetched into it for a minute", "directory", t.directory, "error", err)
 	}
 }

@@ -89,7 +89,7 @@ func removeListed(ctx context.Context, s *storage.Storage) (failure error) {
 		if err != nil {
 			failed(err)
 		} else if removed {
-			s.Log().Info("removed an unfinished upload", "storage", s.NarStore().String(), "name", info.Name, "bytes", info.Size, "since", info.ModTime)
+			s.Log().Info("removed an unfinished upload", "storage", s.NarStore().String(), "file", info.Name, "bytes", info.Size, "since", info.ModTime)
 		}
 	}
 	return failure

@@ -170,7 +170,7 @@ func (c *Counter) Flush(ctx context.Context) {
 	if err := c.flush(ctx); err == nil {
 		c.troubles.Over(c.log, "the usage counts of nars are written again")
 	} else if ctx.Err() == nil {
-		c.troubles.Log(c.log, slog.LevelError, time.Now(), "can't write the usage counts of nars: will retry", "error", err)
+		c.troubles.Log(c.log, slog.LevelWarn, time.Now(), "can't write the usage counts of nars: will retry", "error", err)
 	}
 }
 

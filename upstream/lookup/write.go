@@ -84,7 +84,7 @@ func (f *Finder) Run(ctx context.Context) {
 			return
 		}
 		failures++
-		f.repeats.Log(f.log, slog.LevelError, time.Now(), "can't write items of upstreams to the database: they are served from memory, will retry", "error", err)
+		f.repeats.Log(f.log, slog.LevelWarn, time.Now(), "can't write items of upstreams to the database, and serve them from memory: will retry", "error", err)
 		select {
 		case f.wake <- struct{}{}:
 		default:

@@ -157,7 +157,7 @@ func (p *problems) row(err error) {
 
 func (p *problems) nar(name string, err error) {
 	if p.sorry++; p.sorry <= logged {
-		p.log.Warn("can't find out whether a nar is in the storage: it counts as missing until 'nar-herder check' has looked again", "nar", name, "error", err)
+		p.log.Warn("can't find out whether a nar is in the storage: it counts as missing until 'nar-herder check' has looked again", "file", name, "error", err)
 	}
 }
 

@@ -68,7 +68,7 @@ func InPlace(ctx context.Context, database string, o Options) (converted bool, e
 	if err != nil {
 		return false, err
 	}
-	log.Info("converted the database of the original", "database", database, "kept", kept, "result", result.String(), "seconds", int(time.Since(start).Seconds()))
+	log.Info("converted the database of the original", "database", database, "kept", kept, "result", result.String(), "duration", time.Since(start).Round(time.Second))
 	return true, nil
 }
 
