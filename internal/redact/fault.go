@@ -3,6 +3,7 @@ package redact
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -21,6 +22,7 @@ func Fault(err error) string {
 	var public Public
 	var lookup *net.DNSError
 	var certificate *tls.CertificateVerificationError
+	var invalid x509.CertificateInvalidError
 	var failure net.Error
 	var number syscall.Errno
 	switch {
@@ -30,6 +32,12 @@ func Fault(err error) string {
 		return "no such host"
 	case lookup != nil:
 		return "the name of its host can't be resolved now"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "its certificate has expired, or is not valid yet"
+	case errors.As(err, new(x509.UnknownAuthorityError)):
+		return "its certificate is of an unknown authority"
+	case errors.As(err, new(x509.HostnameError)):
+		return "its certificate is for another host"
 	case errors.As(err, &certificate):
 		return "its certificate can't be verified"
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &failure) && failure.Timeout():

@@ -27,13 +27,16 @@ func TestFault(t *testing.T) {
 		"connection refused": tcp(os.NewSyscallError("connect", syscall.ECONNREFUSED)),
 		"timeout":            fmt.Errorf("probe: %w", redirected(tcp(os.ErrDeadlineExceeded))),
 		"no such host":       redirected(tcp(&net.DNSError{Err: "no such host", Name: "inside.example", Server: "10.0.0.53:53", IsNotFound: true})),
-		"the name of its host can't be resolved now": &net.DNSError{Err: "read udp 10.1.2.3:4->10.0.0.53:53: refused", Name: "inside.example", Server: "10.0.0.53:53", IsTemporary: true},
-		"no such file or directory":                  &fs.PathError{Op: "stat", Path: "/srv/inside", Err: syscall.ENOENT},
-		"permission denied":                          fmt.Errorf("open nar/x in file:///srv/inside: %w", syscall.EACCES),
-		"the directory is empty":                     fmt.Errorf("ask /srv/inside: %w: %w", Public("the directory is empty"), &fs.PathError{Op: "stat", Path: "/srv/inside", Err: syscall.ENOENT}),
-		"its certificate can't be verified":          redirected(&tls.CertificateVerificationError{Err: x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{"inside.example"}}, Host: "x.example"}}),
-		"the connection was closed":                  fmt.Errorf("ask 10.1.2.3: %w", io.ErrUnexpectedEOF),
-		"see the log":                                errors.Join(errors.New("it redirects to http://10.1.2.3/"), &net.AddrError{Err: "mismatch", Addr: "10.1.2.3"}),
+		"the name of its host can't be resolved now":       &net.DNSError{Err: "read udp 10.1.2.3:4->10.0.0.53:53: refused", Name: "inside.example", Server: "10.0.0.53:53", IsTemporary: true},
+		"no such file or directory":                        &fs.PathError{Op: "stat", Path: "/srv/inside", Err: syscall.ENOENT},
+		"permission denied":                                fmt.Errorf("open nar/x in file:///srv/inside: %w", syscall.EACCES),
+		"the directory is empty":                           fmt.Errorf("ask /srv/inside: %w: %w", Public("the directory is empty"), &fs.PathError{Op: "stat", Path: "/srv/inside", Err: syscall.ENOENT}),
+		"its certificate has expired, or is not valid yet": &tls.CertificateVerificationError{Err: x509.CertificateInvalidError{Reason: x509.Expired, Detail: "current time"}},
+		"its certificate is of an unknown authority":       &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}},
+		"its certificate can't be verified":                &tls.CertificateVerificationError{Err: x509.CertificateInvalidError{Reason: x509.TooManyIntermediates}},
+		"its certificate is for another host":              redirected(&tls.CertificateVerificationError{Err: x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{"inside.example"}}, Host: "x.example"}}),
+		"the connection was closed":                        fmt.Errorf("ask 10.1.2.3: %w", io.ErrUnexpectedEOF),
+		"see the log":                                      errors.Join(errors.New("it redirects to http://10.1.2.3/"), &net.AddrError{Err: "mismatch", Addr: "10.1.2.3"}),
 	} {
 		if got := Fault(err); got != want {
 			t.Errorf("%v: %q, want %q", err, got, want)

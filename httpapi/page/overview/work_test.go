@@ -189,14 +189,18 @@ func TestWork(t *testing.T) {
 		}
 		return found
 	}
-	for end := time.Now().Add(time.Minute); len(lists()) < len(want); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%q", lists())
+	isAll := func() bool {
+		found := lists()
+		for group, text := range want {
+			if !strings.HasPrefix(found[group], text) || strings.Count(found[group], "\n") != 1 {
+				return false
+			}
 		}
+		return len(found) == len(want)
 	}
-	for group, text := range lists() {
-		if !strings.HasPrefix(text, want[group]) || strings.Count(text, "\n") != 1 {
-			t.Errorf("%s: %q, want %q", group, text, want[group])
+	for end := time.Now().Add(time.Minute); !isAll(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%q, want %q", lists(), want)
 		}
 	}
 	shown := render(t, sources, page.Options{Size: page.Full}, "/status")
