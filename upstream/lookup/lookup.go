@@ -430,7 +430,7 @@ func (f *Finder) settle(q question, answer Answer, err error) *asked {
 	}
 	delete(f.questions, q)
 	a.answer, a.err = answer, err
+	f.metrics.count(err) // before anybody can see the answer
 	close(a.done)
-	f.metrics.count(err)
 	return a
 }
