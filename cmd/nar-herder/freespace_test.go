@@ -198,14 +198,22 @@ func TestFullDisk(t *testing.T) {
 	until(t, "the reserve is kept", func() bool { return usageOf(t, p.database+".reserve") > 0 })
 	until(t, "the storage has its name", func() bool { _, err := os.Stat(filepath.Join(p.storage, bytestore.IdentityName)); return err == nil })
 	testfs.Fill(t, disk)
-	until(t, "the minimum is free", func() bool { return freeBytes(t, disk) >= minimum })
+	// While removals make the log of the database grow, bytes seem to become free late, and for ten
+	// minutes nothing more is removed for them.
+	until(t, "nars are deleted, and the minimum is free or in the log of the database", func() bool {
+		nars, err := filepath.Glob(filepath.Join(p.storage, "nar/*/*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(nars) < len(texts) && freeBytes(t, disk)+usageOf(t, p.database+"-wal") >= minimum
+	})
 	count := 0
 	for target := range texts {
 		if get(t, s.addresses[0], target).StatusCode == 200 {
 			count++
 		}
 	}
-	if count == 0 || count > 50 {
+	if count == 0 || count == len(texts) {
 		t.Errorf("%d items are left", count)
 	}
 	s.stop(t, syscall.SIGTERM)
