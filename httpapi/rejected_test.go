@@ -15,8 +15,8 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// TestRejected: an instance that sent a wrong nar is asked last for it, but not one that failed, or
-// that has a file that can't be decompressed here.
+// TestRejected: an instance that sent a wrong nar is asked last for it. One that failed is not, and
+// neither is one with a file that this server can't decompress.
 func TestRejected(t *testing.T) {
 	t.Parallel()
 	content := strings.Repeat("0123456789", 50_000)

@@ -21,7 +21,7 @@ var logAttributes = strings.Fields(`
 	taken text tls to tried type until upstream uses version`)
 
 // logCall returns the message of a call that writes a log line, and the names and values after it,
-// or nil. Types are told apart by the names of variables.
+// or nil. It recognizes loggers by the names of variables.
 func logCall(call *ast.CallExpr) (message ast.Expr, attributes []ast.Expr) {
 	method, ok := call.Fun.(*ast.SelectorExpr)
 	if !ok {

@@ -36,8 +36,8 @@ const (
 	rateEvery     = time.Second     // on a terminal
 )
 
-// newWait shows how long a command has taken whose work isn't counted: a line each minute, on a
-// terminal as well.
+// newWait shows how long a command has taken that counts nothing: a line each minute, on a terminal as
+// well.
 func newWait(out io.Writer, doing string) *progress { return newProgress(out, doing, "", 0) }
 
 func newProgress(out io.Writer, doing, what string, all int64) *progress {
