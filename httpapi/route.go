@@ -199,7 +199,7 @@ var pageRoutes = map[string]route{"": routeHome, "status": routeStatus, "search"
 
 // servePage answers with a page for browsers, or a file that pages use.
 func (s *Server) servePage(ctx *fasthttp.RequestCtx, segments []string) route {
-	err := s.options.Pages.Serve(s.live, ctx, segments)
+	err := s.options.Pages.Serve(s.live, ctx, segments, s.Answered)
 	var shown page.ShownFault
 	if errors.As(err, &shown) {
 		s.faults.Note(ctx, "answer with a page", err)

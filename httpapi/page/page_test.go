@@ -174,7 +174,7 @@ func TestShownFault(t *testing.T) {
 	ctx := &fasthttp.RequestCtx{}
 	ctx.Request.Header.Set("Accept", "text/html")
 	var shown ShownFault
-	if err := s.Serve(t.Context(), ctx, []string{"fault"}); !errors.As(err, &shown) || !strings.Contains(err.Error(), "broken") {
+	if err := s.Serve(t.Context(), ctx, []string{"fault"}, none); !errors.As(err, &shown) || !strings.Contains(err.Error(), "broken") {
 		t.Errorf("%v", err)
 	}
 	r := &ctx.Response
@@ -183,6 +183,37 @@ func TestShownFault(t *testing.T) {
 	}
 	if w := get(t, s, "/fault"); w.Code != http.StatusInternalServerError || !strings.Contains(w.Body.String(), "<h1>") {
 		t.Errorf("for the administrator: %d, %s", w.Code, w.Body)
+	}
+}
+
+// none says that the server has answered no request.
+func none() int64 { return 0 }
+
+// TestRest: a turn rests after a page if the server has answered many other requests meanwhile.
+func TestRest(t *testing.T) {
+	t.Parallel()
+	for requests, want := range map[int64]time.Duration{0: 0, 50: 0, 51: restTimes * 10 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			s := New(Options{Size: Full})
+			var answered int64
+			s.Add(Route{Name: "slow", Make: func(context.Context, *Request) (*Page, error) {
+				time.Sleep(10 * time.Millisecond)
+				answered += requests
+				return &Page{Title: "Slow", Template: notFound}, nil
+			}})
+			ctx := &fasthttp.RequestCtx{}
+			ctx.Request.Header.Set("Accept", "text/html")
+			if err := s.Serve(t.Context(), ctx, []string{"slow"}, func() int64 { return answered }); err != nil {
+				t.Fatal(err)
+			}
+			ended := time.Now()
+			for range cap(s.turns) {
+				s.turns <- struct{}{}
+			}
+			if rested := time.Since(ended); rested != want {
+				t.Errorf("after %d requests in 10 ms, the next page waits %v, want %v", requests, rested, want)
+			}
+		})
 	}
 }
 
@@ -195,7 +226,7 @@ func TestTurns(t *testing.T) {
 		serve := func() *fasthttp.Response {
 			ctx := &fasthttp.RequestCtx{}
 			ctx.Request.Header.Set("Accept", "text/html")
-			if err := s.Serve(t.Context(), ctx, []string{"search"}); err != nil {
+			if err := s.Serve(t.Context(), ctx, []string{"search"}, none); err != nil {
 				t.Error(err)
 			}
 			return &ctx.Response

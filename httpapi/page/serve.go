@@ -23,6 +23,12 @@ const (
 	// retryAfter is the Retry-After header of a page that takes longer, in seconds.
 	retryAfter = "5"
 	busy       = "the server is busy: try again in a moment"
+
+	// While the server answers a request in each busyEvery on average, a turn rests for restTimes
+	// as long as its page took: pages then use a tenth of a processor at most for each turn, however
+	// many robots read them, and narinfos come first.
+	busyEvery = 200 * time.Microsecond
+	restTimes = 9
 )
 
 // policy allows nothing but assets of this site.
@@ -61,9 +67,10 @@ var missing = &Route{Name: "missing", Make: func(context.Context, *Request) (*Pa
 // ShownFault is a fault of the server about which a page was the answer.
 type ShownFault struct{ error }
 
-// Serve answers a request for a path that the site has, or that nobody has. An error is a fault of
-// the server, and leaves the answer to the caller, unless it is a [ShownFault].
-func (s *Site) Serve(live context.Context, ctx *fasthttp.RequestCtx, segments []string) error {
+// Serve answers a request for a path that the site has, or that nobody has. answered returns how many
+// requests the server has answered. An error is a fault of the server, and leaves the answer to the
+// caller, unless it is a [ShownFault].
+func (s *Site) Serve(live context.Context, ctx *fasthttp.RequestCtx, segments []string, answered func() int64) error {
 	header := &ctx.Response.Header
 	for _, field := range fields {
 		header.Set(field[0], field[1])
@@ -96,7 +103,7 @@ func (s *Site) Serve(live context.Context, ctx *fasthttp.RequestCtx, segments []
 			host = ""
 		}
 	}
-	body, status, err := s.answer(live, r, segments, query, host, false)
+	body, status, err := s.answer(live, r, segments, query, host, answered)
 	if errors.Is(err, context.DeadlineExceeded) {
 		header.Set("Retry-After", retryAfter)
 		respond.Fail(ctx, fasthttp.StatusServiceUnavailable, busy)
@@ -154,7 +161,7 @@ func (s *Site) Private(log *slog.Logger) http.Handler {
 			http.Error(w, "the query of the URL is malformed", http.StatusBadRequest)
 			return
 		}
-		body, status, err := s.answer(request.Context(), r, segments, query, "", true)
+		body, status, err := s.answer(request.Context(), r, segments, query, "", nil)
 		if err != nil {
 			if logged.IsDue(err.Error(), time.Now()) {
 				log.Error("can't make a page", "path", request.URL.Path, "error", err)
@@ -175,13 +182,15 @@ func (s *Site) Private(log *slog.Logger) http.Handler {
 	})
 }
 
-func (s *Site) answer(ctx context.Context, r *Route, segments []string, query url.Values, host string, private bool) (body []byte, status int, err error) {
+// answer makes a page, for the administrator if answered is nil.
+func (s *Site) answer(ctx context.Context, r *Route, segments []string, query url.Values, host string, answered func() int64) (body []byte, status int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
+	private := answered == nil
 	if !private {
 		select {
 		case s.turns <- struct{}{}:
-			defer func() { <-s.turns }()
+			defer s.endTurn(time.Now(), answered(), answered)
 		case <-ctx.Done():
 			return nil, 0, ctx.Err()
 		}
@@ -195,6 +204,17 @@ func (s *Site) answer(ctx context.Context, r *Route, segments []string, query ur
 		err = fmt.Errorf("make the page /%s: %w", r.Name, err)
 	}
 	return body, status, err
+}
+
+// endTurn ends a turn that began at a time, when that many requests had been answered. It rests first
+// if the server is busy.
+func (s *Site) endTurn(begun time.Time, before int64, answered func() int64) {
+	took := time.Since(begun)
+	if time.Duration(answered()-before)*busyEvery > took {
+		time.AfterFunc(restTimes*took, func() { <-s.turns })
+		return
+	}
+	<-s.turns
 }
 
 func refusal(segments []string) string {

@@ -175,8 +175,12 @@ func TestPoolWaits(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
 	var lent []*connection
-	for range cap(x.readers) {
-		lent = append(lent, <-x.readers)
+	for range x.readers.size() {
+		c, err := x.readers.take(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		lent = append(lent, c)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	result := make(chan error)
@@ -193,9 +197,28 @@ func TestPoolWaits(t *testing.T) {
 		result <- err
 	}()
 	for _, c := range lent {
-		x.readers <- c
+		x.readers.give(c)
 	}
 	if err := <-result; err != nil {
 		t.Errorf("Totals: %v", err)
+	}
+}
+
+// TestPoolLendsLastUsed: the connection that was used last is lent first, and has its pages still. In
+// turn, the connections would take each other's pages; see [pool].
+func TestPoolLendsLastUsed(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	var used []*connection
+	for range 3 {
+		if err := x.readers.do(t.Context(), func(c *connection) error {
+			used = append(used, c)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if used[0] != used[1] || used[1] != used[2] {
+		t.Error("calls that follow each other use several connections")
 	}
 }

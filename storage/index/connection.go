@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"time"
 
 	"modernc.org/sqlite"
@@ -293,43 +294,78 @@ func edgeOf(target, referrer driver.Value) (edge, error) {
 	return edge{t, r}, nil
 }
 
-// pool is a pool of read connections.
-type pool chan *connection
+// pool is a pool of read connections. It lends the one that was used last: the build of SQLite that
+// the driver has lets caches take pages from each other, and one that has fewer pages than its limit
+// while all caches together are full keeps no page at all after a statement. In turn, connections
+// would read three times as many pages.
+type pool struct {
+	free chan struct{} // one element for each idle connection
 
-func openPool(ctx context.Context, dataSource string, size int) (pool, error) {
-	p := make(pool, size)
+	mu   sync.Mutex
+	idle []*connection
+}
+
+func openPool(ctx context.Context, dataSource string, size int) (*pool, error) {
+	p := &pool{free: make(chan struct{}, size)}
 	for range size {
 		c, err := connect(ctx, dataSource)
 		if err != nil {
 			return nil, errors.Join(err, p.close())
 		}
-		p <- c
+		p.give(c)
 	}
 	return p, nil
 }
 
-// close closes the connections, which must all be idle.
-func (p pool) close() error {
-	var err error
-	for len(p) > 0 {
-		err = errors.Join(err, (<-p).close())
+// size is the number of connections.
+func (p *pool) size() int { return cap(p.free) }
+
+// take lends a connection, after waiting for one until the context ends.
+func (p *pool) take(ctx context.Context) (*connection, error) {
+	select {
+	case <-p.free:
+	default:
+		select {
+		case <-p.free:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := p.idle[len(p.idle)-1]
+	p.idle = p.idle[:len(p.idle)-1]
+	return c, nil
+}
+
+// give returns a connection that take has lent, or another in its place.
+func (p *pool) give(c *connection) {
+	p.mu.Lock()
+	p.idle = append(p.idle, c)
+	p.mu.Unlock()
+	p.free <- struct{}{}
+}
+
+// close closes the connections, which must all be idle. A nil pool has none.
+func (p *pool) close() (err error) {
+	if p == nil {
+		return nil
+	}
+	for _, c := range p.idle {
+		<-p.free
+		err = errors.Join(err, c.close())
+	}
+	p.idle = nil
 	return err
 }
 
 // do calls f with a connection, after waiting for one until the context ends.
-func (p pool) do(ctx context.Context, f func(*connection) error) error {
-	var c *connection
-	select {
-	case c = <-p:
-	default:
-		select {
-		case c = <-p:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+func (p *pool) do(ctx context.Context, f func(*connection) error) error {
+	c, err := p.take(ctx)
+	if err != nil {
+		return err
 	}
-	defer func() { p <- c }()
+	defer func() { p.give(c) }()
 	if c.conn == nil {
 		opened, err := connect(ctx, c.reopen)
 		if err != nil {

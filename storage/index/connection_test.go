@@ -21,14 +21,12 @@ func TestPragmas(t *testing.T) {
 	defer x.Close()
 	w := watch(t, x)
 	connections := map[string]*connection{"writer": x.writer, "watcher": w.conn}
-	count := len(x.readers)
-	if count < 4 || count != cap(x.readers) {
-		t.Errorf("%d readers in a pool of %d", count, cap(x.readers))
+	count := len(x.readers.idle)
+	if count < 4 || count != x.readers.size() {
+		t.Errorf("%d readers in a pool of %d", count, x.readers.size())
 	}
-	for i := range count {
-		c := <-x.readers
+	for i, c := range x.readers.idle {
 		connections[fmt.Sprintf("reader %d", i)] = c
-		defer func() { x.readers <- c }()
 	}
 	for name, c := range connections {
 		want := map[string]any{

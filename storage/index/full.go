@@ -67,19 +67,18 @@ func (x *Index) Resume(ctx context.Context) error {
 	}
 	// Replace all of them: connections of one process share the index of the log, and
 	// read-only connections can't write to it.
-	lent := make([]*connection, 0, cap(x.readers))
+	lent := make([]*connection, 0, x.readers.size())
 	defer func() {
 		for _, c := range lent {
-			x.readers <- c
+			x.readers.give(c)
 		}
 	}()
-	for range cap(x.readers) {
-		select {
-		case c := <-x.readers:
-			lent = append(lent, c)
-		case <-ctx.Done():
-			return ctx.Err()
+	for range x.readers.size() {
+		c, err := x.readers.take(ctx)
+		if err != nil {
+			return err
 		}
+		lent = append(lent, c)
 	}
 	for _, c := range lent {
 		_ = c.close()
@@ -91,14 +90,12 @@ func (x *Index) Resume(ctx context.Context) error {
 	}
 	if err != nil {
 		// If the old connections can't be reopened now, retry when they are used.
-		for range cap(x.readers) {
+		for range x.readers.size() {
 			lent = append(lent, &connection{reopen: x.source})
 		}
 		return err
 	}
-	for range cap(x.readers) {
-		lent = append(lent, <-opened.readers)
-	}
+	lent = opened.readers.idle
 	opened.codec.close()
 	x.writer, x.source, x.reserve, x.changed = opened.writer, opened.source, opened.reserve, nil
 	x.full.Store(false)

@@ -116,8 +116,8 @@ func TestResumeFails(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := x.Resume(t.Context()); err == nil || len(x.readers) != cap(x.readers) {
-		t.Fatalf("%v, and %d connections of %d", err, len(x.readers), cap(x.readers))
+	if err := x.Resume(t.Context()); err == nil || len(x.readers.free) != x.readers.size() {
+		t.Fatalf("%v, and %d connections of %d", err, len(x.readers.free), x.readers.size())
 	}
 	if _, err := x.Totals(t.Context()); err == nil {
 		t.Error("read from an unreadable database")

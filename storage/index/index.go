@@ -106,7 +106,7 @@ type Index struct {
 	path     string
 	file     string // path without symbolic links; the log is beside it
 	source   string // data source of a reader
-	readers  pool
+	readers  *pool
 	codec    *codec
 	instance string
 	reserve  int64 // its intended size in bytes; 0 with [Read]

@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
+	"slices"
 
 	"nar-herder/narinfo"
 )
@@ -110,35 +111,36 @@ func (x *Index) PositionsAfter(ctx context.Context, position int64, limit int) (
 // ItemsByPosition returns the item at each position. An item is nil if there is none, or if
 // clients can't get its narinfo, because it is withdrawn, lost or damaged.
 func (x *Index) ItemsByPosition(ctx context.Context, positions []int64) ([]*Item, error) {
-	items := make([]*Item, len(positions))
+	found := make(map[int64]*Item, len(positions))
 	err := x.readers.do(ctx, func(c *connection) error {
-		for i, position := range positions {
-			item, err := x.itemByPosition(c, position)
+		for step := range slices.Chunk(positions, keysAtOnce) {
+			err := c.rowsIn(visibleByPosition, step, func(row []driver.Value) (bool, error) {
+				item, err := x.item(row)
+				if errors.Is(err, ErrDamaged) {
+					return true, nil
+				}
+				if err == nil {
+					found[item.Position()] = item
+				}
+				return true, err
+			})
 			if err != nil {
 				return err
 			}
-			items[i] = item
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, describe("look up items in "+x.path, err)
 	}
+	items := make([]*Item, len(positions))
+	for i, position := range positions {
+		items[i] = found[position]
+	}
 	return items, nil
 }
 
-// itemByPosition is [Index.ItemsByPosition] for one item.
-func (x *Index) itemByPosition(c *connection, position int64) (*Item, error) {
-	row, err := c.first(itemColumns+" WHERE i.id = ? AND n.withdrawn_at IS NULL AND n.lost_at IS NULL", position)
-	if err != nil || row == nil {
-		return nil, err
-	}
-	item, err := x.item(row)
-	if errors.Is(err, ErrDamaged) {
-		return nil, nil
-	}
-	return item, err
-}
+var visibleByPosition = itemColumns + " WHERE n.withdrawn_at IS NULL AND n.lost_at IS NULL AND i.id" + inKeys
 
 // Beside returns the name of a file beside the database: that of the database, without symbolic
 // links, and a suffix.

@@ -236,21 +236,33 @@ func (x *Index) EachAt(ctx context.Context, hashes []narinfo.PathHash, f func(i 
 	return nil
 }
 
-// keysAtOnce is how many items are looked for with one query. Many are missing, and a query of
-// its own takes about four times as long.
+// keysAtOnce is how many items are looked up with one query. A query for each takes longer, if they
+// are missing about four times as long.
 const keysAtOnce = 64
 
-var presentKeys = "SELECT key FROM items WHERE key IN (?" + strings.Repeat(", ?", keysAtOnce-1) + ")"
+// inKeys ends a query for [connection.rowsIn].
+var inKeys = " IN (?" + strings.Repeat(", ?", keysAtOnce-1) + ")"
+
+// rowsIn runs a query that ends in inKeys with 1 to keysAtOnce keys.
+func (c *connection) rowsIn(query string, keys []int64, f func(row []driver.Value) (bool, error)) error {
+	args := make([]driver.Value, keysAtOnce)
+	for i := range args {
+		args[i] = keys[min(i, len(keys)-1)]
+	}
+	return c.rows(query, args, f)
+}
+
+var presentKeys = "SELECT key FROM items WHERE key" + inKeys
 
 // presence returns which of at most keysAtOnce items may be in the index. If that can't be
 // told, all may be, and reading them tells why.
 func (c *connection) presence(hashes []narinfo.PathHash) func(key int64) bool {
-	args := make([]driver.Value, keysAtOnce)
-	for i := range args {
-		args[i] = keyOf(hashes[min(i, len(hashes)-1)])
+	keys := make([]int64, len(hashes))
+	for i, hash := range hashes {
+		keys[i] = keyOf(hash)
 	}
 	present := make(map[int64]bool)
-	err := c.rows(presentKeys, args, func(row []driver.Value) (bool, error) {
+	err := c.rowsIn(presentKeys, keys, func(row []driver.Value) (bool, error) {
 		key, ok := row[0].(int64)
 		if !ok {
 			return false, errors.New(noInteger)

@@ -103,10 +103,8 @@ func (x *Index) tryReading(ctx context.Context, absolute string, cacheBytes int6
 		}
 	}()
 	x.changed = changed
-	for range count {
-		c := <-x.readers
+	for _, c := range x.readers.idle {
 		c.changed = changed
-		x.readers <- c
 	}
 	return x.readers.do(ctx, func(c *connection) error {
 		version, err := recognise(c, x.path, newest)

@@ -1,7 +1,6 @@
 package index
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"database/sql/driver"
@@ -445,16 +444,27 @@ func (x *Index) HiddenReferences(ctx context.Context, n *narinfo.Narinfo) (hidde
 	return hidden, nil
 }
 
-const notWithdrawn = " AND n.withdrawn_at IS NULL"
+const notWithdrawn = "n.withdrawn_at IS NULL"
 
 // missing returns the paths that are not items under a condition.
 func (c *connection) missing(paths []narinfo.StorePath, condition string) (missing []narinfo.StorePath, err error) {
-	for _, path := range paths {
-		row, err := c.first("SELECT n.hash FROM items i JOIN narinfos n ON n.id = i.id WHERE i.key = ?"+condition, keyOf(path.Hash))
+	query := "SELECT n.hash FROM items i JOIN narinfos n ON n.id = i.id WHERE " + condition + " AND i.key" + inKeys
+	present := make(map[string]bool, len(paths))
+	for step := range slices.Chunk(paths, keysAtOnce) {
+		keys := make([]int64, len(step))
+		for i, path := range step {
+			keys[i] = keyOf(path.Hash)
+		}
+		err := c.rowsIn(query, keys, func(row []driver.Value) (bool, error) {
+			present[string(blob(row[0]))] = true
+			return true, nil
+		})
 		if err != nil {
 			return nil, err
 		}
-		if row == nil || !bytes.Equal(blob(row[0]), path.Hash[:]) {
+	}
+	for _, path := range paths {
+		if !present[string(path.Hash[:])] {
 			missing = append(missing, path)
 		}
 	}

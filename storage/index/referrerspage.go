@@ -13,10 +13,11 @@ import (
 )
 
 // ReferrersBefore returns the newest items that refer to the path and have a smaller
-// [Item.Position] than before; 0 means any. It leaves out the item itself, and items with
-// narinfos that clients can't get. It reads hardly more than limit rows, however many items refer to the path. The
-// last item's position is the next page's before. more is true if others may follow.
-func (x *Index) ReferrersBefore(ctx context.Context, hash narinfo.PathHash, before int64, limit int) (items []*Item, more bool, err error) {
+// [Item.Position] than before; 0 means any. It leaves out the item itself, damaged items, and those
+// with narinfos that clients can't get. It reads hardly more than limit rows, however many items
+// refer to the path. The last item's position is the next page's before. more is true if others
+// may follow.
+func (x *Index) ReferrersBefore(ctx context.Context, hash narinfo.PathHash, before int64, limit int) (items []Named, more bool, err error) {
 	target := keyOf(hash)
 	before = cmp.Or(before, math.MaxInt64)
 	err = x.readers.do(ctx, func(c *connection) (err error) {
@@ -54,16 +55,15 @@ func (x *Index) ReferrersBefore(ctx context.Context, hash narinfo.PathHash, befo
 }
 
 // appendReferrer appends the item at a position if it is one for [Index.ReferrersBefore].
-func (x *Index) appendReferrer(c *connection, items []*Item, id int64, hash narinfo.PathHash) ([]*Item, error) {
-	row, err := c.first("SELECT refs FROM narinfos WHERE id = ?", id)
-	if err != nil || row == nil || !refersTo(blob(row[0]), keyOf(hash)) {
+func (x *Index) appendReferrer(c *connection, items []Named, id int64, hash narinfo.PathHash) ([]Named, error) {
+	row, err := c.first("SELECT id, hash, dictionary, text, checksum, refs FROM narinfos WHERE id = ? AND withdrawn_at IS NULL AND lost_at IS NULL", id)
+	if err != nil || row == nil || !refersTo(blob(row[5]), keyOf(hash)) {
 		return items, err // a former reference
 	}
-	item, err := x.itemByPosition(c, id)
-	if item == nil || item.Hash == hash {
-		return items, err
+	if item, ok := x.named(row); ok && item.Hash != hash {
+		items = append(items, item)
 	}
-	return append(items, item), nil
+	return items, nil
 }
 
 // referrersBefore returns the largest ids, in descending order and at most limit, of the items

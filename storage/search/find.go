@@ -194,7 +194,15 @@ type candidate struct {
 const recently = -1
 
 func (c *candidate) compare(o *candidate) int {
-	return cmp.Or(cmp.Compare(c.class, o.class), compareNames(c.name, o.name), cmp.Compare(c.block, o.block))
+	return cmp.Or(c.compareName(o.class, o.name), cmp.Compare(c.block, o.block))
+}
+
+// compareName compares the class and the name of a candidate with others.
+func (c *candidate) compareName(class int, name []byte) int {
+	if order := cmp.Compare(c.class, class); order != 0 {
+		return order
+	}
+	return compareNames(c.name, name)
 }
 
 // finder collects the best names.
@@ -284,15 +292,16 @@ func (s *Index) findRecent(f *finder) {
 
 // table looks at the names in a file.
 func (f *finder) table(ctx context.Context, t *table) error {
-	var names, buffer []byte
+	var buffer []byte
 	var unpacked []posting
+	var c candidate // one for all names, as most are not among the best
 	for number := range t.meta.Blocks {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		var e entries
 		var err error
-		if e.text, e.counts, names, err = t.names(number, names); err != nil {
+		if e.text, e.counts, err = t.keepNames(number); err != nil {
 			return err
 		}
 		if f.query.start != "" {
@@ -311,12 +320,12 @@ func (f *finder) table(ctx context.Context, t *table) error {
 				break
 			}
 			if class, does := f.query.matches(e.name); does {
-				c := candidate{class: class, name: e.name, block: number, entry: e.entry, count: e.count}
+				c.class, c.name, c.block, c.count = class, e.name, number, e.count
 				if f.isAmong(&c) {
-					c.name = bytes.Clone(c.name)
+					c.name, c.entry = bytes.Clone(c.name), e.entry
 					f.insert(c)
 				}
-			} else if f.query.start != "" {
+			} else if f.query.start != "" && e.hasStart(f.start, f.shift, buffer) {
 				if unpacked, err = e.unpack(unpacked[:0], buffer); err != nil {
 					return err
 				}
@@ -353,7 +362,7 @@ func (f *finder) isAmong(c *candidate) bool {
 		return true
 	}
 	// Most names of a common word end here.
-	if worst := &f.best[len(f.best)-1]; c.class > worst.class || c.compare(worst) > 0 {
+	if c.compare(&f.best[len(f.best)-1]) > 0 {
 		f.more = true
 		return false
 	}
@@ -362,9 +371,7 @@ func (f *finder) isAmong(c *candidate) bool {
 
 // compareFrom compares a candidate with the position where the results begin. It is 0 if some of
 // the candidate's items may be after that.
-func (f *finder) compareFrom(c *candidate) int {
-	return cmp.Or(cmp.Compare(c.class, f.from.class), compareNames(c.name, f.from.name))
-}
+func (f *finder) compareFrom(c *candidate) int { return c.compareName(f.from.class, f.from.name) }
 
 // insert adds a candidate to the best, and drops those that are not needed any more.
 func (f *finder) insert(c candidate) {

@@ -3,6 +3,7 @@ package search
 import (
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -69,6 +70,7 @@ func FuzzTable(f *testing.F) {
 	f.Add([]byte("a\nb\n"), []byte{1, 6, 2, 12}, []byte{5, 0, 0, 0, 0, 0})
 	f.Add([]byte("a"), []byte{1}, []byte{})
 	f.Add([]byte("a\n"), []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 1}, []byte{1})
+	f.Add([]byte("a\n"), []byte{2, 13}, []byte{0x85, 1, 0, 0, 0, 0, 0, 3, 1, 2, 3, 4, 5})
 	f.Fuzz(func(t *testing.T, text, counts, postings []byte) {
 		e := entries{text: text, counts: counts}
 		for {
@@ -76,7 +78,15 @@ func FuzzTable(f *testing.F) {
 			if err != nil || !more {
 				return
 			}
-			if _, err := e.unpack(nil, postings); err != nil {
+			found, err := e.unpack(nil, postings)
+			for _, start := range []uint64{0, 0x0102} {
+				const shift = 24
+				want := err != nil || slices.ContainsFunc(found, func(p posting) bool { return p.start>>shift == start })
+				if got := e.hasStart(start, shift, postings); got != want && (err == nil || len(found) == 0) {
+					t.Errorf("%q of %x has the start %#x: %v, want %v (%v)", e.name, postings, start, got, want, err)
+				}
+			}
+			if err != nil {
 				return
 			}
 		}

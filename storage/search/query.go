@@ -163,11 +163,13 @@ func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 // versions first, but an output such as -doc after its package.
 func compareNames(a, b []byte) int {
 	m, n := packageLen(a), packageLen(b)
-	return cmp.Or(
-		cmp.Compare(m, n),
-		bytes.Compare(a[:m], b[:n]),
-		compareVersions(a[m:], b[n:]),
-	)
+	if order := cmp.Compare(m, n); order != 0 {
+		return order
+	}
+	if order := bytes.Compare(a[:m], b[:n]); order != 0 {
+		return order
+	}
+	return compareVersions(a[m:], b[n:])
 }
 
 // compareVersions compares numbers within the versions as numbers, and the rest as text: 1.10,

@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"sync/atomic"
 
 	"nar-herder/narinfo"
 )
@@ -89,6 +90,8 @@ type table struct {
 	file *os.File
 	size int64
 	meta meta
+	// kept are the texts and counts of blocks that searches have read, nil for others.
+	kept []atomic.Pointer[[]byte]
 }
 
 // openTable opens a file. The error is errDamaged if it is not a complete file of this format.
@@ -144,6 +147,7 @@ func (t *table) readMeta() error {
 	if offset != end {
 		return damaged("the blocks have the wrong length")
 	}
+	t.kept = make([]atomic.Pointer[[]byte], len(t.meta.Blocks))
 	return nil
 }
 
@@ -186,6 +190,21 @@ func (t *table) names(number int, buffer []byte) (text, counts, grown []byte, er
 		return nil, nil, buffer, err
 	}
 	return buffer[:b.Text], buffer[b.Text:], buffer, nil
+}
+
+// keepNames is names, and keeps what it has read.
+func (t *table) keepNames(number int) (text, counts []byte, err error) {
+	both := t.kept[number].Load()
+	if both == nil {
+		_, _, read, err := t.names(number, nil)
+		if err != nil {
+			return nil, nil, err
+		}
+		both = &read
+		t.kept[number].Store(both)
+	}
+	length := t.meta.Blocks[number].Text
+	return (*both)[:length], (*both)[length:], nil
 }
 
 // postings reads the postings of a block.
@@ -261,6 +280,26 @@ func (e *entry) unpack(found []posting, all []byte) ([]posting, error) {
 		packed = packed[n+startLen:]
 	}
 	return found, nil
+}
+
+// hasStart reports whether unpack returns a posting with a start that was shifted to the right, or
+// an error. It is faster.
+func (e *entry) hasStart(start uint64, shift int, all []byte) bool {
+	if e.to > len(all) {
+		return true
+	}
+	for packed := all[e.from:e.to]; len(packed) > 0; packed = packed[startLen:] {
+		for len(packed) > startLen && packed[0] >= 0x80 { // the distance, a varint
+			packed = packed[1:]
+		}
+		if packed = packed[1:]; len(packed) < startLen {
+			return true
+		}
+		if (uint64(packed[0])<<32|uint64(binary.BigEndian.Uint32(packed[1:])))>>shift == start {
+			return true
+		}
+	}
+	return false
 }
 
 // each calls f with each name and its postings, the newest first, which are valid until f

@@ -214,11 +214,9 @@ func (o *Options) read(ctx context.Context, hash narinfo.PathHash, query url.Val
 		return err
 	}
 	if item.WithdrawnAt.IsZero() { // a withdrawn item has no closure
-		size, err := o.Storage.Index().ClosureSize(ctx, hash, mostFollowed)
-		if err != nil {
+		if v.Closure, err = o.closure(ctx, hash, query.Get("closure") == "all"); err != nil {
 			return err
 		}
-		v.Closure = &closure{size}
 	}
 	if v.Private {
 		if v.Record, err = o.record(ctx, item, announced); err != nil {

@@ -245,36 +245,38 @@ func TestReferences(t *testing.T) {
 	p.add(t, text(1, strings.Join(append(references, hash(1)+"-item"), " ")), 1)
 	p.add(t, text(1000, ""), 1)
 	_, body, _ := p.get(t, "/item/"+hash(1), false)
-	wants(t, body, "refers to 251 items; these are 1 to 100", `<a href="`+hash(1000)+`">`, `!<a href="`+hash(1001)+`">`, `href="?references=2#references"`, "!Back",
-		"249 missing", "and 229 more", "!more than")
+	wants(t, body, "refers to 251 items; these are 1 to 25", `<a href="`+hash(1000)+`">`, `!<a href="`+hash(1001)+`">`, `href="?references=2#references"`, "!Back",
+		"more than 2 items", "48 missing", "and 28 more")
+	_, body, _ = p.get(t, "/item/"+hash(1)+"?closure=all", false)
+	wants(t, body, "2 items", "249 missing", "and 229 more", "!more than")
 	wants(t, body, `<meta name="robots" content="noindex, nofollow">`)
 	for query, want := range map[string][]string{
-		"references=2": {"these are 101 to 200", `href="?references=3#references"`, `href="?references=1#references"`},
-		"references=3": {"these are 201 to 251", "!references=4", "<small>itself</small>"}, "references=99999999999": {"these are 201 to 251"},
-		"references=-1": {"1 to 100"}, "references=x&referrers=y": {"1 to 100"}, "references=9223372036854775807": {"251"},
+		"references=2":  {"these are 26 to 50", `href="?references=3#references"`, `href="?references=1#references"`},
+		"references=11": {"these are 251 to 251", "!references=12", "<small>itself</small>"}, "references=99999999999": {"these are 251 to 251"},
+		"references=-1": {"1 to 25"}, "references=x&referrers=y": {"1 to 25"}, "references=9223372036854775807": {"251"},
 	} {
 		_, body, _ := p.get(t, "/item/"+hash(1)+"?"+query, false)
 		wants(t, body, want...)
 	}
-	for n := 2000; n < 2150; n++ {
+	for n := 2000; n < 2040; n++ {
 		p.add(t, text(n, hash(1000)+"-item"), 1)
 	}
 	_, body, _ = p.get(t, "/item/"+hash(1000), false)
-	wants(t, body, "refers to no other item", "the newest first", `<a href="`+hash(2149)+`">`, `!<a href="`+hash(2049)+`">`)
+	wants(t, body, "refers to no other item", "the newest first", `<a href="`+hash(2039)+`">`, `!<a href="`+hash(2014)+`">`)
 	_, next, found := strings.Cut(body, `<a rel="next" href="`)
 	next, _, _ = strings.Cut(next, "#")
 	if !found {
 		t.Fatal("no next page")
 	}
 	_, body, _ = p.get(t, "/item/"+hash(1000)+next, false)
-	wants(t, body, `<a href="`+hash(2049)+`">`, `<a href="`+hash(1)+`">`, `!<a href="`+hash(2050)+`">`, `!rel="next"`, "The newest")
+	wants(t, body, `<a href="`+hash(2014)+`">`, `<a href="`+hash(1)+`">`, `!<a href="`+hash(2015)+`">`, `!rel="next"`, "The newest")
 }
 
-// TestLargeClosure says that a closure has more items than are counted.
+// TestLargeClosure says that a closure has more items than are counted, and counts all on request.
 func TestLargeClosure(t *testing.T) {
 	p := newServer(t, nil)
 	err := p.Index().Update(t.Context(), func(tx *index.Tx) error {
-		for i := range mostFollowed + 1 {
+		for i := range mostOnRequest + 1 {
 			n, err := narinfo.Parse([]byte(text(i, hash(i+1)+"-item")))
 			if err != nil {
 				return err
@@ -288,10 +290,18 @@ func TestLargeClosure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, body, _ := p.get(t, "/item/"+hash(0), false)
-	wants(t, body, "over 1.2 MiB", "more than 300 items", "! missing</span>")
-	_, body, _ = p.get(t, "/item/"+hash(2), false)
-	wants(t, body, "1 missing", "!more than", hash(mostFollowed+1))
+	last := mostOnRequest + 1 // is missing
+	for path, want := range map[string][]string{
+		hash(0):                       {"over 200.0 KiB", "more than 50 items", `href="?closure=all"`, "! missing</span>"},
+		hash(0) + "?closure=all":      {"over 19.5 MiB", "more than 5,000 items", "!?closure=all"},
+		hash(2) + "?closure=all":      {"19.5 MiB", "4,999 items", "1 missing", "!more than", "!?closure=all", hash(last)},
+		hash(2) + "?closure=x":        {"more than 50 items"},
+		hash(last - mostFollowed + 1): {"49 items", "1 missing", "!more than", "!?closure=all", hash(last)},
+		hash(last-mostFollowed+1) + "?closure=all&q=<b>": {"49 items", "!<b>"},
+	} {
+		_, body, _ := p.get(t, "/item/"+path, false)
+		wants(t, body, want...)
+	}
 }
 
 // TestDamagedClosure shows the rest of a closure with a damaged item, and of one with a lost item.

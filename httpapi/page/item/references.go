@@ -11,9 +11,10 @@ import (
 
 const (
 	// perPage is how many references or referrers a page lists.
-	perPage = 100
-	// mostFollowed bounds how many items of a closure are counted.
-	mostFollowed = 300
+	perPage = 25
+	// mostFollowed bounds how many items of a closure are counted, and mostOnRequest if the
+	// reader asks for all, which takes longer. Few closures in Guix have more than that.
+	mostFollowed, mostOnRequest = 50, 5000
 )
 
 // list is a page of the items that an item refers to, or that refer to it.
@@ -80,11 +81,7 @@ func (o *Options) referrers(ctx context.Context, path narinfo.StorePath, before 
 		return l, err
 	}
 	for _, item := range items {
-		n, err := narinfo.Parse(item.Text)
-		if err != nil {
-			continue // the check of the index reports it
-		}
-		l.Items = append(l.Items, listed{StorePath: n.StorePath})
+		l.Items = append(l.Items, listed{StorePath: narinfo.StorePath{Hash: item.Hash, Name: item.Name}})
 	}
 	if position > 0 {
 		l.Back = query(l.Name, "0")
@@ -92,7 +89,7 @@ func (o *Options) referrers(ctx context.Context, path narinfo.StorePath, before 
 		l.Total = len(items)
 	}
 	if more {
-		l.Next = query(l.Name, strconv.FormatInt(items[len(items)-1].Position(), 10))
+		l.Next = query(l.Name, strconv.FormatInt(items[len(items)-1].Position, 10))
 	}
 	return l, nil
 }
@@ -100,7 +97,24 @@ func (o *Options) referrers(ctx context.Context, path narinfo.StorePath, before 
 func query(name, value string) string { return "?" + url.Values{name: {value}}.Encode() }
 
 // closure is the item with all that it needs.
-type closure struct{ index.ClosureSize }
+type closure struct {
+	index.ClosureSize
+	// MayCountAll says that the reader can ask for items that were not counted.
+	MayCountAll bool
+}
+
+// closure counts the items of a closure.
+func (o *Options) closure(ctx context.Context, hash narinfo.PathHash, countAll bool) (*closure, error) {
+	most := mostFollowed
+	if countAll {
+		most = mostOnRequest
+	}
+	size, err := o.Storage.Index().ClosureSize(ctx, hash, most)
+	if err != nil {
+		return nil, err
+	}
+	return &closure{size, !size.Complete && !countAll}, nil
+}
 
 // Others is the number of missing items that are not listed.
 func (c *closure) Others() int { return c.MissingCount - len(c.Missing) }

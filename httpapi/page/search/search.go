@@ -40,7 +40,7 @@ var (
 const (
 	scriptName = "search.js"
 	// perPage is how many items a page lists, and mostNewest how many without a query.
-	perPage    = 50
+	perPage    = 25
 	mostNewest = 20
 )
 
