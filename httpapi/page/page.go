@@ -110,7 +110,7 @@ type Site struct {
 	options Options
 	routes  []Route
 	assets  map[string]asset
-	// turns bounds how many public pages are made at a time, so that requests of Guix keep
+	// turns bounds how many public pages are made at a time, or rest, so that requests of Guix keep
 	// processors however many robots read pages.
 	turns chan struct{}
 }

@@ -26,9 +26,10 @@ const (
 
 	// While the server answers a request in each busyEvery on average, a turn rests for restTimes
 	// as long as its page took: pages then use a tenth of a processor at most for each turn, however
-	// many robots read them, and narinfos come first.
+	// many robots read them, and narinfos come first. mostRest is for pages that wait for a disk.
 	busyEvery = 200 * time.Microsecond
 	restTimes = 9
+	mostRest  = time.Second
 )
 
 // policy allows nothing but assets of this site.
@@ -103,7 +104,7 @@ func (s *Site) Serve(live context.Context, ctx *fasthttp.RequestCtx, segments []
 			host = ""
 		}
 	}
-	body, status, err := s.answer(live, r, segments, query, host, answered)
+	body, status, err := s.answer(live, r, segments, query, host, false, answered)
 	if errors.Is(err, context.DeadlineExceeded) {
 		header.Set("Retry-After", retryAfter)
 		respond.Fail(ctx, fasthttp.StatusServiceUnavailable, busy)
@@ -161,7 +162,7 @@ func (s *Site) Private(log *slog.Logger) http.Handler {
 			http.Error(w, "the query of the URL is malformed", http.StatusBadRequest)
 			return
 		}
-		body, status, err := s.answer(request.Context(), r, segments, query, "", nil)
+		body, status, err := s.answer(request.Context(), r, segments, query, "", true, nil)
 		if err != nil {
 			if logged.IsDue(err.Error(), time.Now()) {
 				log.Error("can't make a page", "path", request.URL.Path, "error", err)
@@ -182,11 +183,10 @@ func (s *Site) Private(log *slog.Logger) http.Handler {
 	})
 }
 
-// answer makes a page, for the administrator if answered is nil.
-func (s *Site) answer(ctx context.Context, r *Route, segments []string, query url.Values, host string, answered func() int64) (body []byte, status int, err error) {
+// answer makes a page. answered is for public pages.
+func (s *Site) answer(ctx context.Context, r *Route, segments []string, query url.Values, host string, private bool, answered func() int64) (body []byte, status int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
-	private := answered == nil
 	if !private {
 		select {
 		case s.turns <- struct{}{}:
@@ -211,7 +211,7 @@ func (s *Site) answer(ctx context.Context, r *Route, segments []string, query ur
 func (s *Site) endTurn(begun time.Time, before int64, answered func() int64) {
 	took := time.Since(begun)
 	if time.Duration(answered()-before)*busyEvery > took {
-		time.AfterFunc(restTimes*took, func() { <-s.turns })
+		time.AfterFunc(min(restTimes*took, mostRest), func() { <-s.turns })
 		return
 	}
 	<-s.turns

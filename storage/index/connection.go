@@ -294,10 +294,10 @@ func edgeOf(target, referrer driver.Value) (edge, error) {
 	return edge{t, r}, nil
 }
 
-// pool is a pool of read connections. It lends the one that was used last: the build of SQLite that
-// the driver has lets caches take pages from each other, and one that has fewer pages than its limit
-// while all caches together are full keeps no page at all after a statement. In turn, connections
-// would read three times as many pages.
+// pool is a pool of read connections. It lends the one that was used last. In the driver's build of
+// SQLite, all page caches share one limit, and take pages from each other (pcache1.c, mode 2). Once
+// the limit is reached, a cache that is below its own limit frees its pages after each statement.
+// Connections that are used in turn read twice as many pages.
 type pool struct {
 	free chan struct{} // one element for each idle connection
 

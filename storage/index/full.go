@@ -95,7 +95,13 @@ func (x *Index) Resume(ctx context.Context) error {
 		}
 		return err
 	}
-	lent = opened.readers.idle
+	for i, c := range opened.readers.idle {
+		if i < x.readers.size() {
+			lent = append(lent, c)
+		} else { // the number of processors has changed
+			_ = c.close() // it was only read
+		}
+	}
 	opened.codec.close()
 	x.writer, x.source, x.reserve, x.changed = opened.writer, opened.source, opened.reserve, nil
 	x.full.Store(false)

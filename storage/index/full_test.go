@@ -116,7 +116,7 @@ func TestResumeFails(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := x.Resume(t.Context()); err == nil || len(x.readers.free) != x.readers.size() {
+	if err := x.Resume(t.Context()); err == nil || len(x.readers.free) != x.readers.size() || len(x.readers.idle) != x.readers.size() {
 		t.Fatalf("%v, and %d connections of %d", err, len(x.readers.free), x.readers.size())
 	}
 	if _, err := x.Totals(t.Context()); err == nil {

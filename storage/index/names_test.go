@@ -63,6 +63,38 @@ func TestNamesAfter(t *testing.T) {
 	}
 }
 
+// TestManyByPosition: items are in the order of the positions, also of repeated ones.
+func TestManyByPosition(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	const total = 2*keysAtOnce + 10
+	for n := range total {
+		put(t, x, testNarinfo(n, 1, nil, 1))
+	}
+	var positions, want, got []int64
+	for n := range int64(2 * total) {
+		positions = append(positions, 1+n*7%(total+5))
+	}
+	items, err := x.ItemsByPosition(t.Context(), positions)
+	if err != nil || len(items) != len(positions) {
+		t.Fatalf("%d items for %d positions, %v", len(items), len(positions), err)
+	}
+	for i, item := range items {
+		if positions[i] <= total {
+			want = append(want, positions[i])
+		}
+		if item != nil {
+			got = append(got, item.Position())
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("positions of the items are %v, want %v", got, want)
+	}
+	if items, err := x.ItemsByPosition(t.Context(), nil); err != nil || len(items) != 0 {
+		t.Errorf("no positions have %v, %v", items, err)
+	}
+}
+
 // TestReferrersBefore: pages of the referrers of an item are all of them, the newest first.
 func TestReferrersBefore(t *testing.T) {
 	t.Parallel()

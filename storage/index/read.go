@@ -236,8 +236,8 @@ func (x *Index) EachAt(ctx context.Context, hashes []narinfo.PathHash, f func(i 
 	return nil
 }
 
-// keysAtOnce is how many items are looked up with one query. A query for each takes longer, if they
-// are missing about four times as long.
+// keysAtOnce is how many items are looked up with one query. A query for each takes longer; for
+// missing items, about four times as long.
 const keysAtOnce = 64
 
 // inKeys ends a query for [connection.rowsIn].

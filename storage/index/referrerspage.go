@@ -13,10 +13,10 @@ import (
 )
 
 // ReferrersBefore returns the newest items that refer to the path and have a smaller
-// [Item.Position] than before; 0 means any. It leaves out the item itself, damaged items, and those
-// with narinfos that clients can't get. It reads hardly more than limit rows, however many items
-// refer to the path. The last item's position is the next page's before. more is true if others
-// may follow.
+// [Item.Position] than before; 0 means any. It leaves out the item itself, and items with
+// narinfos that are damaged or that clients can't get. It reads hardly more than limit rows,
+// however many items refer to the path. The last item's position is the next page's before. more
+// is true if others may follow.
 func (x *Index) ReferrersBefore(ctx context.Context, hash narinfo.PathHash, before int64, limit int) (items []Named, more bool, err error) {
 	target := keyOf(hash)
 	before = cmp.Or(before, math.MaxInt64)

@@ -282,22 +282,24 @@ func (e *entry) unpack(found []posting, all []byte) ([]posting, error) {
 	return found, nil
 }
 
-// hasStart reports whether unpack returns a posting with a start that was shifted to the right, or
-// an error. It is faster.
+// hasStart returns false only if unpack returns no error and no posting with a start that was shifted
+// to the right. It is faster.
 func (e *entry) hasStart(start uint64, shift int, all []byte) bool {
 	if e.to > len(all) {
 		return true
 	}
-	for packed := all[e.from:e.to]; len(packed) > 0; packed = packed[startLen:] {
-		for len(packed) > startLen && packed[0] >= 0x80 { // the distance, a varint
-			packed = packed[1:]
+	for packed := all[e.from:e.to]; len(packed) > 0; {
+		n := 1 // length of the distance, a varint
+		for n < len(packed) && packed[n-1] >= 0x80 {
+			n++
 		}
-		if packed = packed[1:]; len(packed) < startLen {
+		if n >= binary.MaxVarintLen64 || len(packed) < n+startLen {
 			return true
 		}
-		if (uint64(packed[0])<<32|uint64(binary.BigEndian.Uint32(packed[1:])))>>shift == start {
+		if (uint64(packed[n])<<32|uint64(binary.BigEndian.Uint32(packed[n+1:])))>>shift == start {
 			return true
 		}
+		packed = packed[n+startLen:]
 	}
 	return false
 }

@@ -13,7 +13,7 @@ const (
 	// perPage is how many references or referrers a page lists.
 	perPage = 25
 	// mostFollowed bounds how many items of a closure are counted, and mostOnRequest if the
-	// reader asks for all, which takes longer. Few closures in Guix have more than that.
+	// reader asks for all, which takes about 0.1 s.
 	mostFollowed, mostOnRequest = 50, 5000
 )
 
