@@ -205,7 +205,7 @@ func (s *Site) answer(ctx context.Context, r *Route, segments []string, query ur
 	return body, status, err
 }
 
-// endTurn ends a turn after a rest. It began when the server had answered before requests.
+// endTurn ends a turn after a rest. before is the number of answered requests when it began.
 func (s *Site) endTurn(before int64, answered func() int64) {
 	if rest := time.Duration(answered()-before) * restEach; rest > 0 {
 		time.AfterFunc(min(rest, mostRest), func() { <-s.turns })
